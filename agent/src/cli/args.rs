@@ -1,0 +1,263 @@
+//! The command line: clap types, nothing else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::EngineName;
+
+/// A tailnet node whose data plane is the Linux kernel.
+#[derive(Debug, Parser)]
+#[command(name = "tailrace", version = super::VERSION, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Socket of the daemon [default: /run/tailrace/tailrace0.sock; the daemon's: /run/tailrace/DEVICE.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "TAILRACE_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node's daemon (needs root).
+    Daemon(DaemonArgs),
+    /// Join the tailnet, or come back to it; ends once the tunnel is up.
+    Up(UpArgs),
+    /// Change preferences; what is not named stays.
+    Set(SetArgs),
+    /// Take the tunnel down and leave no trace on this host; the node stays a member.
+    Down,
+    /// Take the tunnel down and give the membership up.
+    Logout,
+    /// Show this node and its peers.
+    Status(JsonArgs),
+    /// Print overlay addresses.
+    Ip(IpArgs),
+    /// Ask whether and how a peer answers.
+    Ping(PingArgs),
+    /// Print the version.
+    Version(JsonArgs),
+}
+
+/// `daemon`
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    /// Folder for keys, preferences and the cached network map.
+    #[arg(long, value_name = "DIR", env = "TAILRACE_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Name of the overlay device [default: tailrace0].
+    #[arg(long, value_name = "NAME", env = "TAILRACE_DEVICE")]
+    pub device: Option<String>,
+    /// UDP port of WireGuard [default: 41641].
+    #[arg(long, value_name = "N", env = "TAILRACE_PORT")]
+    pub port: Option<u16>,
+    /// Which WireGuard [default: auto].
+    #[arg(long, value_name = "WHICH", env = "TAILRACE_WIREGUARD")]
+    pub wireguard: Option<EngineName>,
+    /// Serve Prometheus metrics on this address.
+    #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_METRICS")]
+    pub metrics: Option<SocketAddr>,
+    /// Configuration file; flags and environment win over it.
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `up`
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// Coordination server, for example `https://control.example`; remembered.
+    #[arg(long, value_name = "URL")]
+    pub login_server: Option<String>,
+    /// Key that joins without a person: the key itself, or file:PATH.
+    #[arg(long, value_name = "VALUE|file:PATH", env = "TAILRACE_AUTH_KEY", hide_env_values = true)]
+    pub auth_key: Option<Secret>,
+    /// Name to ask for instead of the host's own.
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Give up after this long; waiting for a person to approve the login does not count.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Accept a risk by name: no-filter (this version enforces no packet filter).
+    #[arg(long, value_name = "RISK")]
+    pub accept_risk: Option<String>,
+    /// Log in again with a new node key; the present one works until the new one is authorised.
+    #[arg(long)]
+    pub force_reauth: bool,
+}
+
+/// `set`
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct SetArgs {
+    /// Coordination server.
+    #[arg(long, value_name = "URL")]
+    pub login_server: Option<String>,
+    /// Name to ask for; empty for the host's own.
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Accepted risk: no-filter; empty for none.
+    #[arg(long, value_name = "RISK")]
+    pub accept_risk: Option<String>,
+    /// User who may change this node without root; empty for none.
+    #[arg(long, value_name = "USER")]
+    pub operator: Option<String>,
+}
+
+/// A reading command.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct JsonArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ip`
+#[derive(Args, Debug)]
+pub struct IpArgs {
+    /// Only the IPv4 address.
+    #[arg(short = '4', conflicts_with = "v6")]
+    pub v4: bool,
+    /// Only the IPv6 address.
+    #[arg(short = '6')]
+    pub v6: bool,
+    /// Name, address or id of a peer; this node if absent.
+    pub peer: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ping`
+#[derive(Args, Debug)]
+pub struct PingArgs {
+    /// Name, address or id of the peer.
+    pub peer: String,
+    /// How many pings.
+    #[arg(short, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: u32,
+    /// Send ordinary pings through the tunnel instead of asking the peer's agent.
+    #[arg(long)]
+    pub icmp: bool,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A secret given as a flag: it prints as nothing.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Returns the secret, read from its file if it was given as `file:PATH`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, for people.
+    pub fn reveal(&self) -> Result<String, String> {
+        let Some(path) = self.0.strip_prefix("file:") else { return Ok(self.0.clone()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read the auth key from {path}: {error}"))?;
+        match text.trim() {
+            "" => Err(format!("{path} holds no auth key: it is empty")),
+            key => Ok(key.to_owned()),
+        }
+    }
+}
+
+impl FromStr for Secret {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "" => Err("the auth key is empty".to_owned()),
+            key => Ok(Self(key.to_owned())),
+        }
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Parses `90`, `90s`, `2m`, `1h` or `500ms`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 =
+        number.parse().map_err(|_| "write a number and a unit, for example 60s".to_owned())?;
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("the unit is one of ms, s, m, h".to_owned()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_commands_parse() {
+        for line in [
+            "tailrace daemon --state-dir /s --socket /x.sock --device t1 --port 1 --wireguard embedded --metrics 127.0.0.1:9 --config /c",
+            "tailrace --socket /x.sock up --login-server http://c --auth-key k --hostname n --timeout 60s --accept-risk=no-filter",
+            "tailrace set --hostname n",
+            "tailrace down",
+            "tailrace logout",
+            "tailrace status --json",
+            "tailrace ip -4",
+            "tailrace ip -6 peer --json",
+            "tailrace ping peer -c 3 --icmp",
+            "tailrace version --json",
+        ] {
+            if let Err(error) = Cli::try_parse_from(line.split(' ')) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_without_its_necessities_is_refused() {
+        for line in ["tailrace", "tailrace ping", "tailrace ping p -c 0", "tailrace set", "tailrace ip -4 -6"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        for text in ["", "s", "1d", "-1s", "99999999999999999999s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_auth_key_comes_from_a_file_without_its_newline() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let secret: Secret = format!("file:{}", file.path().display()).parse().unwrap();
+        assert!(secret.reveal().unwrap_err().contains("empty"));
+        std::fs::write(file.path(), "key-1\n").unwrap();
+        assert_eq!(secret.reveal().unwrap(), "key-1");
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+    }
+}

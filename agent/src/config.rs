@@ -1,0 +1,285 @@
+//! Settings of the daemon: flag > environment > file > default, parsed once into [`Config`].
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::net::EngineChoice;
+
+/// Overlay device if none is named.
+pub const DEFAULT_DEVICE: &str = "tailrace0";
+/// UDP port of WireGuard if none is named.
+pub const DEFAULT_PORT: u16 = 41641;
+/// Folder of the local API's sockets.
+const SOCKET_DIR: &str = "/run/tailrace";
+/// Longest interface name that Linux takes (IFNAMSIZ - 1).
+const MAX_DEVICE_LEN: usize = 15;
+
+/// Settings as one source gives them; what is absent is left to the next source.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Folder for keys, preferences and the cached network map. No default.
+    pub state_dir: Option<PathBuf>,
+    /// Unix socket of the local API. Default `/run/tailrace/DEVICE.sock`.
+    pub socket: Option<PathBuf>,
+    /// Name of the overlay device. Default `tailrace0`.
+    pub device: Option<String>,
+    /// UDP port of WireGuard. Default 41641.
+    pub port: Option<u16>,
+    /// `auto`, `kernel` or `embedded`. Default `auto`.
+    pub wireguard: Option<EngineName>,
+    /// Address of the Prometheus endpoint. Default: none.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// [`EngineChoice`] as it is written in flags and files.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The kernel's WireGuard if there is one, else the embedded tunnel.
+    Auto,
+    /// The kernel's WireGuard, or fail.
+    Kernel,
+    /// The tunnel inside the daemon.
+    Embedded,
+}
+
+impl From<EngineName> for EngineChoice {
+    fn from(name: EngineName) -> Self {
+        match name {
+            EngineName::Auto => Self::Auto,
+            EngineName::Kernel => Self::Kernel,
+            EngineName::Embedded => Self::Embedded,
+        }
+    }
+}
+
+/// Everything the daemon needs to know before it starts.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// Folder for keys, preferences and the cached network map.
+    pub state_dir: PathBuf,
+    /// Unix socket of the local API.
+    pub socket: PathBuf,
+    /// Name of the overlay device.
+    pub device: String,
+    /// UDP port of WireGuard.
+    pub port: u16,
+    /// Which WireGuard.
+    pub engine: EngineChoice,
+    /// Address of the Prometheus endpoint, if wanted.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Why the settings are not usable. The message names the source and the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// The file is not what we understand.
+    #[error("{path}: {problem}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line and cause, with a suggestion.
+        problem: String,
+    },
+    /// No state folder was given.
+    #[error("no state folder: name one with --state-dir DIR (for example /var/lib/tailrace)")]
+    NoStateDir,
+    /// The device name cannot be an interface.
+    #[error(
+        "{0:?} is not an interface name: use 1 to 15 letters, digits, '-', '_' or '.', e.g. tailrace0"
+    )]
+    Device(String),
+}
+
+impl Settings {
+    /// Reads a TOML file; unknown keys are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`] and [`ConfigError::Parse`], which name the line and the likely meaning.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|problem| ConfigError::Parse { path: path.to_owned(), problem })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let line = error
+                .span()
+                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            let cause = explain(error.message());
+            match line {
+                Some(line) => format!("line {line}: {cause}"),
+                None => cause,
+            }
+        })
+    }
+
+    /// Takes from `fallback` what is not set here.
+    #[must_use]
+    pub fn or(self, fallback: Self) -> Self {
+        Self {
+            state_dir: self.state_dir.or(fallback.state_dir),
+            socket: self.socket.or(fallback.socket),
+            device: self.device.or(fallback.device),
+            port: self.port.or(fallback.port),
+            wireguard: self.wireguard.or(fallback.wireguard),
+            metrics: self.metrics.or(fallback.metrics),
+        }
+    }
+
+    /// Fills in the defaults and checks what can be checked without the system.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NoStateDir`] and [`ConfigError::Device`].
+    pub fn into_config(self) -> Result<Config, ConfigError> {
+        let device = self.device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
+        if !is_interface_name(&device) {
+            return Err(ConfigError::Device(device));
+        }
+        Ok(Config {
+            state_dir: self.state_dir.ok_or(ConfigError::NoStateDir)?,
+            socket: self.socket.unwrap_or_else(|| default_socket(&device)),
+            port: self.port.unwrap_or(DEFAULT_PORT),
+            engine: self.wireguard.unwrap_or(EngineName::Auto).into(),
+            metrics: self.metrics,
+            device,
+        })
+    }
+}
+
+/// Returns the local API's socket for an overlay device, so that two agents can share a host.
+#[must_use]
+pub fn default_socket(device: &str) -> PathBuf {
+    Path::new(SOCKET_DIR).join(format!("{device}.sock"))
+}
+
+fn is_interface_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_DEVICE_LEN
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+/// Turns "unknown field `prot`, expected one of …" into a suggestion.
+fn explain(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown field"), names.next()) {
+        (true, Some(unknown)) => {
+            let known: Vec<&str> = names.collect();
+            match closest(unknown, &known) {
+                Some(likely) => format!("unknown setting \"{unknown}\": did you mean \"{likely}\"?"),
+                None => format!("unknown setting \"{unknown}\": known are {}", known.join(", ")),
+            }
+        }
+        _ => message.lines().collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// The candidate within a third of its length in edits, if any.
+fn closest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    candidates
+        .iter()
+        .map(|candidate| (distance(word, candidate), *candidate))
+        .filter(|(edits, candidate)| *edits <= 1 + candidate.len() / 3)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein distance in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substitute = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_line_and_suggestion() {
+        let problem = Settings::parse("device = \"t0\"\nprot = 1\n").unwrap_err();
+        assert_eq!(problem, "line 2: unknown setting \"prot\": did you mean \"port\"?");
+    }
+
+    #[test]
+    fn an_unknown_key_without_a_likely_meaning_lists_what_is_known() {
+        let problem = Settings::parse("colour = \"blue\"\n").unwrap_err();
+        assert!(problem.contains("known are state_dir, socket, device"), "{problem}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_its_line() {
+        let problem = Settings::parse("port = \"many\"\n").unwrap_err();
+        assert!(problem.starts_with("line 1: "), "{problem}");
+        assert_eq!(problem.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let flags = Settings { port: Some(1), ..Settings::default() };
+        let file = Settings::parse("port = 2\nstate_dir = \"/s\"\nwireguard = \"kernel\"\n").unwrap();
+        let config = flags.or(file).into_config().unwrap();
+        assert_eq!(config.port, 1);
+        assert_eq!(config.engine, EngineChoice::Kernel);
+        assert_eq!(config.state_dir, Path::new("/s"));
+    }
+
+    #[test]
+    fn two_devices_have_two_sockets() {
+        let config = |device: &str| {
+            Settings {
+                state_dir: Some("/s".into()),
+                device: Some(device.to_owned()),
+                ..Settings::default()
+            }
+            .into_config()
+            .unwrap()
+        };
+        assert_eq!(config("tailrace0").socket, Path::new("/run/tailrace/tailrace0.sock"));
+        assert_ne!(config("tailrace0").socket, config("tailrace1").socket);
+    }
+
+    #[test]
+    fn a_device_name_that_linux_refuses_is_refused_here() {
+        for name in ["", "sixteen-letters-", "a/b", "..", "a b"] {
+            let settings = Settings {
+                state_dir: Some("/s".into()),
+                device: Some(name.to_owned()),
+                ..Settings::default()
+            };
+            assert!(matches!(settings.into_config(), Err(ConfigError::Device(_))), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_state_folder_is_named() {
+        let error = Settings::default().into_config().unwrap_err();
+        assert!(error.to_string().contains("--state-dir"), "{error}");
+    }
+}

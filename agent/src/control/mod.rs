@@ -1,0 +1,200 @@
+//! The node's side of the control protocol, ts2021: joins, keeps the map stream open, tells news about itself.
+//!
+//! ```text
+//! key        GET /key: the server's Noise key, compared with the one we trusted before
+//! dial       TCP (+ TLS), outside the overlay
+//! connection upgrade + Noise + HTTP/2: every request below shares one
+//! login      POST /machine/register until the node key is authorised
+//! stream     POST /machine/map, the endless answer, frame by frame
+//! update     POST /machine/map, lite: host and home relay, whenever they change
+//! session    ties these together and starts again when they break
+//! ```
+//!
+//! Source: protocol/control.md §0 to §5 and §11.
+
+mod backoff;
+mod connection;
+mod dial;
+mod error;
+mod hostinfo;
+mod key;
+mod login;
+mod ping;
+mod session;
+mod stream;
+mod task;
+mod update;
+mod url;
+
+use std::sync::Arc;
+
+use control_proto::tailcfg::{Hostinfo, MapResponse, NetInfo};
+use keys::{DiscoPublic, NodePrivate};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::state::{Identity, StateDir};
+
+pub use error::ControlError;
+pub use hostinfo::hostinfo;
+pub use key::fetch as fetch_server_key;
+pub use url::ServerUrl;
+
+/// Events that may wait for the engine; then the stream waits too.
+const EVENTS: usize = 16;
+/// Commands that may wait for the session.
+const COMMANDS: usize = 16;
+
+/// What the client needs to know before it starts.
+#[derive(Debug)]
+pub struct ControlConfig {
+    /// The server.
+    pub server: ServerUrl,
+    /// This host, in full.
+    pub hostinfo: Hostinfo,
+    /// Accept a server whose Noise key is another than before: the operator just named it.
+    pub accept_new_key: bool,
+    /// How to begin.
+    pub start: Login,
+}
+
+/// How to become, or stay, authorised.
+#[derive(Clone, Default)]
+pub struct Login {
+    /// Proof that needs no person.
+    pub auth_key: Option<String>,
+    /// Ask for a new node key; the present one is used until the new one is authorised.
+    pub fresh_key: bool,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login")
+            .field("auth_key", &self.auth_key.as_ref().map(|_| ".."))
+            .field("fresh_key", &self.fresh_key)
+            .finish()
+    }
+}
+
+/// What the server, or the way to it, brought.
+#[derive(Debug)]
+pub enum Event {
+    /// The server's Noise key is another than before; it was accepted because TLS or the operator vouches for it.
+    KeyChanged(ControlError),
+    /// The node key is not authorised: a person has to visit the URL.
+    LoginUrl(String),
+    /// The login was refused for good; the server's words.
+    LoginRefused(String),
+    /// The node key is authorised.
+    Authorised,
+    /// A frame of the map stream.
+    Map {
+        /// The first of a stream: it replaces all that was known.
+        first: bool,
+        /// The key this stream belongs to.
+        node_key: Arc<NodePrivate>,
+        /// The frame; never a keepalive.
+        response: Box<MapResponse>,
+    },
+    /// A keepalive: what we know is still right.
+    KeepAlive,
+    /// The server cannot be used now; it is tried again.
+    Problem(ControlError),
+    /// The membership is given up.
+    LoggedOut,
+}
+
+/// What the engine asks of the client.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Login(Login),
+    Logout(oneshot::Sender<Result<(), ControlError>>),
+}
+
+/// News about this host, sent as lite updates.
+#[derive(Clone, Debug, PartialEq)]
+struct HostState {
+    hostinfo: Hostinfo,
+    disco: DiscoPublic,
+}
+
+/// A running client; dropping it stops it.
+#[derive(Debug)]
+pub struct Control {
+    commands: mpsc::Sender<Command>,
+    host: watch::Sender<HostState>,
+    task: JoinHandle<()>,
+}
+
+impl Control {
+    /// Starts the client on its own task.
+    #[must_use]
+    pub fn start(
+        config: ControlConfig,
+        state: Arc<StateDir>,
+        identity: Identity,
+    ) -> (Self, mpsc::Receiver<Event>) {
+        let (events, event_receiver) = mpsc::channel(EVENTS);
+        let (commands, command_receiver) = mpsc::channel(COMMANDS);
+        let disco = identity.disco.public();
+        let (host, host_receiver) = watch::channel(HostState { hostinfo: config.hostinfo, disco });
+        let session = session::Session::new(
+            config.server,
+            config.accept_new_key,
+            config.start,
+            state,
+            identity,
+            host_receiver,
+            events,
+            command_receiver,
+        );
+        (Self { commands, host, task: tokio::spawn(session.run()) }, event_receiver)
+    }
+
+    /// Asks for authorisation anew. False if the client is too busy to hear.
+    #[must_use]
+    pub fn login(&self, login: Login) -> bool {
+        self.commands.try_send(Command::Login(login)).is_ok()
+    }
+
+    /// Gives the membership up; `done` hears how that went. False if the client is too busy to hear.
+    #[must_use]
+    pub fn logout(&self, done: oneshot::Sender<Result<(), ControlError>>) -> bool {
+        self.commands.try_send(Command::Logout(done)).is_ok()
+    }
+
+    /// Tells the server about this host, now and after every reconnect. What it knows of the network stays.
+    pub fn set_hostinfo(&self, hostinfo: Hostinfo) {
+        self.host.send_if_modified(|state| {
+            let net_info = state.hostinfo.net_info.take();
+            let new = Hostinfo { net_info, ..hostinfo };
+            let old = std::mem::replace(&mut state.hostinfo, new);
+            state.hostinfo != Hostinfo { net_info: state.hostinfo.net_info.clone(), ..old }
+        });
+    }
+
+    /// Tells the server about this host's network, above all its home relay.
+    pub fn set_net_info(&self, net_info: NetInfo) {
+        self.host.send_if_modified(|state| {
+            let changed = state.hostinfo.net_info.as_ref() != Some(&net_info);
+            state.hostinfo.net_info = Some(net_info);
+            changed
+        });
+    }
+
+    /// Stops the client; afterwards it touches neither state folder nor network.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        if let Err(error) = (&mut self.task).await
+            && !error.is_cancelled()
+        {
+            tracing::error!(%error, "the control client had failed");
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,395 @@
+//! The life of the control client: connect, become authorised, follow the map; start again when that breaks.
+
+use std::sync::Arc;
+
+use control_proto::tailcfg::MapResponse;
+use http::StatusCode;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::backoff::Backoff;
+use super::connection::Connection;
+use super::login::{self, Attempt, Outcome, Progress};
+use super::task::{Running, next};
+use super::{Command, ControlError, Event, HostState, Login, ServerUrl, key, ping, stream, update};
+use crate::state::{Identity, StateDir};
+
+/// Answers to ping requests under way at once.
+const MAX_PINGS: usize = 4;
+
+type Frames = Running<Result<Box<MapResponse>, ControlError>>;
+
+/// What the client is after.
+#[derive(Debug)]
+enum Goal {
+    /// Nothing: the last login was refused and the operator has to say something new.
+    Wait,
+    /// Have the node key authorised. While it lasts, a map stream of the present key may go on.
+    Authorise(Login),
+    /// Follow the map with the present key.
+    Follow,
+}
+
+/// Owns the keys and the way to the server.
+pub(super) struct Session {
+    server: ServerUrl,
+    accept_new_key: bool,
+    state: Arc<StateDir>,
+    identity: Identity,
+    host: watch::Receiver<HostState>,
+    events: mpsc::Sender<Event>,
+    commands: mpsc::Receiver<Command>,
+    goal: Goal,
+    backoff: Backoff,
+    pings: Arc<Semaphore>,
+    last_ping_url: String,
+}
+
+/// Everything that lives as long as one connection.
+struct Connected {
+    connection: Connection,
+    /// The login under way, if any.
+    login: Option<Running<Progress>>,
+    /// A new key has been asked for during this login; a second time would go round in circles.
+    renewed: bool,
+    stream: Option<Frames>,
+    /// No frame of this stream came yet.
+    first: bool,
+    _update: Option<Running<()>>,
+}
+
+/// Why a connection is given up without an error.
+enum End {
+    /// The membership is given up, or nobody is interested any more.
+    Done,
+    /// Same keys, other state: connect again at once.
+    Again,
+}
+
+impl Session {
+    #[expect(clippy::too_many_arguments, reason = "called once, by the handle that makes the channels")]
+    pub(super) fn new(
+        server: ServerUrl,
+        accept_new_key: bool,
+        start: Login,
+        state: Arc<StateDir>,
+        identity: Identity,
+        host: watch::Receiver<HostState>,
+        events: mpsc::Sender<Event>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        Self {
+            server,
+            accept_new_key,
+            state,
+            identity,
+            host,
+            events,
+            commands,
+            goal: Goal::Authorise(start),
+            backoff: Backoff::default(),
+            pings: Arc::new(Semaphore::new(MAX_PINGS)),
+            last_ping_url: String::new(),
+        }
+    }
+
+    /// Runs until the membership is given up or the engine goes away.
+    pub(super) async fn run(mut self) {
+        loop {
+            match self.connect_and_follow().await {
+                Ok(End::Done) => return,
+                Ok(End::Again) => continue,
+                Err(error) => {
+                    tracing::debug!(%error, "the coordination server cannot be used now");
+                    if self.events.send(Event::Problem(error)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            let wait = tokio::time::sleep(self.backoff.next(rand::random()));
+            tokio::select! {
+                () = wait => {}
+                command = self.commands.recv() => match command {
+                    None => return,
+                    Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
+                    Some(Command::Logout(done)) => {
+                        if self.forget(done, Err(ControlError::broken("no connection"))).await {
+                            return;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    async fn connect_and_follow(&mut self) -> Result<End, ControlError> {
+        if let Goal::Wait = self.goal {
+            // Nothing to do until told; no reason to keep the server busy either.
+            match self.commands.recv().await {
+                None => return Ok(End::Done),
+                Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
+                Some(Command::Logout(done)) => {
+                    let connection = self.connect().await?;
+                    return self.logout(&connection, done).await;
+                }
+            }
+        }
+        let connection = self.connect().await?;
+        let mut live = Connected {
+            connection,
+            login: None,
+            renewed: false,
+            stream: None,
+            first: true,
+            _update: None,
+        };
+        match &self.goal {
+            Goal::Wait => {}
+            Goal::Follow => self.open_stream(&mut live),
+            Goal::Authorise(_) => self.start_login(&mut live)?,
+        }
+        let ended = live.connection.clone();
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    None => return Ok(End::Done),
+                    Some(Command::Login(login)) => {
+                        self.goal = Goal::Authorise(login);
+                        live.renewed = false;
+                        self.start_login(&mut live)?;
+                    }
+                    Some(Command::Logout(done)) => return self.logout(&live.connection, done).await,
+                },
+                progress = next(&mut live.login) => self.handle_progress(&mut live, progress).await?,
+                frame = next(&mut live.stream) => match frame {
+                    Ok(response) => self.handle_frame(&mut live, response).await?,
+                    Err(error) => {
+                        self.reconsider(&error);
+                        return Err(error);
+                    }
+                },
+                () = ended.closed() => {
+                    return Err(ControlError::broken("the server closed it"));
+                }
+            }
+            if let Goal::Wait = self.goal
+                && live.stream.is_none()
+            {
+                return Ok(End::Again);
+            }
+        }
+    }
+
+    /// Checks the server's key and opens a connection.
+    async fn connect(&mut self) -> Result<Connection, ControlError> {
+        let found = key::fetch(&self.server).await?;
+        let url = self.server.to_string();
+        let known = self.identity.servers.get(&url).copied();
+        if known != Some(found) {
+            if let Some(old) = known {
+                let change = ControlError::KeyChanged { server: url.clone(), old, new: found };
+                // TLS vouches for the new key; over plain HTTP only the operator can.
+                if !self.server.tls && !self.accept_new_key {
+                    return Err(change);
+                }
+                tracing::warn!(%old, new = %found, server = url, "the server's key changed");
+                self.tell(Event::KeyChanged(change)).await;
+            }
+            self.identity.servers.insert(url, found);
+            self.state.save_identity(&self.identity)?;
+        }
+        self.accept_new_key = false;
+        Connection::open(&self.server, &found, &self.identity.machine).await
+    }
+
+    /// Begins, or begins again, what [`Goal::Authorise`] asks for.
+    fn start_login(&mut self, live: &mut Connected) -> Result<(), ControlError> {
+        let Goal::Authorise(login) = &self.goal else { return Ok(()) };
+        let auth_key = login.auth_key.clone();
+        if login.fresh_key && self.identity.next_node.is_none() {
+            self.make_next_key()?;
+        }
+        let attempt = self.attempt(auth_key);
+        let connection = live.connection.clone();
+        live.login = Some(Running::spawn(|progress| login::run(connection, attempt, progress)));
+        Ok(())
+    }
+
+    /// The next key if there is one, else the present one.
+    fn attempt(&self, auth_key: Option<String>) -> Attempt {
+        let hostinfo = self.host.borrow().hostinfo.clone();
+        match &self.identity.next_node {
+            Some(next) => Attempt {
+                node_key: Arc::clone(next),
+                old_node_key: Some(self.identity.node.public()),
+                auth_key,
+                hostinfo,
+            },
+            None => Attempt {
+                node_key: Arc::clone(&self.identity.node),
+                old_node_key: self.identity.old_node,
+                auth_key,
+                hostinfo,
+            },
+        }
+    }
+
+    /// Stored before it is sent: if we die after the server authorised it, we still have it.
+    fn make_next_key(&mut self) -> Result<(), ControlError> {
+        self.identity.next_node = Some(Arc::new(keys::NodePrivate::generate()));
+        Ok(self.state.save_identity(&self.identity)?)
+    }
+
+    async fn handle_progress(
+        &mut self,
+        live: &mut Connected,
+        progress: Progress,
+    ) -> Result<(), ControlError> {
+        let asked_for_fresh = matches!(&self.goal, Goal::Authorise(login) if login.fresh_key);
+        match progress {
+            Progress::Visit(_) if self.identity.next_node.is_some() && !asked_for_fresh && !live.renewed => {
+                // A rotation that a crash interrupted before it was authorised: the present key still counts.
+                self.drop_next_key()?;
+                self.start_login(live)?;
+            }
+            Progress::Visit(url) => self.tell(Event::LoginUrl(url)).await,
+            Progress::Over(Ok(Outcome::Authorised)) => {
+                live.login = None;
+                if let Some(next) = self.identity.next_node.take() {
+                    self.identity.old_node = Some(self.identity.node.public());
+                    self.identity.node = next;
+                    self.state.save_identity(&self.identity)?;
+                }
+                self.goal = Goal::Follow;
+                self.tell(Event::Authorised).await;
+                self.open_stream(live);
+            }
+            Progress::Over(Ok(Outcome::KeyExpired)) if live.renewed => {
+                return Err(ControlError::Refused("it calls every node key expired".to_owned()));
+            }
+            Progress::Over(Ok(Outcome::KeyExpired)) => {
+                live.renewed = true;
+                self.make_next_key()?;
+                if let Goal::Authorise(login) = &mut self.goal {
+                    // So that a reconnect waits on with the same key, and with the same URL.
+                    login.fresh_key = true;
+                }
+                self.start_login(live)?;
+            }
+            Progress::Over(Ok(Outcome::Refused(words))) => {
+                live.login = None;
+                self.drop_next_key()?;
+                let had_auth_key =
+                    matches!(&self.goal, Goal::Authorise(login) if login.auth_key.is_some());
+                if !had_auth_key && live.stream.is_none() {
+                    // Not something the operator just said: it may pass, so try again later.
+                    return Err(ControlError::Refused(words));
+                }
+                self.goal = if live.stream.is_some() { Goal::Follow } else { Goal::Wait };
+                self.tell(Event::LoginRefused(words)).await;
+            }
+            Progress::Over(Err(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn drop_next_key(&mut self) -> Result<(), ControlError> {
+        if self.identity.next_node.take().is_some() {
+            self.state.save_identity(&self.identity)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the map stream of the present key, instead of any other, and sends the lite update beside it.
+    fn open_stream(&self, live: &mut Connected) {
+        let host = self.host.borrow().clone();
+        let node_key = &self.identity.node;
+        live.first = true;
+        live.stream = Some(Running::spawn(|frames| {
+            stream::run(
+                live.connection.clone(),
+                Arc::clone(node_key),
+                host.disco,
+                host.hostinfo,
+                frames,
+            )
+        }));
+        live._update = Some(Running::spawn(|_| {
+            update::run(live.connection.clone(), Arc::clone(node_key), self.host.clone())
+        }));
+    }
+
+    async fn handle_frame(
+        &mut self,
+        live: &mut Connected,
+        mut response: Box<MapResponse>,
+    ) -> Result<(), ControlError> {
+        self.backoff.reset();
+        if let Some(request) = response.ping_request.take()
+            && request.url != self.last_ping_url
+        {
+            self.last_ping_url.clone_from(&request.url);
+            if let Ok(slot) = Arc::clone(&self.pings).try_acquire_owned() {
+                let connection = live.connection.clone();
+                tokio::spawn(async move {
+                    ping::answer(connection, request).await;
+                    drop(slot);
+                });
+            }
+        }
+        if response.keep_alive {
+            self.tell(Event::KeepAlive).await;
+            return Ok(());
+        }
+        let node_key = Arc::clone(&self.identity.node);
+        self.tell(Event::Map { first: live.first, node_key, response }).await;
+        live.first = false;
+        Ok(())
+    }
+
+    /// A refused map stream may mean that the server forgot us: ask to be authorised again.
+    fn reconsider(&mut self, error: &ControlError) {
+        let forgotten = [StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        if let ControlError::Status { status, .. } = error
+            && forgotten.contains(status)
+            && let Goal::Follow = self.goal
+        {
+            self.goal = Goal::Authorise(Login::default());
+        }
+    }
+
+    async fn logout(
+        &mut self,
+        connection: &Connection,
+        done: oneshot::Sender<Result<(), ControlError>>,
+    ) -> Result<End, ControlError> {
+        self.drop_next_key()?;
+        let told = login::logout(connection, &self.attempt(None)).await;
+        Ok(if self.forget(done, told).await { End::Done } else { End::Again })
+    }
+
+    /// Makes the node key useless on this side too. Says whether there is nothing left to do.
+    async fn forget(
+        &mut self,
+        done: oneshot::Sender<Result<(), ControlError>>,
+        told: Result<(), ControlError>,
+    ) -> bool {
+        let forgotten = told.is_ok();
+        let result = told.and_then(|()| {
+            self.identity.next_node = None;
+            self.identity.old_node = Some(self.identity.node.public());
+            self.identity.node = Arc::new(keys::NodePrivate::generate());
+            Ok(self.state.save_identity(&self.identity)?)
+        });
+        if forgotten {
+            self.tell(Event::LoggedOut).await;
+        }
+        // The asker may have gone away; what it asked for is done all the same.
+        let _ = done.send(result);
+        forgotten
+    }
+
+    /// The engine may be gone; then this task ends at its next command.
+    async fn tell(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+}

@@ -1,0 +1,261 @@
+//! Choice of the home region from measured latencies: sans-IO, sticky (protocol/disco.md §9).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use node_core::{DerpMap, RegionId};
+
+/// Reports of this age still count for a region's best latency.
+const HISTORY: Duration = Duration::from_secs(5 * 60 + 5);
+/// A gain below this is not worth a move.
+const MIN_GAIN: Duration = Duration::from_millis(10);
+/// A frame of this age proves that the old home still works.
+const HEARD_RECENTLY: Duration = Duration::from_secs(8);
+
+/// Picks the home region, report after report.
+#[derive(Debug, Default)]
+pub(crate) struct HomeSelector {
+    history: VecDeque<(Instant, BTreeMap<RegionId, Duration>)>,
+    home: Option<RegionId>,
+}
+
+/// One measurement, and what else is known about the old home.
+#[derive(Debug)]
+pub(crate) struct Measured<'a> {
+    /// When the measurement began.
+    pub(crate) began: Instant,
+    /// Round trips of the regions that answered.
+    pub(crate) latencies: &'a BTreeMap<RegionId, Duration>,
+    /// When a frame last came from the old home.
+    pub(crate) home_heard: Option<Instant>,
+    /// Spreads nodes that can measure nothing over the regions.
+    pub(crate) seed: u64,
+}
+
+impl HomeSelector {
+    /// The home region, once chosen.
+    pub(crate) fn home(&self) -> Option<RegionId> {
+        self.home
+    }
+
+    /// Takes a report and returns the home region from now on.
+    pub(crate) fn handle_report(
+        &mut self,
+        now: Instant,
+        map: &DerpMap,
+        measured: &Measured<'_>,
+    ) -> Option<RegionId> {
+        self.history.push_back((now, measured.latencies.clone()));
+        while self
+            .history
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) > HISTORY)
+        {
+            self.history.pop_front();
+        }
+        let old = self.home.filter(|home| map.regions.contains_key(home));
+        self.home = match (old, self.best(map, measured.latencies)) {
+            (old, None) => old.or_else(|| fallback(map, measured.seed)),
+            (None, Some((best, _))) => Some(best),
+            (Some(old), Some((best, latency))) => {
+                let stay = old == best || stays(now, old, latency, measured);
+                Some(if stay { old } else { best })
+            }
+        };
+        self.home
+    }
+
+    /// Forgets everything: the network map or the key is another one.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The region with the least weighted latency among those that answered now.
+    fn best(
+        &self,
+        map: &DerpMap,
+        answered: &BTreeMap<RegionId, Duration>,
+    ) -> Option<(RegionId, Duration)> {
+        let usable = |region: &RegionId| {
+            let region = map.regions.get(region);
+            region.is_some_and(|region| !region.never_home && region.nodes.iter().any(|n| !n.stun_only))
+        };
+        answered
+            .keys()
+            .filter(|region| usable(region))
+            .filter_map(|region| {
+                let reports = self.history.iter();
+                let least = reports.filter_map(|(_, report)| report.get(region)).min()?;
+                let score = map.scores.get(region).copied().unwrap_or(1_000_000);
+                #[expect(clippy::cast_precision_loss, reason = "at most a thousand million")]
+                Some((*region, least.mul_f64(score as f64 / 1e6)))
+            })
+            .min_by_key(|(region, latency)| (*latency, *region))
+    }
+}
+
+/// True if the old home works and `best` is not clearly faster.
+fn stays(now: Instant, old: RegionId, best: Duration, measured: &Measured<'_>) -> bool {
+    let heard = measured.home_heard.is_some_and(|at| {
+        at >= measured.began || now.saturating_duration_since(at) < HEARD_RECENTLY
+    });
+    match measured.latencies.get(&old) {
+        Some(latency) => latency.saturating_sub(best) < MIN_GAIN || best > *latency * 2 / 3,
+        None => heard,
+    }
+}
+
+/// Some region that may be home, the same one for the same node.
+fn fallback(map: &DerpMap, seed: u64) -> Option<RegionId> {
+    let regions: Vec<RegionId> = map
+        .regions
+        .values()
+        .filter(|region| !region.never_home && region.nodes.iter().any(|node| !node.stun_only))
+        .map(|region| region.id)
+        .collect();
+    let count = u64::try_from(regions.len()).ok().filter(|count| *count > 0)?;
+    regions.get(usize::try_from(seed % count).ok()?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node_core::derp::{Address, Certificate, Node, Region};
+
+    const A: RegionId = RegionId(1);
+    const B: RegionId = RegionId(2);
+
+    #[test]
+    fn the_fastest_region_becomes_home() {
+        let (mut selector, start) = fixture();
+        assert_eq!(report(&mut selector, start, &[(A, 30), (B, 20)], None), Some(B));
+    }
+
+    #[test]
+    fn a_small_gain_does_not_move_home() {
+        let (mut selector, start) = fixture();
+        report(&mut selector, start, &[(A, 30), (B, 40)], None);
+
+        let later = start + Duration::from_secs(60);
+        assert_eq!(report(&mut selector, later, &[(A, 30), (B, 21)], None), Some(A));
+        let later = later + Duration::from_secs(600);
+        assert_eq!(report(&mut selector, later, &[(A, 30), (B, 15)], None), Some(B));
+    }
+
+    #[test]
+    fn a_home_that_only_its_frames_prove_is_kept() {
+        let (mut selector, start) = fixture();
+        report(&mut selector, start, &[(A, 30)], None);
+
+        let later = start + Duration::from_secs(60);
+        let heard = Some(later - Duration::from_secs(2));
+        assert_eq!(report(&mut selector, later, &[(B, 1)], heard), Some(A));
+    }
+
+    #[test]
+    fn a_silent_home_is_left() {
+        let (mut selector, start) = fixture();
+        report(&mut selector, start, &[(A, 30)], None);
+
+        let later = start + Duration::from_secs(60);
+        assert_eq!(report(&mut selector, later, &[(B, 90)], Some(start)), Some(B));
+    }
+
+    #[test]
+    fn without_any_answer_home_stays_or_falls_back_the_same_way() {
+        let (mut selector, start) = fixture();
+        let first = report(&mut selector, start, &[], None);
+        assert!(first.is_some());
+        let later = start + Duration::from_secs(60);
+        assert_eq!(report(&mut selector, later, &[], None), first);
+        selector.reset();
+        assert_eq!(report(&mut selector, later, &[], None), first);
+    }
+
+    #[test]
+    fn a_region_never_meant_as_home_is_not_chosen() {
+        let mut map = map();
+        map.regions.entry(B).and_modify(|region| region.never_home = true);
+        let mut selector = HomeSelector::default();
+        let latencies = BTreeMap::from([(A, Duration::from_millis(50)), (B, Duration::from_millis(1))]);
+        let now = t0();
+        let measured = Measured {
+            began: now,
+            latencies: &latencies,
+            home_heard: None,
+            seed: 7,
+        };
+        assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
+    }
+
+    #[test]
+    fn a_score_favours_a_region() {
+        let mut map = map();
+        map.scores.insert(A, 500_000);
+        let mut selector = HomeSelector::default();
+        let latencies = BTreeMap::from([(A, Duration::from_millis(50)), (B, Duration::from_millis(30))]);
+        let now = t0();
+        let measured = Measured {
+            began: now,
+            latencies: &latencies,
+            home_heard: None,
+            seed: 7,
+        };
+        assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
+    }
+
+    fn report(
+        selector: &mut HomeSelector,
+        now: Instant,
+        latencies: &[(RegionId, u64)],
+        home_heard: Option<Instant>,
+    ) -> Option<RegionId> {
+        let latencies = latencies
+            .iter()
+            .map(|(region, ms)| (*region, Duration::from_millis(*ms)))
+            .collect();
+        let measured = Measured {
+            began: now,
+            latencies: &latencies,
+            home_heard,
+            seed: 7,
+        };
+        selector.handle_report(now, &map(), &measured)
+    }
+
+    fn fixture() -> (HomeSelector, Instant) {
+        (HomeSelector::default(), t0())
+    }
+
+    fn t0() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    fn map() -> DerpMap {
+        let regions = [A, B].map(|id| {
+            let node = Node {
+                name: format!("{id}a"),
+                host: "relay.example".into(),
+                ipv4: Address::Resolve,
+                ipv6: Address::Resolve,
+                derp_port: 443,
+                stun_only: false,
+                stun_port: Some(3478),
+                stun_ip: None,
+                certificate: Certificate::HostName,
+            };
+            let region = Region {
+                id,
+                code: format!("r{id}"),
+                name: String::new(),
+                never_home: false,
+                nodes: vec![node],
+            };
+            (id, region)
+        });
+        DerpMap {
+            regions: regions.into(),
+            scores: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! All relay connections of the node: [`Manager`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use derp_proto::Frame;
+use keys::{NodePrivate, NodePublic};
+use node_core::{DerpMap, RegionId};
+use tokio::sync::mpsc;
+
+use super::region::{self, Link};
+use crate::net::RelayStatus;
+use crate::relayed::Inbound;
+
+/// Notices that may wait for whoever reads them.
+const MAX_NOTICES: usize = 64;
+
+/// What happened to a relay connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Notice {
+    /// The relay admitted us.
+    Connected(RegionId),
+    /// The connection ended and was not meant to, or could not be made.
+    Lost(RegionId),
+    /// The relay says that it is unwell (`Some`) or well again.
+    Health(RegionId, Option<String>),
+}
+
+/// Keeps the home region connected and dials other regions when there is something to send.
+#[derive(Clone, Debug)]
+pub(crate) struct Manager {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) inbound: Inbound,
+    notices: mpsc::Sender<Notice>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    key: Option<NodePrivate>,
+    map: DerpMap,
+    home: Option<RegionId>,
+    links: BTreeMap<RegionId, Arc<Link>>,
+    /// Peers that were last heard on another region than their home.
+    routes: HashMap<NodePublic, RegionId>,
+}
+
+impl Manager {
+    /// Makes a manager without key and map: it connects nothing yet.
+    pub(crate) fn new(inbound: Inbound) -> (Self, mpsc::Receiver<Notice>) {
+        let (notices, receiver) = mpsc::channel(MAX_NOTICES);
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            inbound,
+            notices,
+        });
+        (Self { shared }, receiver)
+    }
+
+    /// Sets key and map. A new key reconnects all regions; a changed region reconnects itself.
+    pub(crate) fn configure(&self, key: &NodePrivate, map: &DerpMap) {
+        let mut state = self.shared.lock();
+        let same_key = state
+            .key
+            .as_ref()
+            .is_some_and(|old| old.as_bytes() == key.as_bytes());
+        let State { links, map: old, .. } = &mut *state;
+        links.retain(|id, link| {
+            let keep = same_key && old.regions.get(id) == map.regions.get(id);
+            if !keep {
+                link.stop();
+            }
+            keep
+        });
+        state.routes.retain(|_, region| map.regions.contains_key(region));
+        state.key = Some(key.clone());
+        state.map = map.clone();
+        if let Some(home) = state.home {
+            self.ensure(&mut state, home);
+        }
+    }
+
+    /// Makes a region the home: connected at all times, and told that it is.
+    pub(crate) fn set_home(&self, home: Option<RegionId>) {
+        let mut state = self.shared.lock();
+        let old = std::mem::replace(&mut state.home, home);
+        if old == home {
+            return;
+        }
+        if let Some(link) = old.and_then(|old| state.links.get(&old)) {
+            link.queue.push_control(Frame::NotePreferred(false));
+        }
+        if let Some(home) = home
+            && let Some(link) = self.ensure(&mut state, home)
+            && link.is_connected()
+        {
+            link.queue.push_control(Frame::NotePreferred(true));
+        }
+    }
+
+    /// Closes every connection and forgets key and map.
+    pub(crate) fn stop(&self) {
+        let mut state = self.shared.lock();
+        for link in state.links.values() {
+            link.stop();
+        }
+        *state = State::default();
+    }
+
+    /// Returns the connection by which a peer is reached: its home region if that is open, else one
+    /// on which it was heard, else its home region, dialled now.
+    pub(crate) fn link_to(&self, peer: &NodePublic, home: Option<RegionId>) -> Option<Arc<Link>> {
+        let mut state = self.shared.lock();
+        let open = |region: &RegionId| {
+            let link = state.links.get(region)?;
+            link.is_connected().then(|| link.clone())
+        };
+        if let Some(link) = home.as_ref().and_then(open) {
+            return Some(link);
+        }
+        if let Some(link) = state.routes.get(peer).and_then(open) {
+            return Some(link);
+        }
+        self.ensure(&mut state, home?)
+    }
+
+    /// When a frame last came from a region.
+    pub(crate) fn last_heard(&self, region: RegionId) -> Option<Instant> {
+        self.shared.lock().links.get(&region)?.last_heard()
+    }
+
+    /// The home region and its code.
+    pub(crate) fn home(&self) -> Option<(RegionId, String)> {
+        let state = self.shared.lock();
+        let home = state.home?;
+        Some((home, state.map.code(home).to_owned()))
+    }
+
+    /// The code of a region.
+    pub(crate) fn code(&self, region: RegionId) -> String {
+        self.shared.lock().map.code(region).to_owned()
+    }
+
+    /// True if the home region is connected, or there is none to connect to.
+    pub(crate) fn is_home_connected(&self) -> bool {
+        let state = self.shared.lock();
+        state.home.is_none_or(|home| {
+            let link = state.links.get(&home);
+            link.is_some_and(|link| link.is_connected())
+        })
+    }
+
+    /// Returns every connection, in order of regions.
+    pub(crate) fn status(&self) -> Vec<RelayStatus> {
+        let state = self.shared.lock();
+        let links = state.links.iter();
+        links
+            .map(|(id, link)| RelayStatus {
+                region: *id,
+                code: state.map.code(*id).to_owned(),
+                connected: link.is_connected(),
+                problem: link.problem(),
+            })
+            .collect()
+    }
+
+    /// Returns the connection of a region and starts it if there is none.
+    fn ensure(&self, state: &mut State, id: RegionId) -> Option<Arc<Link>> {
+        if let Some(link) = state.links.get(&id) {
+            return Some(link.clone());
+        }
+        let key = state.key.clone()?;
+        let region = state.map.regions.get(&id)?.clone();
+        let link = region::start(region, key, self.shared.clone());
+        state.links.insert(id, link.clone());
+        Some(link)
+    }
+}
+
+impl Shared {
+    pub(super) fn is_home(&self, region: RegionId) -> bool {
+        self.lock().home == Some(region)
+    }
+
+    /// Notes that a peer was heard on `region`, which is not its home.
+    pub(super) fn learn_route(&self, peer: NodePublic, region: RegionId) {
+        self.lock().routes.insert(peer, region);
+    }
+
+    /// Forgets that a peer was heard on `region`.
+    pub(super) fn forget_route(&self, peer: &NodePublic, region: RegionId) {
+        let mut state = self.lock();
+        if state.routes.get(peer) == Some(&region) {
+            state.routes.remove(peer);
+        }
+    }
+
+    pub(super) fn forget_routes(&self, region: RegionId) {
+        self.lock().routes.retain(|_, route| *route != region);
+    }
+
+    /// Removes a connection that is not needed any more; false if it is needed after all.
+    pub(super) fn retire(&self, region: RegionId, link: &Link) -> bool {
+        let mut state = self.lock();
+        let needed = state.home == Some(region) || !link.queue.is_empty();
+        if !needed {
+            state.links.remove(&region);
+        }
+        !needed
+    }
+
+    pub(super) fn notify(&self, notice: Notice) {
+        // A full channel means that its reader looks at the whole status soon anyway.
+        if self.notices.try_send(notice).is_err() {
+            tracing::trace!("relay notice dropped");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,14 @@
+//! DERP from the node's side: connections to relay regions, and the choice of the home region.
+//!
+//! [`Manager`] keeps the home region connected and dials others on demand; [`home`] picks the home
+//! from what [`crate::netcheck`] measured. Source: protocol/derp.md §1–5, protocol/disco.md §9, §12.
+
+mod client;
+pub(crate) mod home;
+mod manager;
+mod queue;
+mod region;
+pub(crate) mod tls;
+
+pub(crate) use client::open_tls;
+pub(crate) use manager::{Manager, Notice};

@@ -1,0 +1,348 @@
+//! The engine's task: [`Engine`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use control_proto::Timestamp;
+use control_proto::netmap::NetMap;
+use control_proto::tailcfg::NetInfo;
+use keys::NodePrivate;
+use tokio::sync::{RwLock, mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Command, FilterState, Handle, Notice, SharedNet};
+use crate::control::{Control, ControlError, Event, Login};
+use crate::net::{EngineChoice, NetEvent};
+use crate::prefs::Prefs;
+use crate::state::{StateDir, StateError};
+
+/// A server's clock that differs by less is taken for ours (protocol/control.md §4.4).
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+/// No timer waits longer than this: sleeping hosts and changed clocks.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Commands that may wait.
+const COMMANDS: usize = 64;
+
+/// Settings of the engine that do not change while it runs.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Name of the overlay device.
+    pub device: String,
+    /// UDP port of WireGuard.
+    pub port: u16,
+    /// Which WireGuard.
+    pub wireguard: EngineChoice,
+}
+
+/// Decides what this node does; see the module.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) config: EngineConfig,
+    pub(super) state: Arc<StateDir>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) notices: watch::Sender<Notice>,
+
+    pub(super) prefs: Prefs,
+    pub(super) log_id: String,
+    pub(super) node_key: Arc<NodePrivate>,
+
+    pub(super) control: Option<(Control, mpsc::Receiver<Event>)>,
+    pub(super) control_connected: bool,
+    pub(super) control_problem: Option<ControlError>,
+    pub(super) key_change: Option<ControlError>,
+    pub(super) auth_url: Option<String>,
+    /// The operator asked for a login that is not over.
+    pub(super) login_under_way: bool,
+    pub(super) error: Option<String>,
+
+    pub(super) map: Option<Arc<NetMap>>,
+    pub(super) map_stale: bool,
+    /// When the map was last known to be right, by our clock.
+    pub(super) map_confirmed: Option<SystemTime>,
+    pub(super) cache_at: Option<Instant>,
+    /// How far the server's clock is ahead, or behind.
+    pub(super) clock: Clock,
+
+    pub(super) net: SharedNet,
+    pub(super) net_events: Option<mpsc::Receiver<NetEvent>>,
+    pub(super) net_health: BTreeMap<&'static str, String>,
+    pub(super) net_info: Option<NetInfo>,
+    pub(super) net_error: Option<String>,
+    pub(super) net_retry_at: Option<Instant>,
+    pub(super) relay_connected: bool,
+    pub(super) tunnel_up: bool,
+    pub(super) filter: Option<FilterState>,
+    /// What the host looks like does not follow from the map any more.
+    pub(super) dirty: bool,
+}
+
+/// The difference between the server's clock and ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Clock {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+impl Clock {
+    pub(super) fn new(server: SystemTime, ours: SystemTime) -> Self {
+        let tolerate = |skew: Duration| if skew > CLOCK_TOLERANCE { skew } else { Duration::ZERO };
+        match server.duration_since(ours) {
+            Ok(ahead) => Self::Ahead(tolerate(ahead)),
+            Err(error) => Self::Behind(tolerate(error.duration())),
+        }
+    }
+
+    pub(super) fn correct(self, ours: SystemTime) -> SystemTime {
+        match self {
+            Self::Ahead(skew) => ours.checked_add(skew).unwrap_or(ours),
+            Self::Behind(skew) => ours.checked_sub(skew).unwrap_or(ours),
+        }
+    }
+}
+
+impl Engine {
+    /// Reads the state folder.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] if keys or preferences cannot be read.
+    pub fn new(config: EngineConfig, state: StateDir) -> Result<(Self, Handle), StateError> {
+        let prefs = state.prefs()?;
+        let identity = state.identity()?;
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (notices, notice_receiver) = watch::channel(Notice::default());
+        let net: SharedNet = Arc::new(RwLock::new(None));
+        let mut engine = Self {
+            config,
+            commands,
+            notices,
+            prefs,
+            log_id: identity.log_id,
+            node_key: identity.node,
+            control: None,
+            control_connected: false,
+            control_problem: None,
+            key_change: None,
+            auth_url: None,
+            login_under_way: false,
+            error: None,
+            map: None,
+            map_stale: false,
+            map_confirmed: None,
+            cache_at: None,
+            clock: Clock::Ahead(Duration::ZERO),
+            net: Arc::clone(&net),
+            net_events: None,
+            net_health: BTreeMap::new(),
+            net_info: None,
+            net_error: None,
+            net_retry_at: None,
+            relay_connected: false,
+            tunnel_up: false,
+            filter: None,
+            dirty: true,
+            state: Arc::new(state),
+        };
+        engine.load_cached_map();
+        Ok((engine, Handle { commands: sender, notices: notice_receiver, net }))
+    }
+
+    fn load_cached_map(&mut self) {
+        let cached = match self.state.netmap() {
+            Ok(Some(cached)) => cached,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "the cached network map is of no use");
+                return;
+            }
+        };
+        if cached.control_url == self.prefs.control_url
+            && cached.node_key == self.node_key.public()
+            && cached.map.node.key == cached.node_key
+        {
+            self.map = Some(Arc::new(cached.map));
+            self.map_stale = true;
+            self.map_confirmed = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(cached.saved_at));
+        }
+    }
+
+    /// Runs until [`Handle::shutdown`], or until every handle is gone.
+    pub async fn run(mut self) {
+        if self.prefs.want_running
+            && !self.prefs.logged_out
+            && let Err(error) = self.start_control(Login::default(), false)
+        {
+            self.error = Some(error.to_string());
+        }
+        self.reconcile().await;
+        loop {
+            let timer = tokio::time::sleep_until(self.next_timer());
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    None => break,
+                    Some(Command::Shutdown(done)) => {
+                        self.shut_down().await;
+                        // Whoever asked may not wait for it.
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.handle_command(command).await,
+                },
+                event = next_event(&mut self.control) => {
+                    self.handle_control(event).await;
+                    // More may have come meanwhile: the host is made to agree once for all.
+                    while let Some(event) = self.try_event() {
+                        self.handle_control(event).await;
+                    }
+                }
+                event = next_net_event(&mut self.net_events) => self.handle_net(event),
+                () = timer => self.handle_timer(),
+            }
+            self.reconcile().await;
+        }
+        self.shut_down().await;
+    }
+
+    fn try_event(&mut self) -> Option<Event> {
+        self.control.as_mut()?.1.try_recv().ok()
+    }
+
+    async fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Snapshot(reply) => {
+                // An asker that went away does not want the answer; the same below.
+                let _ = reply.send(self.snapshot());
+            }
+            Command::EditPrefs(masked, reply) => {
+                let result = self.edit_prefs(&masked).await;
+                self.reconcile().await;
+                let _ = reply.send(result);
+            }
+            Command::Start(prefs, login, reply) => {
+                let result = self.start(*prefs, login).await;
+                self.publish();
+                let _ = reply.send(result);
+            }
+            Command::Logout(reply) => self.log_out(reply),
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    fn handle_net(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::NetInfo(net_info) => {
+                if let Some((control, _)) = &self.control {
+                    control.set_net_info((*net_info).clone());
+                }
+                self.net_info = Some(*net_info);
+            }
+            NetEvent::DerpConnected(region) => {
+                tracing::debug!(%region, "relay connected");
+                self.relay_connected = true;
+            }
+            NetEvent::Health { key, text: Some(text) } => {
+                self.net_health.insert(key, text);
+            }
+            NetEvent::Health { key, text: None } => {
+                self.net_health.remove(key);
+            }
+        }
+    }
+
+    fn handle_timer(&mut self) {
+        let now = Instant::now();
+        if self.cache_at.is_some_and(|at| at <= now) {
+            self.save_map();
+        }
+        if self.net_retry_at.is_some_and(|at| at <= now) {
+            self.net_retry_at = None;
+            self.dirty = true;
+        }
+        // A key may have expired: what follows from the map follows from the time too.
+        if self.next_expiry().is_none_or(|left| left.is_zero()) {
+            self.dirty = true;
+        }
+    }
+
+    fn next_timer(&self) -> Instant {
+        let now = Instant::now();
+        // A second later, so that the key has expired for sure.
+        let expiry = self.next_expiry().map(|left| now + left + Duration::from_secs(1));
+        [self.cache_at, self.net_retry_at, expiry]
+            .into_iter()
+            .flatten()
+            .fold(now + LONGEST_SLEEP, Instant::min)
+    }
+
+    /// Time until the next node key expires, our own or a peer's.
+    fn next_expiry(&self) -> Option<Duration> {
+        let now = self.now();
+        let map = self.map.as_ref()?;
+        std::iter::once(&map.node)
+            .chain(map.peers.values())
+            .filter_map(|node| SystemTime::from(node.key_expiry()?).duration_since(now).ok())
+            .min()
+    }
+
+    pub(super) fn now(&self) -> SystemTime {
+        self.clock.correct(SystemTime::now())
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        let now = Timestamp::from(self.now());
+        self.map.as_ref().is_some_and(|map| map.node.is_expired(now))
+    }
+
+    /// Makes the host agree with what we know, then tells everybody.
+    pub(super) async fn reconcile(&mut self) {
+        if self.prefs.want_running {
+            if self.dirty && self.net_retry_at.is_none() {
+                self.dirty = false;
+                self.apply_map().await;
+            }
+        } else {
+            self.take_down().await;
+        }
+        self.publish();
+    }
+
+    async fn shut_down(&mut self) {
+        self.stop_control().await;
+        if let Some(net) = self.net.write().await.take() {
+            net.detach().await;
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn next_event(control: &mut Option<(Control, mpsc::Receiver<Event>)>) -> Event {
+    if let Some((_, events)) = control
+        && let Some(event) = events.recv().await
+    {
+        return event;
+    }
+    std::future::pending().await
+}
+
+async fn next_net_event(events: &mut Option<mpsc::Receiver<NetEvent>>) -> NetEvent {
+    if let Some(receiver) = events
+        && let Some(event) = receiver.recv().await
+    {
+        return event;
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,111 @@
+//! Everything there is to know about the node at one moment: [`Snapshot`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use control_proto::netmap::NetMap;
+use control_proto::tailcfg::Node;
+use keys::NodePublic;
+
+use crate::localapi::{BackendState, PingResult};
+use crate::net::NetStatus;
+use crate::prefs::Prefs;
+
+/// What becomes of the network map's packet filter, which nothing enforces here yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FilterState {
+    /// It admits everything, so there is nothing to enforce.
+    AllowAll,
+    /// It does not, and the operator accepted that.
+    RiskAccepted,
+    /// It does not, so the overlay stays down.
+    Refused,
+}
+
+impl FilterState {
+    /// The word that `status` shows.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AllowAll => "none needed (the policy allows all)",
+            Self::RiskAccepted => "NOT ENFORCED (accepted risk no-filter)",
+            Self::Refused => "refused (not enforceable)",
+        }
+    }
+}
+
+/// The node at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// How far the node is.
+    pub state: BackendState,
+    /// What the operator wants.
+    pub prefs: Prefs,
+    /// Where a person has to log in.
+    pub auth_url: Option<String>,
+    /// What is wrong, for people.
+    pub health: Vec<String>,
+    /// The network map, fresh or cached.
+    pub map: Option<Arc<NetMap>>,
+    /// Our node key.
+    pub node_key: NodePublic,
+    /// What becomes of the filter; `None` before the first map.
+    pub filter: Option<FilterState>,
+    /// The data plane, while there is one.
+    pub net: Option<NetStatus>,
+    /// The coordination server answers.
+    pub control_connected: bool,
+    /// The map is the cached one of an earlier run.
+    pub map_stale: bool,
+    /// Since when the map is not confirmed.
+    pub map_age: Option<Duration>,
+    /// The present, by the server's clock.
+    pub now: SystemTime,
+}
+
+impl Snapshot {
+    /// Returns the first label of a peer's name, or what its host calls itself.
+    #[must_use]
+    pub fn peer_name(&self, key: &NodePublic) -> Option<String> {
+        self.map.as_ref()?.peer_by_key(key).map(name)
+    }
+
+    /// Returns the node that an address leads to: the longest prefix of its allowed IPs wins.
+    #[must_use]
+    pub fn node_by_ip(&self, ip: IpAddr) -> Option<&Node> {
+        let map = self.map.as_ref()?;
+        let covering = |node: &Node| {
+            let prefixes = node.allowed_ips().iter().chain(&node.addresses);
+            prefixes.filter(|prefix| prefix.contains(&ip)).map(|prefix| prefix.prefix_len()).max()
+        };
+        std::iter::once(&map.node)
+            .chain(map.peers.values())
+            .filter_map(|node| Some((covering(node)?, node)))
+            .max_by_key(|(len, _)| *len)
+            .map(|(_, node)| node)
+    }
+
+    /// Begins a ping's result: who has the address, and that node's key.
+    pub(super) fn ping_target(&self, ip: IpAddr) -> Option<(PingResult, NodePublic)> {
+        let node = self.node_by_ip(ip)?;
+        let own = self.map.as_ref().is_some_and(|map| map.node.id == node.id);
+        let address = node.addresses.first().map(|prefix| prefix.addr().to_string());
+        let result = PingResult {
+            ip: ip.to_string(),
+            node_ip: address.unwrap_or_default(),
+            node_name: name(node),
+            is_local_ip: own && node.addresses.iter().any(|prefix| prefix.contains(&ip)),
+            ..PingResult::default()
+        };
+        Some((result, node.key))
+    }
+}
+
+/// First label of the name; what the host calls itself if it has none.
+fn name(node: &Node) -> String {
+    match node.label() {
+        "" => node.hostinfo.hostname.clone(),
+        label => label.to_owned(),
+    }
+}

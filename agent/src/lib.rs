@@ -1,0 +1,29 @@
+//! The node: daemon and command line.
+//!
+//! ```text
+//! cli ──unix socket──► localapi ──► engine ──► control   ts2021 client: joins, streams the network map
+//!                                     │  ▲
+//!                                     ▼  └──── events of both
+//!                                    net      tunnel, relays, addresses, routes
+//! ```
+//!
+//! [`engine`] is the one task that decides: it owns preferences, network map and data plane. Everything
+//! else hands it messages or reads the status it answers with.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+mod derp;
+pub mod engine;
+pub mod localapi;
+pub mod metrics;
+pub mod net;
+mod netcheck;
+pub mod prefs;
+mod relayed;
+mod router;
+pub mod state;
+mod tunnel;
+mod underlay;

@@ -1,0 +1,35 @@
+//! The local API: HTTP on a unix socket, with upstream's `/localapi/v0` paths and shapes.
+//!
+//! Everybody on this host may read; root, the user the daemon runs as, and the operator named in the
+//! preferences may write. The kernel tells who is asking (SO_PEERCRED).
+//!
+//! | Path | |
+//! |---|---|
+//! | `GET status?peers=false` | [`Status`] |
+//! | `GET prefs`, `PATCH prefs` | [`Prefs`](crate::prefs::Prefs); the body is upstream's MaskedPrefs |
+//! | `POST start` | [`StartOptions`]: joins, or changes how |
+//! | `POST login-interactive` | a login URL appears in status and notifications |
+//! | `POST logout` | expires the node key |
+//! | `POST ping?ip=&type=disco\|ICMP` | [`PingResult`] |
+//! | `GET whois?addr=` | [`WhoIs`] |
+//! | `GET watch-ipn-bus` | [`Notify`] lines, the first at once |
+//! | `GET usermetrics`, `GET metrics` | Prometheus text |
+
+mod client;
+mod icmp;
+mod server;
+mod status;
+mod types;
+
+pub use client::{Client, ClientError, NotifyStream};
+pub use server::{BindError, Server};
+pub use status::{status, whois};
+pub use types::{
+    BackendState, ErrorBody, Notify, PeerStatus, PingResult, RelayStatus, StartOptions, Status,
+    TailnetStatus, TailraceStatus, WhoIs,
+};
+
+/// What every path begins with.
+pub(crate) const PREFIX: &str = "/localapi/v0/";
+/// Value of the `Host` header that upstream's clients send.
+pub(crate) const HOST: &str = "local-tailscaled.sock";

@@ -1,0 +1,416 @@
+//! The daemon's side of the local API: [`Server`].
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::{ErrorBody, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois};
+use crate::engine::{Handle, Notice, Refusal};
+use crate::metrics;
+
+/// Longest request body, in bytes.
+const MAX_REQUEST: usize = 1 << 20;
+/// Connections served at once; more wait.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a client may take to send its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a ping waits for its pong.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// A bound socket; its file goes away with it.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+/// Why the socket cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error(
+        "another daemon answers on {0}: stop it, or give this one its own --device (or --socket)"
+    )]
+    InUse(PathBuf),
+    /// The system refused.
+    #[error("cannot listen on {path}: {source}; name another place with --socket")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+}
+
+impl Server {
+    /// Binds the socket, replacing one that a killed daemon left behind.
+    ///
+    /// # Errors
+    ///
+    /// Any [`BindError`].
+    pub async fn bind(path: &Path) -> Result<Self, BindError> {
+        let io = |source| BindError::Io { path: path.to_owned(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(BindError::InUse(path.to_owned()));
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(io)?;
+        // Everybody may ask; who may change things is decided by who is asking.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(io)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves until dropped. `writers` are the user ids that may change things beside the operator.
+    pub async fn serve(self, engine: Handle, writers: BTreeSet<u32>) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let writers = Arc::new(writers);
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors: give the others time to close theirs.
+                    tracing::warn!(%error, "cannot accept on the local API socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let caller = Caller {
+                uid: stream.peer_cred().ok().map(|peer| peer.uid()),
+                writers: Arc::clone(&writers),
+            };
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let (engine, caller) = (engine.clone(), caller.clone());
+                    async move { Ok::<_, Infallible>(answer(request, &engine, &caller).await) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+                if let Err(error) = served {
+                    tracing::debug!(%error, "local API connection ended");
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "cannot remove the socket");
+        }
+    }
+}
+
+/// Who is asking, as the kernel says.
+#[derive(Clone, Debug)]
+struct Caller {
+    uid: Option<u32>,
+    writers: Arc<BTreeSet<u32>>,
+}
+
+impl Caller {
+    async fn check_write(&self, engine: &Handle) -> Result<(), Failure> {
+        let refused = |uid: String| {
+            let message = format!(
+                "access denied: {uid} may not change this node; use sudo, or once as root: \
+                 tailrace set --operator=USER"
+            );
+            Failure { status: StatusCode::FORBIDDEN, message }
+        };
+        let Some(uid) = self.uid else { return Err(refused("an unknown user".to_owned())) };
+        if self.writers.contains(&uid) {
+            return Ok(());
+        }
+        let operator = engine.snapshot().await?.prefs.operator_user;
+        match nix::unistd::User::from_name(&operator) {
+            Ok(Some(user)) if !operator.is_empty() && user.uid.as_raw() == uid => Ok(()),
+            _ => Err(refused(format!("user {uid}"))),
+        }
+    }
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    message: String,
+}
+
+impl Failure {
+    fn bad_request(message: impl ToString) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.to_string() }
+    }
+
+    fn not_found(message: impl ToString) -> Self {
+        Self { status: StatusCode::NOT_FOUND, message: message.to_string() }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match &refusal {
+            Refusal::Prefs(_) | Refusal::NoServer => StatusCode::BAD_REQUEST,
+            Refusal::UnknownPeer(_) => StatusCode::NOT_FOUND,
+            Refusal::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Server(_) => StatusCode::BAD_GATEWAY,
+            Refusal::State(_) | Refusal::Net(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, message: refusal.to_string() }
+    }
+}
+
+async fn answer(request: Request<Incoming>, engine: &Handle, caller: &Caller) -> Response<Body> {
+    match route(request, engine, caller).await {
+        Ok(response) => response,
+        Err(failure) => {
+            let mut response = json(&ErrorBody { error: failure.message });
+            *response.status_mut() = failure.status;
+            response
+        }
+    }
+}
+
+async fn route(
+    request: Request<Incoming>,
+    engine: &Handle,
+    caller: &Caller,
+) -> Result<Response<Body>, Failure> {
+    let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
+        return Err(Failure::not_found("the local API is below /localapi/v0/"));
+    };
+    let query = Query::of(&request);
+    match (path.as_str(), request.method()) {
+        ("status", &Method::GET) => {
+            let with_peers = query.get("peers").as_deref() != Some("false");
+            Ok(json(&status(&engine.snapshot().await?, with_peers)))
+        }
+        ("prefs", &Method::GET) => Ok(json(&engine.snapshot().await?.prefs)),
+        ("prefs", &Method::PATCH) => {
+            caller.check_write(engine).await?;
+            let masked = body(request).await?;
+            Ok(json(&engine.edit_prefs(masked).await?))
+        }
+        ("start", &Method::POST) => {
+            caller.check_write(engine).await?;
+            let options: StartOptions = body(request).await?;
+            engine.start(options).await?;
+            Ok(no_content())
+        }
+        ("login-interactive", &Method::POST) => {
+            caller.check_write(engine).await?;
+            engine.login_interactive().await?;
+            Ok(no_content())
+        }
+        ("logout", &Method::POST) => {
+            caller.check_write(engine).await?;
+            engine.logout().await?;
+            Ok(no_content())
+        }
+        ("ping", &Method::POST) => Ok(json(&ping(&query, engine).await?)),
+        ("whois", &Method::GET) => {
+            let address = query.get("addr").ok_or_else(|| Failure::bad_request("addr is missing"))?;
+            whois(&engine.snapshot().await?, &address)
+                .map(|found| json(&found))
+                .ok_or_else(|| Failure::not_found(format!("no node has the address {address}")))
+        }
+        ("watch-ipn-bus", &Method::GET) => Ok(watch_bus(engine.notices())),
+        ("metrics" | "usermetrics", &Method::GET) => {
+            let text = metrics::render(&engine.snapshot().await?);
+            let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(metrics::CONTENT_TYPE));
+            Ok(response)
+        }
+        (
+            "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "whois"
+            | "watch-ipn-bus" | "metrics" | "usermetrics",
+            method,
+        ) => Err(Failure {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            message: format!("{method} is not supported here"),
+        }),
+        _ => Err(Failure::not_found(format!("{path} is not supported by this version of tailrace"))),
+    }
+}
+
+async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
+    let text = query.get("ip").ok_or_else(|| Failure::bad_request("ip is missing"))?;
+    let ip: IpAddr = text.parse().map_err(|_| Failure::bad_request("ip is not an address"))?;
+    match query.get("type").as_deref() {
+        Some("disco") => Ok(engine.ping(ip, PING_TIMEOUT).await?),
+        Some("ICMP") => {
+            let mut result = engine.ping_target(ip).await?;
+            if result.is_local_ip {
+                return Ok(result);
+            }
+            let sent = tokio::task::spawn_blocking(move || icmp::ping(ip, PING_TIMEOUT)).await;
+            match sent {
+                Ok(Ok(Some(latency))) => result.latency_seconds = latency.as_secs_f64(),
+                Ok(Ok(None)) => result.err = format!("no echo reply within {PING_TIMEOUT:?}"),
+                Ok(Err(error)) => result.err = format!("cannot send an echo request: {error}"),
+                Err(error) => result.err = error.to_string(),
+            }
+            Ok(result)
+        }
+        Some(other) => Err(Failure::bad_request(format!(
+            "ping type {other:?} is not supported; use disco or ICMP"
+        ))),
+        None => Err(Failure::bad_request("type is missing")),
+    }
+}
+
+/// Streams one line per change, beginning with the present.
+fn watch_bus(notices: watch::Receiver<Notice>) -> Response<Body> {
+    let lines = stream::unfold((notices, true), |(mut notices, first)| async move {
+        if !first {
+            notices.changed().await.ok()?;
+        }
+        let notify = {
+            let notice = notices.borrow_and_update();
+            Notify {
+                version: crate::cli::VERSION.to_owned(),
+                err_message: notice.error.clone(),
+                state: Some(notice.state.number()),
+                browse_to_url: notice.auth_url.clone(),
+            }
+        };
+        let mut line = serde_json::to_vec(&notify).ok()?;
+        line.push(b'\n');
+        Some((Ok(Frame::data(Bytes::from(line))), (notices, false)))
+    });
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(lines)));
+    set_json(&mut response);
+    response
+}
+
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Failure> {
+    let body = Limited::new(request.into_body(), MAX_REQUEST)
+        .collect()
+        .await
+        .map_err(Failure::bad_request)?
+        .to_bytes();
+    serde_json::from_slice(&body)
+        .map_err(|error| Failure::bad_request(format!("the request is not understood: {error}")))
+}
+
+fn json<T: Serialize>(value: &T) -> Response<Body> {
+    match serde_json::to_vec_pretty(value) {
+        Ok(text) => {
+            let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
+            set_json(&mut response);
+            response
+        }
+        Err(error) => {
+            let mut response = Response::new(Full::new(Bytes::from(error.to_string())).boxed());
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        }
+    }
+}
+
+fn set_json(response: &mut Response<Body>) {
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::new()).boxed());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// The parameters behind the question mark, percent-decoded.
+#[derive(Debug)]
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn of(request: &Request<Incoming>) -> Self {
+        Self::parse(request.uri().query().unwrap_or_default())
+    }
+
+    fn parse(query: &str) -> Self {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        Self(pairs.map(|(name, value)| (decode(name), decode(value))).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+    }
+}
+
+/// Percent-decodes a query component; what is not valid stays as it is.
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        let escaped = tail
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (first, escaped) {
+            (_, Some(byte)) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            (b'+', None) => {
+                out.push(b' ');
+                rest = tail;
+            }
+            (byte, None) => {
+                out.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded() {
+        let query = Query::parse("addr=%5Bfd00%3A%3A1%5D%3A80&type=disco&bad=%zz%4");
+        assert_eq!(query.get("addr").as_deref(), Some("[fd00::1]:80"));
+        assert_eq!(query.get("type").as_deref(), Some("disco"));
+        assert_eq!(query.get("bad").as_deref(), Some("%zz%4"));
+        assert_eq!(query.get("none"), None);
+    }
+}

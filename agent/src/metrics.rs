@@ -1,0 +1,217 @@
+//! The agent's Prometheus endpoint: what [`Snapshot`] holds at the moment of the scrape.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGauge, Opts, TextEncoder};
+use tokio::net::TcpListener;
+
+use crate::engine::{Handle, Snapshot};
+use crate::localapi::BackendState;
+use crate::net;
+
+/// Media type of the text format.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+/// Peers with series of their own, the busiest ones; the rest is summed up as `other`.
+const MAX_PEERS: usize = 256;
+/// How long a scraper may take to send its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Binds the endpoint.
+///
+/// # Errors
+///
+/// What the system answered.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves `GET /metrics` until dropped.
+pub async fn serve(listener: TcpListener, engine: Handle) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the metrics address");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, engine.clone()));
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "metrics connection ended");
+            }
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    engine: Handle,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let mut response = Response::new(Full::default());
+    if request.uri().path() != "/metrics" {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        *response.body_mut() = Full::new(Bytes::from_static(b"the metrics are at /metrics\n"));
+        return Ok(response);
+    }
+    match engine.snapshot().await {
+        Ok(snapshot) => {
+            *response.body_mut() = Full::new(Bytes::from(render(&snapshot)));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
+        }
+        Err(_) => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
+    }
+    Ok(response)
+}
+
+/// Writes the metrics of a snapshot in the text format.
+#[must_use]
+pub fn render(snapshot: &Snapshot) -> String {
+    let mut text = Vec::new();
+    let families = SnapshotCollector(snapshot).collect();
+    match TextEncoder::new().encode(&families, &mut text) {
+        Ok(()) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) => format!("# {error}\n"),
+    }
+}
+
+/// One scrape: nothing is counted here, so nothing can go stale.
+struct SnapshotCollector<'a>(&'a Snapshot);
+
+impl Collector for SnapshotCollector<'_> {
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.families().unwrap_or_else(|error| {
+            tracing::error!(%error, "metrics cannot be built");
+            Vec::new()
+        })
+    }
+}
+
+impl SnapshotCollector<'_> {
+    fn families(&self) -> prometheus::Result<Vec<MetricFamily>> {
+        let mut families = Vec::new();
+        let snapshot = self.0;
+
+        let state = GaugeVec::new(
+            Opts::new("tailrace_state", "1 for the state this node is in."),
+            &["state"],
+        )?;
+        for known in [
+            BackendState::NoState,
+            BackendState::NeedsLogin,
+            BackendState::NeedsMachineAuth,
+            BackendState::Stopped,
+            BackendState::Starting,
+            BackendState::Running,
+        ] {
+            let value = if known == snapshot.state { 1.0 } else { 0.0 };
+            state.with_label_values(&[known.as_str()]).set(value);
+        }
+        families.extend(state.collect());
+
+        let gauge = |name: &str, help: &str, value: i64| -> prometheus::Result<Vec<MetricFamily>> {
+            let gauge = IntGauge::new(name, help)?;
+            gauge.set(value);
+            Ok(gauge.collect())
+        };
+        families.extend(gauge(
+            "tailrace_control_connected",
+            "1 while the coordination server answers.",
+            i64::from(snapshot.control_connected),
+        )?);
+        families.extend(gauge(
+            "tailrace_health_warnings",
+            "Health warnings now; `tailrace status` shows their text.",
+            i64::try_from(snapshot.health.len()).unwrap_or(i64::MAX),
+        )?);
+        if let Some(age) = snapshot.map_age {
+            families.extend(gauge(
+                "tailrace_map_age_seconds",
+                "Time since the network map was last known to be right.",
+                i64::try_from(age.as_secs()).unwrap_or(i64::MAX),
+            )?);
+        }
+        families.extend(gauge(
+            "tailrace_map_stale",
+            "1 while the network map is the cached one of an earlier run.",
+            i64::from(snapshot.map_stale),
+        )?);
+        if let Some(net) = &snapshot.net {
+            families.extend(self.net_families(net)?);
+        }
+        Ok(families)
+    }
+
+    fn net_families(&self, net: &net::NetStatus) -> prometheus::Result<Vec<MetricFamily>> {
+        let mut families = Vec::new();
+        let engine = GaugeVec::new(
+            Opts::new("tailrace_engine", "1 for the WireGuard in use."),
+            &["engine", "device"],
+        )?;
+        engine.with_label_values(&[net.engine.as_str(), &net.device]).set(1.0);
+        families.extend(engine.collect());
+
+        let relays = GaugeVec::new(
+            Opts::new("tailrace_derp_connected", "1 while the relay region is connected."),
+            &["region"],
+        )?;
+        for relay in &net.relays {
+            let value = if relay.connected { 1.0 } else { 0.0 };
+            relays.with_label_values(&[&relay.code]).set(value);
+        }
+        families.extend(relays.collect());
+
+        let peer_counter = |name: &str, help: &str| {
+            IntCounterVec::new(Opts::new(name, help), &["peer", "direction"])
+        };
+        let bytes = peer_counter(
+            "tailrace_peer_bytes_total",
+            "Bytes exchanged with a peer, as WireGuard counts them.",
+        )?;
+        let packets = peer_counter(
+            "tailrace_peer_packets_total",
+            "Overlay packets exchanged with a peer, as the eBPF programs count them.",
+        )?;
+        let mut peers: Vec<_> = net.peers.iter().collect();
+        peers.sort_by_key(|(key, peer)| (u64::MAX - (peer.rx_bytes + peer.tx_bytes), **key));
+        for (rank, (key, peer)) in peers.into_iter().enumerate() {
+            let name = match self.0.peer_name(key) {
+                Some(name) if rank < MAX_PEERS => name,
+                _ => "other".to_owned(),
+            };
+            bytes.with_label_values(&[name.as_str(), "rx"]).inc_by(peer.rx_bytes);
+            bytes.with_label_values(&[name.as_str(), "tx"]).inc_by(peer.tx_bytes);
+            if let (Some(rx), Some(tx)) = (peer.rx_packets, peer.tx_packets) {
+                packets.with_label_values(&[name.as_str(), "rx"]).inc_by(rx);
+                packets.with_label_values(&[name.as_str(), "tx"]).inc_by(tx);
+            }
+        }
+        families.extend(bytes.collect());
+        families.extend(packets.collect());
+        families.retain(|family| !family.get_metric().is_empty());
+        Ok(families)
+    }
+}

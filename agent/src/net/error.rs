@@ -1,0 +1,75 @@
+//! Why the data plane could not do what it was asked: [`NetError`].
+
+use std::time::Duration;
+
+/// A failure of the data plane. The message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// The process may not configure the network.
+    #[error("configuring the network needs root (CAP_NET_ADMIN); run the daemon as root")]
+    NotPermitted,
+    /// The UDP port is taken.
+    #[error("UDP port {port} is in use; choose another with --port")]
+    PortInUse {
+        /// The port that was asked for.
+        port: u16,
+    },
+    /// Kernel WireGuard was demanded and is not there.
+    #[error("this kernel has no WireGuard; load the module, or use --wireguard embedded")]
+    NoKernelWireGuard(#[source] netlink::Error),
+    /// A device of that name exists that is not ours.
+    #[error("device {name} exists and is not a WireGuard device; remove it, or choose another with --device")]
+    ForeignDevice {
+        /// The device.
+        name: String,
+    },
+    /// The kernel refused a change.
+    #[error(transparent)]
+    Netlink(netlink::Error),
+    /// The embedded tunnel failed.
+    #[error("embedded tunnel: {operation} failed")]
+    Embedded {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The packet counters could not be removed.
+    #[error("removing the packet counters failed")]
+    Counters(#[source] dataplane::DataplaneError),
+    /// A socket of the agent failed.
+    #[error("{operation} failed")]
+    Socket {
+        /// What was tried.
+        operation: &'static str,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// There are more peers than addresses for them.
+    #[error(transparent)]
+    TooManyPeers(#[from] node_core::endpoints::Exhausted),
+    /// No such peer in the network map.
+    #[error("no such peer in the network map")]
+    UnknownPeer,
+    /// The peer cannot be pinged over a relay.
+    #[error("{0}")]
+    Unreachable(&'static str),
+    /// No pong in time.
+    #[error("no answer within {0:?}; the peer may be offline, or its relay unreachable")]
+    PingTimeout(Duration),
+    /// The network is not configured: logged out or idle.
+    #[error("the overlay is down; bring it up first")]
+    Down,
+}
+
+impl From<netlink::Error> for NetError {
+    fn from(error: netlink::Error) -> Self {
+        match error {
+            netlink::Error::NotPermitted { .. } => Self::NotPermitted,
+            netlink::Error::PortInUse { port, .. } => Self::PortInUse { port },
+            other => Self::Netlink(other),
+        }
+    }
+}

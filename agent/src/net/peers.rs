@@ -1,0 +1,102 @@
+//! The peers as the packet path looks them up: by key, by synthetic address.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
+use node_core::RegionId;
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Node key.
+    pub(crate) key: NodePublic,
+    /// Synthetic address by which WireGuard knows it.
+    pub(crate) address: Ipv4Addr,
+    /// Home region.
+    pub(crate) home: Option<RegionId>,
+    /// Disco key.
+    pub(crate) disco: Option<DiscoPublic>,
+    /// Secret shared with it, computed when first needed: one costs a curve multiplication.
+    shared: OnceLock<DiscoShared>,
+}
+
+impl Peer {
+    /// Describes a peer.
+    pub(crate) fn new(
+        key: NodePublic,
+        address: Ipv4Addr,
+        home: Option<RegionId>,
+        disco: Option<DiscoPublic>,
+    ) -> Self {
+        Self {
+            key,
+            address,
+            home,
+            disco,
+            shared: OnceLock::new(),
+        }
+    }
+
+    /// Returns the secret shared with the peer, if it has a disco key.
+    pub(crate) fn shared(&self, ours: &DiscoPrivate) -> Option<&DiscoShared> {
+        let theirs = self.disco.as_ref()?;
+        Some(self.shared.get_or_init(|| ours.shared(theirs)))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.key, self.address, self.home, self.disco)
+            == (other.key, other.address, other.home, other.disco)
+    }
+}
+
+/// All peers at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    by_key: HashMap<NodePublic, Arc<Peer>>,
+    by_address: HashMap<Ipv4Addr, Arc<Peer>>,
+}
+
+impl Table {
+    /// Looks a peer up by node key.
+    pub(crate) fn by_key(&self, key: &NodePublic) -> Option<&Arc<Peer>> {
+        self.by_key.get(key)
+    }
+
+    /// Looks a peer up by synthetic address.
+    pub(crate) fn by_address(&self, address: Ipv4Addr) -> Option<&Arc<Peer>> {
+        self.by_address.get(&address)
+    }
+}
+
+/// The current [`Table`], shared between those who replace it and those who read it per batch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peers {
+    table: Arc<RwLock<Arc<Table>>>,
+}
+
+impl Peers {
+    /// Returns the table as it is now.
+    pub(crate) fn snapshot(&self) -> Arc<Table> {
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Replaces the table; peers that did not change keep their computed secrets.
+    pub(crate) fn replace(&self, peers: impl Iterator<Item = Peer>) {
+        let old = self.snapshot();
+        let mut table = Table::default();
+        for peer in peers {
+            let peer = match old.by_key(&peer.key) {
+                Some(same) if same.is_same(&peer) => same.clone(),
+                _ => Arc::new(peer),
+            };
+            table.by_address.insert(peer.address, peer.clone());
+            table.by_key.insert(peer.key, peer);
+        }
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    }
+}

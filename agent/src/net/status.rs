@@ -1,0 +1,134 @@
+//! What the data plane reports about itself: [`NetStatus`], and what it tells unasked: [`NetEvent`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use control_proto::tailcfg;
+use ipnet::IpNet;
+use keys::NodePublic;
+use node_core::RegionId;
+
+/// Which WireGuard carries the overlay.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Engine {
+    /// The kernel's WireGuard.
+    Kernel,
+    /// The tunnel inside this process, on a TUN device.
+    Embedded,
+}
+
+impl Engine {
+    /// Returns the word that `--wireguard` and `status` use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Embedded => "embedded",
+        }
+    }
+}
+
+/// The data plane at one moment.
+#[derive(Clone, Debug)]
+pub struct NetStatus {
+    /// The engine in use.
+    pub engine: Engine,
+    /// Why this engine, for people.
+    pub engine_reason: String,
+    /// Name of the overlay device.
+    pub device: String,
+    /// The device exists and is up; false while idle.
+    pub device_up: bool,
+    /// UDP port of WireGuard.
+    pub port: u16,
+    /// Addresses of this node on the overlay device.
+    pub addresses: Vec<IpNet>,
+    /// Packet counters.
+    pub counters: CountersState,
+    /// The relay region by which others reach us, once known.
+    pub home: Option<Home>,
+    /// Every relay region with a connection, or that is being connected.
+    pub relays: Vec<RelayStatus>,
+    /// Every peer of the device.
+    pub peers: BTreeMap<NodePublic, PeerStatus>,
+}
+
+/// Whether packets are counted per peer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CountersState {
+    /// eBPF programs count on the overlay device.
+    Ebpf,
+    /// Nothing counts; the text says why.
+    Off(String),
+}
+
+/// The home relay region.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Home {
+    /// Number of the region.
+    pub region: RegionId,
+    /// Short name of the region.
+    pub code: String,
+}
+
+/// One relay connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RelayStatus {
+    /// Number of the region.
+    pub region: RegionId,
+    /// Short name of the region.
+    pub code: String,
+    /// Connected and admitted.
+    pub connected: bool,
+    /// Why it is not connected, or what the relay says about its own health.
+    pub problem: Option<String>,
+}
+
+/// One peer as the data plane sees it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PeerStatus {
+    /// Bytes received from the peer, as WireGuard counts them.
+    pub rx_bytes: u64,
+    /// Bytes sent to the peer, as WireGuard counts them.
+    pub tx_bytes: u64,
+    /// Overlay packets received, if the counters run.
+    pub rx_packets: Option<u64>,
+    /// Overlay packets sent, if the counters run.
+    pub tx_packets: Option<u64>,
+    /// Last completed WireGuard handshake.
+    pub last_handshake: Option<SystemTime>,
+    /// Direct endpoint in use; `None` while relayed.
+    pub cur_addr: Option<SocketAddr>,
+    /// Code of the region by which the peer is relayed; empty if unknown.
+    pub relay: String,
+    /// Its WireGuard session is alive: traffic within the last three minutes.
+    pub active: bool,
+}
+
+/// An answered ping.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PingReply {
+    /// Round trip.
+    pub latency: Duration,
+    /// Region by which ping and pong went.
+    pub region: RegionId,
+    /// Short name of that region.
+    pub region_code: String,
+}
+
+/// What the data plane tells the rest of the agent.
+#[derive(Clone, Debug)]
+pub enum NetEvent {
+    /// Home region or connectivity changed in a way that control should know.
+    NetInfo(Box<tailcfg::NetInfo>),
+    /// A relay region was connected.
+    DerpConnected(RegionId),
+    /// A health warning appeared (`Some`) or went away (`None`).
+    Health {
+        /// Stable name of the warning.
+        key: &'static str,
+        /// What is wrong and what to do.
+        text: Option<String>,
+    },
+}

@@ -1,0 +1,254 @@
+//! The task that keeps the home region right and tells what changed: netcheck, selection, events.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use control_proto::tailcfg;
+use node_core::{DerpMap, RegionId};
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{self, sleep_until};
+
+use super::NetEvent;
+use crate::derp::home::{HomeSelector, Measured};
+use crate::derp::{Manager, Notice};
+use crate::netcheck::{self, Plan, Report};
+
+/// Between incremental checks, at random in this range (protocol/disco.md §16).
+const CHECK_EVERY: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
+/// Between full checks.
+const FULL_EVERY: Duration = Duration::from_secs(5 * 60);
+/// A lost home is measured again, but not more often than this.
+const CHECK_GAP: Duration = Duration::from_secs(5);
+/// Without a home relay for this long, the operator is told.
+const GRACE: Duration = Duration::from_secs(10);
+
+const NO_RELAY: &str = "no-derp-connection";
+const RELAY_UNWELL: &str = "derp-region-error";
+
+/// What the steward works on: the relays of the network map, and a seed out of our key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Assignment {
+    pub(super) map: DerpMap,
+    pub(super) seed: u64,
+}
+
+/// The steward's state.
+#[derive(Debug)]
+pub(super) struct Steward {
+    relays: Manager,
+    events: mpsc::Sender<NetEvent>,
+    selector: HomeSelector,
+    report: Report,
+    last_full: Option<Instant>,
+    last_check: Option<Instant>,
+    told: Option<tailcfg::NetInfo>,
+    unconnected_since: Option<Instant>,
+    told_unconnected: bool,
+}
+
+impl Steward {
+    pub(super) fn new(relays: Manager, events: mpsc::Sender<NetEvent>) -> Self {
+        Self {
+            relays,
+            events,
+            selector: HomeSelector::default(),
+            report: Report::default(),
+            last_full: None,
+            last_check: None,
+            told: None,
+            unconnected_since: None,
+            told_unconnected: false,
+        }
+    }
+
+    /// Runs until the assignment's sender is gone.
+    pub(super) async fn run(
+        mut self,
+        mut assignments: watch::Receiver<Option<Assignment>>,
+        mut notices: mpsc::Receiver<Notice>,
+    ) {
+        let mut check: Option<(Instant, JoinHandle<Report>)> = None;
+        let mut due = time::Instant::now();
+        let mut tick = time::interval(GRACE / 4);
+        loop {
+            let assignment = assignments.borrow().clone();
+            tokio::select! {
+                changed = assignments.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    if let Some((_, task)) = check.take() {
+                        task.abort();
+                    }
+                    self.last_full = None;
+                    due = time::Instant::now();
+                    if assignments.borrow().is_none() {
+                        self.forget().await;
+                    }
+                }
+                Some(notice) = notices.recv() => {
+                    let soon = self.handle_notice(notice).await;
+                    if soon && check.is_none() {
+                        let earliest = self.last_check.map_or_else(Instant::now, |at| at + CHECK_GAP);
+                        due = due.min(earliest.into());
+                    }
+                }
+                () = sleep_until(due), if check.is_none() && assignment.is_some() => {
+                    if let Some(Assignment { map, .. }) = assignment {
+                        let began = Instant::now();
+                        check = Some((began, self.start_check(map)));
+                    }
+                }
+                Some(report) = finished(&mut check) => {
+                    let began = check.take().map_or_else(Instant::now, |(began, _)| began);
+                    if let Some(assignment) = assignment {
+                        self.handle_report(began, report, &assignment).await;
+                    }
+                    let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
+                    due = time::Instant::now() + pause;
+                }
+                _ = tick.tick() => self.watch_connection(assignment.is_some()).await,
+            }
+        }
+    }
+
+    fn start_check(&mut self, map: DerpMap) -> JoinHandle<Report> {
+        let now = Instant::now();
+        self.last_check = Some(now);
+        let full = self.last_full.is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
+            || self.report.latencies().is_empty();
+        if full {
+            self.last_full = Some(now);
+        }
+        let home = self.selector.home();
+        let last = self.report.clone();
+        tokio::spawn(async move {
+            let plan = if full {
+                Plan::Full
+            } else {
+                Plan::Incremental { home, last: &last }
+            };
+            netcheck::run(&map, plan).await
+        })
+    }
+
+    async fn handle_report(&mut self, began: Instant, report: Report, assignment: &Assignment) {
+        let latencies = report.latencies();
+        let home_heard = self.selector.home().and_then(|home| self.relays.last_heard(home));
+        let measured = Measured {
+            began,
+            latencies: &latencies,
+            home_heard,
+            seed: assignment.seed,
+        };
+        let old = self.selector.home();
+        let home = self
+            .selector
+            .handle_report(Instant::now(), &assignment.map, &measured);
+        if home != old {
+            let code = home.map_or("none", |home| assignment.map.code(home));
+            tracing::info!(home = code, "home relay chosen");
+        }
+        self.relays.set_home(home);
+        self.report.merge(report);
+        self.tell_net_info(home).await;
+    }
+
+    /// Sends the network information if it changed in more than latencies.
+    async fn tell_net_info(&mut self, home: Option<RegionId>) {
+        let report = &self.report;
+        let info = tailcfg::NetInfo {
+            mapping_varies_by_dest_ip: report.mapping_varies(),
+            working_ipv6: Some(report.udp && !report.v6.is_empty()),
+            os_has_ipv6: Some(report.os_has_ipv6),
+            working_udp: Some(report.udp),
+            preferred_derp: home.map_or(0, |home| home.0.into()),
+            ..tailcfg::NetInfo::default()
+        };
+        if self.told.as_ref() == Some(&info) {
+            return;
+        }
+        self.told = Some(info.clone());
+        let info = tailcfg::NetInfo {
+            derp_latency: derp_latency(report),
+            ..info
+        };
+        self.tell(NetEvent::NetInfo(Box::new(info))).await;
+    }
+
+    /// Returns true if the home should be measured again soon.
+    async fn handle_notice(&mut self, notice: Notice) -> bool {
+        match notice {
+            Notice::Connected(region) => {
+                self.tell(NetEvent::DerpConnected(region)).await;
+                false
+            }
+            Notice::Lost(region) => self.selector.home() == Some(region),
+            Notice::Health(region, text) => {
+                let text = text.map(|text| format!("relay region {region} says: {text}"));
+                self.tell_health(RELAY_UNWELL, text).await;
+                false
+            }
+        }
+    }
+
+    /// Warns when there is no home relay for a while, and takes it back.
+    async fn watch_connection(&mut self, assigned: bool) {
+        let connected = !assigned || (self.selector.home().is_some() && self.relays.is_home_connected());
+        if connected {
+            self.unconnected_since = None;
+            if std::mem::take(&mut self.told_unconnected) {
+                self.tell_health(NO_RELAY, None).await;
+            }
+            return;
+        }
+        let since = *self.unconnected_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= GRACE && !self.told_unconnected {
+            self.told_unconnected = true;
+            let problem = self.relays.status().into_iter().find_map(|relay| relay.problem);
+            let problem = problem.unwrap_or_else(|| "no relay answered".to_owned());
+            let text = format!("not connected to a relay: {problem}; peers cannot reach this node through relays");
+            self.tell_health(NO_RELAY, Some(text)).await;
+        }
+    }
+
+    async fn forget(&mut self) {
+        self.selector.reset();
+        self.report = Report::default();
+        self.told = None;
+        self.relays.set_home(None);
+    }
+
+    async fn tell_health(&self, key: &'static str, text: Option<String>) {
+        self.tell(NetEvent::Health { key, text }).await;
+    }
+
+    async fn tell(&self, event: NetEvent) {
+        if self.events.send(event).await.is_err() {
+            tracing::trace!("nobody listens to network events");
+        }
+    }
+}
+
+/// Waits for the running check; pends for ever if there is none, gives `None` if it was aborted.
+async fn finished(check: &mut Option<(Instant, JoinHandle<Report>)>) -> Option<Report> {
+    match check {
+        Some((_, task)) => Some(task.await.unwrap_or_default()),
+        None => std::future::pending().await,
+    }
+}
+
+fn derp_latency(report: &Report) -> BTreeMap<String, f64> {
+    let seconds = |latencies: &BTreeMap<RegionId, Duration>, family: &str| {
+        latencies
+            .iter()
+            .map(|(region, latency)| (format!("{region}-{family}"), latency.as_secs_f64()))
+            .collect::<Vec<_>>()
+    };
+    let mut all = BTreeMap::new();
+    all.extend(seconds(&report.v4, "v4"));
+    all.extend(seconds(&report.v6, "v6"));
+    all
+}

@@ -1,0 +1,369 @@
+//! How far each relay region is: STUN over a socket of its own, HTTPS where UDP does not get through.
+//!
+//! Source: protocol/disco.md §8, §9. Once disco shares WireGuard's port, STUN will too; until then
+//! the mapping learned here serves to tell whether UDP works and whether a NAT varies it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use disco_proto::stun;
+use futures_util::future::join_all;
+use node_core::derp::{Address, Node, Region};
+use node_core::{DerpMap, RegionId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::derp::open_tls;
+use crate::underlay;
+
+/// Time for STUN.
+const STUN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for DNS, before STUN.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for one HTTPS probe.
+const HTTPS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Regions after which the rest only gets a grace period.
+const ENOUGH_REGIONS: usize = 3;
+/// Round trip assumed for a region not yet measured.
+const UNKNOWN_RTT: Duration = Duration::from_millis(200);
+/// Longest answer to an HTTPS probe that is read.
+const MAX_RESPONSE_LEN: usize = 4 << 10;
+
+/// What one check found.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Report {
+    /// Some STUN server answered.
+    pub(crate) udp: bool,
+    /// Round trips over IPv4, or over HTTPS if UDP does not work.
+    pub(crate) v4: BTreeMap<RegionId, Duration>,
+    /// Round trips over IPv6.
+    pub(crate) v6: BTreeMap<RegionId, Duration>,
+    /// Our address as each IPv4 STUN server saw it.
+    pub(crate) mapped: BTreeMap<SocketAddr, SocketAddr>,
+    /// The host has IPv6 at all.
+    pub(crate) os_has_ipv6: bool,
+}
+
+impl Report {
+    /// The least round trip of each region.
+    pub(crate) fn latencies(&self) -> BTreeMap<RegionId, Duration> {
+        let mut least = self.v4.clone();
+        for (region, latency) in &self.v6 {
+            let entry = least.entry(*region).or_insert(*latency);
+            *entry = (*entry).min(*latency);
+        }
+        least
+    }
+
+    /// Takes a newer report; regions that it did not measure keep their last latencies.
+    pub(crate) fn merge(&mut self, newer: Self) {
+        let Self {
+            udp,
+            mut v4,
+            mut v6,
+            mut mapped,
+            os_has_ipv6,
+        } = newer;
+        // One answer alone does not tell whether a NAT varies its mapping.
+        if udp && mapped.len() < 2 {
+            mapped.clone_from(&self.mapped);
+        }
+        if udp == self.udp && !v4.is_empty() {
+            for (region, latency) in &self.v4 {
+                v4.entry(*region).or_insert(*latency);
+            }
+            for (region, latency) in &self.v6 {
+                v6.entry(*region).or_insert(*latency);
+            }
+        }
+        *self = Self {
+            udp,
+            v4,
+            v6,
+            mapped,
+            os_has_ipv6,
+        };
+    }
+
+    /// True if two servers saw us under different addresses; unknown with less than two answers.
+    pub(crate) fn mapping_varies(&self) -> Option<bool> {
+        let mut seen = self.mapped.values();
+        let first = seen.next()?;
+        let mut rest = seen.peekable();
+        rest.peek()?;
+        Some(rest.any(|address| address != first))
+    }
+}
+
+/// Which regions to measure, and how often to ask each.
+#[derive(Clone, Debug)]
+pub(crate) enum Plan<'a> {
+    /// All, three times.
+    Full,
+    /// The home and the three fastest of the last report.
+    Incremental {
+        /// The home region.
+        home: Option<RegionId>,
+        /// The last report.
+        last: &'a Report,
+    },
+}
+
+/// One STUN request to send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Probe {
+    after: Duration,
+    region: RegionId,
+    server: SocketAddr,
+}
+
+/// Measures the regions of `map`.
+pub(crate) async fn run(map: &DerpMap, plan: Plan<'_>) -> Report {
+    let regions = tries(map, &plan);
+    let servers = resolve(map, &regions).await;
+    let mut report = measure(schedule(&regions, &servers)).await;
+    if !report.udp {
+        report.v4 = measure_https(map, &regions).await;
+    }
+    report
+}
+
+/// Returns, for each region to measure, the times at which to ask.
+fn tries(map: &DerpMap, plan: &Plan<'_>) -> BTreeMap<RegionId, Vec<Duration>> {
+    let measurable = |id: &RegionId| map.regions.get(id).is_some_and(|region| !region.never_home);
+    match plan {
+        Plan::Full => {
+            let times = [0, 100, 200].map(Duration::from_millis).to_vec();
+            let regions = map.regions.keys().copied().filter(measurable);
+            regions.map(|id| (id, times.clone())).collect()
+        }
+        Plan::Incremental { home, last } => {
+            let latencies = last.latencies();
+            let mut fastest: Vec<(Duration, RegionId)> =
+                latencies.iter().map(|(id, rtt)| (*rtt, *id)).collect();
+            fastest.sort_unstable();
+            let mut counts: BTreeMap<RegionId, u32> = BTreeMap::new();
+            for (place, (_, id)) in fastest.iter().take(ENOUGH_REGIONS).enumerate() {
+                counts.insert(*id, if place < 2 { 2 } else { 1 });
+            }
+            counts.extend(home.map(|home| (home, 4)));
+            counts.retain(|id, _| measurable(id));
+            let times = |id: &RegionId, count: u32| {
+                let rtt = latencies.get(id).copied().unwrap_or(UNKNOWN_RTT);
+                (0..count)
+                    .map(|k| rtt.mul_f64(f64::from(k) * 1.2) + Duration::from_millis(50) * k)
+                    .collect()
+            };
+            counts
+                .iter()
+                .map(|(id, count)| (*id, times(id, *count)))
+                .collect()
+        }
+    }
+}
+
+type Servers = BTreeMap<RegionId, Vec<Vec<SocketAddr>>>;
+
+/// Finds the STUN addresses of every node of the regions; a node that cannot be found has none.
+async fn resolve(map: &DerpMap, regions: &BTreeMap<RegionId, Vec<Duration>>) -> Servers {
+    let lookups = regions.keys().filter_map(|id| map.regions.get(id)).map(async |region| {
+        let nodes = region.nodes.iter().map(stun_addresses);
+        (region.id, join_all(nodes).await)
+    });
+    join_all(lookups).await.into_iter().collect()
+}
+
+async fn stun_addresses(node: &Node) -> Vec<SocketAddr> {
+    let Some(port) = node.stun_port else {
+        return Vec::new();
+    };
+    if let Some(ip) = node.stun_ip {
+        return vec![SocketAddr::new(ip, port)];
+    }
+    let mut addresses = Vec::new();
+    if let Address::Fixed(v4) = node.ipv4 {
+        addresses.push(SocketAddr::from((v4, port)));
+    }
+    if let Address::Fixed(v6) = node.ipv6 {
+        addresses.push(SocketAddr::from((v6, port)));
+    }
+    if !addresses.is_empty() {
+        return addresses;
+    }
+    let lookup = tokio::net::lookup_host((node.host.as_str(), port));
+    match timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Ok(found)) => found
+            .filter(|address| match address.ip() {
+                IpAddr::V4(_) => node.ipv4 == Address::Resolve,
+                IpAddr::V6(_) => node.ipv6 == Address::Resolve,
+            })
+            .collect(),
+        Ok(Err(error)) => {
+            tracing::debug!(node = node.name, %error, "STUN server not found");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Try k of a region goes to its node k, over each family once.
+fn schedule(regions: &BTreeMap<RegionId, Vec<Duration>>, servers: &Servers) -> Vec<Probe> {
+    let mut probes = Vec::new();
+    for (region, times) in regions {
+        let Some(nodes) = servers.get(region).filter(|nodes| !nodes.is_empty()) else {
+            continue;
+        };
+        for (k, after) in times.iter().enumerate() {
+            let addresses = &nodes[k % nodes.len()];
+            for v6 in [false, true] {
+                let server = addresses.iter().find(|address| address.is_ipv6() == v6);
+                probes.extend(server.map(|server| Probe {
+                    after: *after,
+                    region: *region,
+                    server: *server,
+                }));
+            }
+        }
+    }
+    probes.sort_by_key(|probe| probe.after);
+    probes
+}
+
+/// Sends the probes and gathers the answers.
+async fn measure(probes: Vec<Probe>) -> Report {
+    let v4 = underlay::open_udp(false).ok();
+    let v6 = underlay::open_udp(true).ok();
+    let mut report = Report {
+        os_has_ipv6: v6.is_some(),
+        ..Report::default()
+    };
+    let start = Instant::now();
+    let mut deadline = start + STUN_TIMEOUT;
+    let expected: BTreeSet<(RegionId, bool)> =
+        probes.iter().map(|probe| (probe.region, probe.server.is_ipv6())).collect();
+    let mut waiting: BTreeSet<(RegionId, bool)> = expected;
+    let mut sent: HashMap<stun::TxId, (Probe, Instant)> = HashMap::new();
+    let mut probes = probes.into_iter().peekable();
+    while !waiting.is_empty() {
+        let next = probes.peek().map(|probe| start + probe.after);
+        tokio::select! {
+            () = sleep_until(deadline) => break,
+            () = sleep_until(next.unwrap_or(deadline)), if next.is_some() => {
+                let Some(probe) = probes.next() else { continue };
+                // One answer per family is enough: further tries are for lost packets.
+                let family = (probe.region, probe.server.is_ipv6());
+                if !waiting.contains(&family) {
+                    continue;
+                }
+                let id = stun::TxId(rand::random());
+                let socket = if family.1 { &v6 } else { &v4 };
+                match send(socket, id, probe.server).await {
+                    Ok(()) => {
+                        sent.insert(id, (probe, Instant::now()));
+                    }
+                    // No route: this family will not answer.
+                    Err(_) => {
+                        waiting.remove(&family);
+                    }
+                }
+            }
+            (id, mapped) = receive(&v4, &v6) => {
+                let Some((probe, at)) = sent.remove(&id) else { continue };
+                let family = (probe.region, probe.server.is_ipv6());
+                let latencies = if family.1 { &mut report.v6 } else { &mut report.v4 };
+                latencies.entry(probe.region).or_insert_with(|| at.elapsed());
+                if !family.1 {
+                    report.mapped.insert(probe.server, mapped);
+                }
+                report.udp = true;
+                waiting.remove(&family);
+                let latencies = report.latencies();
+                if latencies.len() >= ENOUGH_REGIONS {
+                    let slowest = latencies.values().max().copied().unwrap_or_default();
+                    deadline = deadline.min(Instant::now() + slowest * 2);
+                }
+            }
+        }
+    }
+    report
+}
+
+async fn send(socket: &Option<UdpSocket>, id: stun::TxId, server: SocketAddr) -> io::Result<()> {
+    let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    socket.send_to(&stun::request(id), server).await.map(|_| ())
+}
+
+/// Waits for the next STUN response on either socket; what is none is passed over.
+async fn receive(v4: &Option<UdpSocket>, v6: &Option<UdpSocket>) -> (stun::TxId, SocketAddr) {
+    async fn one(socket: &Option<UdpSocket>) -> (stun::TxId, SocketAddr) {
+        let Some(socket) = socket else {
+            return pending().await;
+        };
+        let mut buffer = [0; 1500];
+        loop {
+            // An error is an ICMP answer to an earlier request; others may still be answered.
+            if let Ok((len, _)) = socket.recv_from(&mut buffer).await
+                && let Ok(response) = stun::parse_response(&buffer[..len])
+            {
+                return response;
+            }
+        }
+    }
+    tokio::select! {
+        response = one(v4) => response,
+        response = one(v6) => response,
+    }
+}
+
+/// Measures the first DERP node of each region by an HTTPS request, connection set-up not counted.
+async fn measure_https(
+    map: &DerpMap,
+    regions: &BTreeMap<RegionId, Vec<Duration>>,
+) -> BTreeMap<RegionId, Duration> {
+    let probes = regions.keys().filter_map(|id| map.regions.get(id)).map(async |region| {
+        let latency = timeout(HTTPS_TIMEOUT, probe_https(region)).await.ok()??;
+        Some((region.id, latency))
+    });
+    join_all(probes).await.into_iter().flatten().collect()
+}
+
+async fn probe_https(region: &Region) -> Option<Duration> {
+    let node = region.nodes.iter().find(|node| !node.stun_only)?;
+    match try_probe_https(node).await {
+        Ok(latency) => Some(latency),
+        Err(error) => {
+            tracing::debug!(node = node.name, %error, "HTTPS probe failed");
+            None
+        }
+    }
+}
+
+async fn try_probe_https(node: &Node) -> io::Result<Duration> {
+    let mut stream = open_tls(node).await.map_err(io::Error::other)?;
+    let request = format!(
+        "GET /derp/latency-check HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+        node.host
+    );
+    let start = Instant::now();
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut response = Vec::new();
+    while !response.windows(2).any(|pair| pair == b"\r\n") && response.len() < MAX_RESPONSE_LEN {
+        if stream.read_buf(&mut response).await? == 0 {
+            break;
+        }
+    }
+    let latency = start.elapsed();
+    if response.starts_with(b"HTTP/1.1 200") {
+        Ok(latency)
+    } else {
+        Err(io::Error::other("the relay did not answer 200"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Shapes of packets, and the socket against a stand-in for WireGuard's.
+
+use super::*;
+
+#[test]
+fn only_wireguard_shapes_reach_wireguard() {
+    for (kind, len, expected) in [
+        (1, 148, true),
+        (1, 149, false),
+        (2, 92, true),
+        (3, 64, true),
+        (4, 31, false),
+        (4, 32, true),
+        (4, 1452, true),
+        (5, 148, false),
+        (0, 148, false),
+    ] {
+        let mut packet = vec![0; len];
+        packet[0] = kind;
+        assert_eq!(is_wireguard(&packet), expected, "type {kind}, {len} bytes");
+    }
+    assert!(!is_wireguard(&[4, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+    assert!(!is_wireguard(&[]));
+}
+
+#[tokio::test]
+async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
+    let wireguard = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = wireguard.local_addr().unwrap().port();
+    let relayed = Arc::new(Relayed::bind(None, port).unwrap());
+    let peers = Peers::default();
+    let (alice, bob) = (key(1), key(2));
+    peers.replace([(alice, 2), (bob, 3)].into_iter().map(|(key, last)| {
+        crate::net::peers::Peer::new(key, Ipv4Addr::new(127, 64, 0, last), None, None)
+    }));
+    let inbound = Inbound {
+        relayed: relayed.clone(),
+        peers,
+        disco: Arc::new(Disco::new(keys::DiscoPrivate::generate())),
+    };
+
+    let mut delivery = inbound.delivery(RegionId(1));
+    let sent = [(alice, 100), (alice, 100), (alice, 60), (bob, 60), (alice, 80), (key(9), 50)];
+    for (number, (source, len)) in sent.iter().enumerate() {
+        delivery.handle(*source, &packet(number, *len)).await;
+    }
+    delivery.flush().await;
+
+    let mut buffer = [0; 2048];
+    for (number, (source, len)) in sent[..5].iter().enumerate() {
+        let (received, from) = wireguard.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(buffer[..received], packet(number, *len));
+        let last = if *source == alice { 2 } else { 3 };
+        let expected = SocketAddr::from((Ipv4Addr::new(127, 64, 0, last), relayed.port()));
+        assert_eq!(from, expected);
+    }
+}
+
+fn key(number: u8) -> NodePublic {
+    NodePublic::from_bytes([number; 32])
+}
+
+fn packet(number: usize, len: usize) -> Vec<u8> {
+    let mut packet = vec![number as u8; len];
+    packet[..4].copy_from_slice(&[4, 0, 0, 0]);
+    packet
+}

@@ -1,0 +1,59 @@
+//! Sockets of the underlay: marked, so that policy routing never sends them into the overlay.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use netlink::rules::UNDERLAY_MARK;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+
+/// Unacknowledged data ends a connection after this long: a dead path is noticed, and dialled again.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// An idle connection is probed after this long, to notice a dead path without traffic.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Connects to `remote` over TCP.
+///
+/// # Errors
+///
+/// Whatever the system answered; EPERM without CAP_NET_ADMIN.
+pub(crate) async fn connect_tcp(remote: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(remote),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_mark(UNDERLAY_MARK)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(USER_TIMEOUT),
+    )?;
+    TcpSocket::from_std_stream(socket.into())
+        .connect(remote)
+        .await
+}
+
+/// Opens a UDP socket on a free port, of the family of IPv4 or IPv6.
+///
+/// # Errors
+///
+/// Whatever the system answered; EAFNOSUPPORT where the host has no IPv6.
+pub(crate) fn open_udp(ipv6: bool) -> io::Result<UdpSocket> {
+    let (domain, address) = if ipv6 {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        (Domain::IPV6, any)
+    } else {
+        (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+    };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if ipv6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_mark(UNDERLAY_MARK)?;
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}

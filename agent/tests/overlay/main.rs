@@ -1,0 +1,135 @@
+//! Two nodes behind their NATs, one relay between them: the data plane without a coordination server.
+//!
+//! Runs on the embedded tunnel where the kernel has no WireGuard, on the kernel's where it has.
+
+mod fixture;
+
+use std::time::Duration;
+
+use agent::net::{CountersState, EngineChoice, NetError};
+use anyhow::{Context, Result, bail, ensure};
+use fixture::{ALICE, BOB, Overlay, START};
+use testnet::wait_until;
+
+#[test]
+fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    for engine in [EngineChoice::Auto, EngineChoice::Embedded] {
+        let mut overlay = Overlay::new(engine)?;
+        overlay.join()?;
+
+        overlay.ping(ALICE, BOB)?;
+        overlay.ping(BOB, ALICE)?;
+
+        let reply = overlay.disco_ping(ALICE, BOB)?;
+        assert_eq!(reply.region_code, "lab");
+        let status = overlay.status(ALICE)?;
+        let peer = &status.peers[&overlay.key(BOB)];
+        assert!(peer.rx_bytes > 0 && peer.tx_bytes > 0, "{peer:?}");
+        assert!(peer.active && peer.last_handshake.is_some(), "{peer:?}");
+        assert_eq!(peer.relay, "lab");
+        assert_eq!(peer.cur_addr, None);
+        if status.counters == CountersState::Ebpf {
+            assert!(peer.rx_packets > Some(0) && peer.tx_packets > Some(0), "{peer:?}");
+        }
+        println!("{:?}: {}, counters {:?}", status.engine, status.engine_reason, status.counters);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_relay_that_comes_back_is_found_again() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    let mut overlay = Overlay::new(EngineChoice::Auto)?;
+    overlay.join()?;
+    overlay.ping(ALICE, BOB)?;
+
+    overlay.stop_relay();
+    wait_until(START, "the loss is noticed", || {
+        let status = overlay.status(ALICE)?;
+        ensure!(!status.relays.iter().any(|relay| relay.connected));
+        Ok(())
+    })?;
+    overlay.start_relay()?;
+
+    wait_until(Duration::from_secs(15), "the overlay heals", || overlay.ping_once(ALICE, BOB))?;
+    Ok(())
+}
+
+#[test]
+fn applying_again_changes_nothing_and_a_lost_device_comes_back() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    let mut overlay = Overlay::new(EngineChoice::Auto)?;
+    overlay.join()?;
+    overlay.ping(ALICE, BOB)?;
+    let device = overlay.device_number(ALICE)?;
+    let handshake = overlay.status(ALICE)?.peers[&overlay.key(BOB)].last_handshake;
+
+    overlay.apply(ALICE)?;
+
+    assert_eq!(overlay.device_number(ALICE)?, device);
+    overlay.ping_once(ALICE, BOB)?;
+    let now = overlay.status(ALICE)?.peers[&overlay.key(BOB)].last_handshake;
+    let moved = now.zip(handshake).map(|(now, then)| now.duration_since(then));
+    let moved = moved.and_then(Result::ok).unwrap_or_default();
+    assert!(moved < Duration::from_secs(2), "the session was lost: {moved:?}");
+
+    overlay.node(ALICE).namespace().ip("link del tailrace0")?;
+    wait_until(Duration::from_secs(15), "the device is back", || overlay.ping_once(ALICE, BOB))?;
+    assert_ne!(overlay.device_number(ALICE)?, device);
+    Ok(())
+}
+
+#[test]
+fn down_leaves_nothing_behind_and_idle_keeps_running() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    let mut overlay = Overlay::new(EngineChoice::Auto)?;
+    let before = overlay.traces(ALICE)?;
+    overlay.join()?;
+    assert_ne!(overlay.traces(ALICE)?, before);
+
+    overlay.idle(ALICE)?;
+    assert_eq!(overlay.traces(ALICE)?, before);
+    assert!(!overlay.status(ALICE)?.device_up);
+
+    overlay.apply(ALICE)?;
+    wait_until(START, "the overlay is back", || overlay.ping_once(ALICE, BOB))?;
+
+    overlay.down(ALICE)?;
+    assert_eq!(overlay.traces(ALICE)?, before);
+    Ok(())
+}
+
+#[test]
+fn a_new_node_key_is_used_everywhere() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    let mut overlay = Overlay::new(EngineChoice::Auto)?;
+    overlay.join()?;
+    overlay.ping(ALICE, BOB)?;
+
+    overlay.rotate(ALICE)?;
+
+    wait_until(Duration::from_secs(15), "the new key works", || overlay.ping_once(BOB, ALICE))?;
+    Ok(())
+}
+
+#[test]
+fn a_busy_port_is_named_with_its_flag() -> Result<()> {
+    testnet::skip_unless_available!();
+    let overlay = Overlay::new(EngineChoice::Auto)?;
+    let node = overlay.node(ALICE);
+    let _squatter = node
+        .namespace()
+        .enter(|| std::net::UdpSocket::bind("0.0.0.0:41641"))?
+        .context("cannot take the port")?;
+
+    match fixture::start(node, EngineChoice::Auto) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(matches!(error, NetError::PortInUse { port: 41641 }), "{text}");
+            assert!(text.contains("--port"), "{text}");
+            Ok(())
+        }
+        Ok(_) => bail!("started on a busy port"),
+    }
+}

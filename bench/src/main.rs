@@ -1,0 +1,32 @@
+//! Benches: our programs under load, on loopback, beside others if wanted.
+//!
+//! Every bench prints a table, or JSON with `--json`, and says what its numbers mean in its help.
+#![forbid(unsafe_code)]
+
+use clap::{Parser, Subcommand};
+
+mod control;
+mod process;
+mod relay;
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Benches of Tailrace's programs")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Joins and single changes of a coordination server.
+    Control(control::Args),
+    /// Goodput per core and memory per idle client of a relay.
+    Relay(relay::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Control(args) => control::run(&args),
+        Command::Relay(args) => relay::run(&args),
+    }
+}

@@ -1,0 +1,449 @@
+//! Settings of `serve`: flag, else environment, else file, else default.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Where state is kept unless told otherwise; the command line looks for the server there, too.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/tailrace-control";
+const DEFAULT_LISTEN: &str = "0.0.0.0:8080";
+const DEFAULT_BASE_DOMAIN: &str = "tailnet.internal";
+const DERP_PORT: u16 = 3340;
+const STUN_PORT: u16 = 3478;
+
+/// What was given for `serve`, on the command line and in the environment.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ServeFlags {
+    /// Folder for the database, the keys and the admin socket: `--state-dir` of all commands.
+    #[arg(skip)]
+    pub state_dir: Option<PathBuf>,
+    /// Where nodes connect [default: 0.0.0.0:8080]
+    #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_CONTROL_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// URL under which nodes reach this server, such as https://control.example.com
+    #[arg(long, value_name = "URL", env = "TAILRACE_CONTROL_SERVER_URL")]
+    pub server_url: Option<String>,
+    /// PEM file with the full certificate chain; plain HTTP without it
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Where the embedded relay listens (TCP, TLS) [default: the address of --listen, port 3340]
+    #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_CONTROL_DERP_LISTEN")]
+    pub derp_listen: Option<SocketAddr>,
+    /// Where STUN listens (UDP) [default: the address of --listen, port 3478]
+    #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_CONTROL_STUN_LISTEN")]
+    pub stun_listen: Option<SocketAddr>,
+    /// JSON file with a DERP map whose regions are added to the embedded one, or replace it
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_DERP_MAP")]
+    pub derp_map: Option<PathBuf>,
+    /// Run no embedded relay and no STUN; needs --derp-map
+    #[arg(long, env = "TAILRACE_CONTROL_NO_DERP")]
+    pub no_derp: bool,
+    /// Domain that nodes are named below; must not contain the host of --server-url
+    /// [default: tailnet.internal]
+    #[arg(long, value_name = "DOMAIN", env = "TAILRACE_CONTROL_BASE_DOMAIN")]
+    pub base_domain: Option<String>,
+    /// TOML file with any of these settings, named alike with _ for -
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// The file of `--config`. Keys are those of the flags, and some that have none.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServeFile {
+    state_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    server_url: Option<String>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    derp_listen: Option<SocketAddr>,
+    stun_listen: Option<SocketAddr>,
+    derp_map: Option<PathBuf>,
+    no_derp: Option<bool>,
+    base_domain: Option<String>,
+    /// Life of node keys that belong to users; default `180d`.
+    key_expiry: Option<String>,
+    /// How long ephemeral nodes may be offline; default `30m`.
+    ephemeral_timeout: Option<String>,
+}
+
+/// Names of the keys in [`ServeFile`], for suggestions.
+const FILE_KEYS: [&str; 12] = [
+    "state_dir",
+    "listen",
+    "server_url",
+    "tls_cert",
+    "tls_key",
+    "derp_listen",
+    "stun_listen",
+    "derp_map",
+    "no_derp",
+    "base_domain",
+    "key_expiry",
+    "ephemeral_timeout",
+];
+
+/// Settings of a server, checked.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Folder for the database, the keys and the admin socket.
+    pub state_dir: PathBuf,
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// Under which URL.
+    pub server_url: ServerUrl,
+    /// Certificate chain and key, if this process does TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Where the embedded relay and STUN listen, unless there is none.
+    pub derp: Option<DerpListen>,
+    /// Regions of others.
+    pub derp_map: Option<PathBuf>,
+    /// Domain that nodes are named below.
+    pub base_domain: String,
+    /// Life of node keys that belong to users.
+    pub key_expiry: Option<Duration>,
+    /// How long ephemeral nodes may be offline.
+    pub ephemeral_timeout: Option<Duration>,
+}
+
+/// Where the embedded relay listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DerpListen {
+    /// TCP, TLS.
+    pub derp: SocketAddr,
+    /// UDP.
+    pub stun: SocketAddr,
+}
+
+/// The URL under which nodes reach the server: scheme, host, port, nothing else.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServerUrl {
+    /// As it was given, without a trailing slash.
+    pub text: String,
+    /// Is it https?
+    pub tls: bool,
+    /// Host name or address, without brackets.
+    pub host: String,
+}
+
+/// Settings that cannot be used; each says which and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is missing or unreadable.
+    #[error("cannot read the config file {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error("config file {path}: {reason}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, with a suggestion where there is one.
+        reason: String,
+    },
+    /// A setting is missing or makes no sense.
+    #[error("{0}")]
+    Setting(String),
+}
+
+impl ServeFlags {
+    /// Completes the flags with the file and the defaults, and checks them.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfigError`].
+    pub fn resolve(self) -> Result<ServeConfig, ConfigError> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => ServeFile::default(),
+        };
+        let listen = self.listen.or(file.listen);
+        let listen = listen.map_or_else(|| address(DEFAULT_LISTEN), Ok)?;
+        let server_url = self.server_url.or(file.server_url).ok_or_else(|| {
+            ConfigError::Setting(
+                "--server-url is missing: give the URL under which nodes reach this server, such \
+                 as --server-url http://192.0.2.1:8080"
+                    .to_owned(),
+            )
+        })?;
+        let server_url = ServerUrl::parse(&server_url)?;
+        let tls = match (self.tls_cert.or(file.tls_cert), self.tls_key.or(file.tls_key)) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(setting("--tls-cert needs --tls-key")),
+            (None, Some(_)) => return Err(setting("--tls-key needs --tls-cert")),
+        };
+        if tls.is_some() && !server_url.tls {
+            return Err(ConfigError::Setting(format!(
+                "--server-url {} is plain HTTP, but --tls-cert makes this server speak TLS: make \
+                 it https://, or leave out --tls-cert",
+                server_url.text
+            )));
+        }
+        let derp_map = self.derp_map.or(file.derp_map);
+        let no_derp = self.no_derp || file.no_derp.unwrap_or(false);
+        if no_derp && derp_map.is_none() {
+            return Err(setting(
+                "--no-derp needs --derp-map: without any relay no node gets beyond starting",
+            ));
+        }
+        let derp = (!no_derp).then(|| DerpListen {
+            derp: self
+                .derp_listen
+                .or(file.derp_listen)
+                .unwrap_or(SocketAddr::new(listen.ip(), DERP_PORT)),
+            stun: self
+                .stun_listen
+                .or(file.stun_listen)
+                .unwrap_or(SocketAddr::new(listen.ip(), STUN_PORT)),
+        });
+        let base_domain = self.base_domain.or(file.base_domain);
+        Ok(ServeConfig {
+            state_dir: self
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)),
+            listen,
+            tls,
+            derp,
+            derp_map,
+            base_domain: check_domain(
+                base_domain.as_deref().unwrap_or(DEFAULT_BASE_DOMAIN),
+                &server_url,
+            )?,
+            server_url,
+            key_expiry: duration("key_expiry", file.key_expiry.as_deref())?,
+            ephemeral_timeout: duration("ephemeral_timeout", file.ephemeral_timeout.as_deref())?,
+        })
+    }
+}
+
+impl ServerUrl {
+    /// Reads `scheme://host[:port]`.
+    ///
+    /// # Errors
+    ///
+    /// It is something else.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let bad = |reason: &str| {
+            ConfigError::Setting(format!(
+                "--server-url {text} {reason}: give scheme, host and port only, such as \
+                 https://control.example.com or http://192.0.2.1:8080"
+            ))
+        };
+        let uri: http::Uri = text.parse().map_err(|_| bad("is not a URL"))?;
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            Some(_) | None => return Err(bad("starts with neither https:// nor http://")),
+        };
+        let authority = uri.authority().ok_or_else(|| bad("has no host"))?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() || authority.as_str().contains('@') {
+            return Err(bad("has no usable host"));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(bad("has a path, which clients do not support"));
+        }
+        Ok(Self { text: text.trim_end_matches('/').to_owned(), tls, host: host.to_lowercase() })
+    }
+
+    /// The host, if it is an address.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+/// Clients answer names below the base domain themselves: the server's must not be one.
+fn check_domain(domain: &str, server: &ServerUrl) -> Result<String, ConfigError> {
+    let domain = domain.trim_matches('.').to_lowercase();
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    if !domain.contains('.') || domain.len() > 180 || !domain.split('.').all(is_label) {
+        return Err(ConfigError::Setting(format!(
+            "--base-domain {domain} is not a domain of two labels or more, such as \
+             {DEFAULT_BASE_DOMAIN}"
+        )));
+    }
+    if server.host == domain || server.host.ends_with(&format!(".{domain}")) {
+        return Err(ConfigError::Setting(format!(
+            "--base-domain {domain} contains the server's host {}, which nodes could then not \
+             find: choose another, such as {DEFAULT_BASE_DOMAIN}",
+            server.host
+        )));
+    }
+    Ok(domain)
+}
+
+fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let bad = |reason: String| ConfigError::File { path: path.to_owned(), reason };
+    let one_line = |error: toml::de::Error| {
+        let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        let at = line.map_or(String::new(), |line| format!(" (line {line})"));
+        format!("{}{at}", error.message().replace('\n', " "))
+    };
+    let table: toml::Table = toml::from_str(&text).map_err(|error| bad(one_line(error)))?;
+    if let Some(unknown) = table.keys().find(|key| !FILE_KEYS.contains(&key.as_str())) {
+        let closest = FILE_KEYS.iter().min_by_key(|known| distance(unknown, known));
+        let hint = closest
+            .filter(|known| distance(unknown, known) <= 3)
+            .map_or_else(
+                || format!("known settings: {}", FILE_KEYS.join(", ")),
+                |known| format!("did you mean `{known}`?"),
+            );
+        return Err(bad(format!("unknown setting `{unknown}`; {hint}")));
+    }
+    toml::from_str(&text).map_err(|error| bad(one_line(error)))
+}
+
+/// Reads `90s`, `15m`, `24h`, `180d`, and sums like `1d12h`.
+///
+/// # Errors
+///
+/// A text that says what is expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration: write 90s, 15m, 24h or 180d");
+    let mut seconds: u64 = 0;
+    let mut number = String::new();
+    for c in text.trim().chars() {
+        if c.is_ascii_digit() {
+            number.push(c);
+            continue;
+        }
+        let unit = match c {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86400,
+            _ => return Err(bad()),
+        };
+        let count: u64 = number.parse().map_err(|_| bad())?;
+        number.clear();
+        seconds = count.checked_mul(unit).and_then(|s| seconds.checked_add(s)).ok_or_else(bad)?;
+    }
+    if !number.is_empty() || seconds == 0 {
+        return Err(bad());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+fn duration(name: &str, text: Option<&str>) -> Result<Option<Duration>, ConfigError> {
+    let parsed = text.map(parse_duration).transpose();
+    parsed.map_err(|reason| ConfigError::Setting(format!("{name}: {reason}")))
+}
+
+fn address(text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| ConfigError::Setting(format!("{text} is not ADDR:PORT")))
+}
+
+fn setting(text: &str) -> ConfigError {
+    ConfigError::Setting(text.to_owned())
+}
+
+/// Edits that turn one word into the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(url: &str) -> ServeFlags {
+        ServeFlags { server_url: Some(url.to_owned()), ..ServeFlags::default() }
+    }
+
+    fn with_file(text: &str) -> Result<ServeConfig, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.toml");
+        std::fs::write(&path, text).unwrap();
+        ServeFlags { config: Some(path), ..flags("http://192.0.2.1:8080") }.resolve()
+    }
+
+    #[test]
+    fn the_relay_listens_beside_the_server_by_default() {
+        let mut flags = flags("http://192.0.2.1:8080");
+        flags.listen = Some("192.0.2.1:8080".parse().unwrap());
+        let derp = flags.resolve().unwrap().derp.unwrap();
+        assert_eq!(derp.derp, "192.0.2.1:3340".parse().unwrap());
+        assert_eq!(derp.stun, "192.0.2.1:3478".parse().unwrap());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.toml");
+        std::fs::write(&path, "server_url = 'http://a.example'\nlisten = '127.0.0.1:1'").unwrap();
+        let config =
+            ServeFlags { config: Some(path), ..flags("http://b.example") }.resolve().unwrap();
+        assert_eq!(config.server_url.host, "b.example");
+        assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused_with_a_suggestion() {
+        let error = with_file("derp_listn = '1.2.3.4:5'").unwrap_err().to_string();
+        assert!(error.contains("`derp_listn`") && error.contains("`derp_listen`"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+        let error = with_file("listen = 7").unwrap_err().to_string();
+        assert!(error.contains("line 1") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn server_urls_with_more_than_scheme_host_and_port_are_refused() {
+        for bad in ["control.example.com", "ftp://a.example", "https://a.example/x", "https://"] {
+            let error = flags(bad).resolve().unwrap_err().to_string();
+            assert!(error.contains("--server-url"), "{error}");
+        }
+        let url = ServerUrl::parse("https://[fd00::1]:8443/").unwrap();
+        assert_eq!((url.host.as_str(), url.tls), ("fd00::1", true));
+        assert_eq!(url.text, "https://[fd00::1]:8443");
+    }
+
+    #[test]
+    fn a_base_domain_that_contains_the_server_is_refused() {
+        let mut flags = flags("https://control.tail.example");
+        flags.base_domain = Some("tail.example".to_owned());
+        assert!(flags.resolve().unwrap_err().to_string().contains("--base-domain"));
+    }
+
+    #[test]
+    fn a_server_without_any_relay_is_refused() {
+        let flags = ServeFlags { no_derp: true, ..flags("http://192.0.2.1") };
+        assert!(flags.resolve().unwrap_err().to_string().contains("--derp-map"));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("1d12h").unwrap(), Duration::from_secs(129_600));
+        for bad in ["", "5", "h", "-1h", "1w", "0s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! `POST /machine/register`: who gets in, as whom (protocol digest 3.3).
+
+use std::sync::Arc;
+
+use control_proto::tailcfg::{Hostinfo, Login as WireLogin, RegisterRequest, RegisterResponse, User as WireUser};
+use keys::{MachinePublic, NodePublic};
+use time::OffsetDateTime;
+
+use super::{Control, ServiceError, now, random_text};
+use crate::address::Addresses;
+use crate::engine::{Report, TAGGED_DEVICES, login_name};
+use crate::login::Login;
+use crate::model::{AuthKey, AuthKeyId, Node, NodeId, User, UserId};
+use crate::names;
+use crate::store::StoreError;
+
+/// A request that gets an HTTP error instead of an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterRefusal {
+    /// The request names no node key.
+    #[error("the request has no node key")]
+    NoNodeKey,
+    /// The node key is another machine's.
+    #[error("this node key belongs to another machine")]
+    ForeignKey,
+    /// The database failed.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+}
+
+/// Who a node will be, and what admits it.
+struct Admission<'a> {
+    user: &'a User,
+    tags: &'a [String],
+    ephemeral: bool,
+    spend: Option<AuthKeyId>,
+}
+
+/// How an auth key fared.
+enum KeyOutcome {
+    Valid(AuthKey, User),
+    Refused(String),
+}
+
+impl Control {
+    /// Answers a registration of `machine`, which the Noise handshake authenticated.
+    ///
+    /// # Errors
+    ///
+    /// See [`RegisterRefusal`]; a wrong auth key is an answer, not an error.
+    pub async fn register(
+        self: &Arc<Self>,
+        machine: MachinePublic,
+        request: RegisterRequest,
+    ) -> Result<RegisterResponse, RegisterRefusal> {
+        if request.node_key.is_zero() {
+            return Err(RegisterRefusal::NoNodeKey);
+        }
+        let known = self.engine.node_by_key(&request.node_key);
+        if known.as_ref().is_some_and(|node| node.machine != machine) {
+            return Err(RegisterRefusal::ForeignKey);
+        }
+        let wanted_expiry = wanted_expiry(&request);
+        if wanted_expiry.is_some_and(|at| at <= now()) {
+            return Ok(self.log_out(known).await?);
+        }
+        if let Some(node) = known {
+            return Ok(self.register_known(node, request, wanted_expiry).await?);
+        }
+        if !request.followup.is_empty() {
+            return Ok(self.follow_up(machine, request).await?);
+        }
+        match auth_key(&request) {
+            Some(secret) => match self.try_auth_key(secret).await? {
+                KeyOutcome::Valid(key, user) => Ok(self.admit_key(machine, &request, &key, &user).await?),
+                KeyOutcome::Refused(reason) => Ok(refused(reason)),
+            },
+            None => Ok(self.start_login(machine, request)),
+        }
+    }
+
+    /// An expiry in the past is a logout.
+    async fn log_out(&self, known: Option<Node>) -> Result<RegisterResponse, ServiceError> {
+        let Some(node) = known else { return Ok(RegisterResponse::default()) };
+        tracing::info!(node = %node.name, "logged out");
+        if node.ephemeral {
+            self.remove_node(node.id).await?;
+        } else if !node.is_expired(now()) {
+            let key = node.key;
+            self.replace_node(Node { expires: Some(now()), ..node }, None).await?;
+            self.key_gone(key);
+        }
+        Ok(RegisterResponse { node_key_expired: true, ..RegisterResponse::default() })
+    }
+
+    /// A restart of a node that is in, or one whose key has expired.
+    async fn register_known(
+        &self,
+        node: Node,
+        request: RegisterRequest,
+        wanted_expiry: Option<OffsetDateTime>,
+    ) -> Result<RegisterResponse, ServiceError> {
+        if node.is_expired(now()) {
+            return self.renew(node, &request).await;
+        }
+        let report = Report {
+            capver: request.version.0,
+            hostinfo: request.hostinfo,
+            ..Report::default()
+        };
+        self.take_report(&node, report).await?;
+        // A nearer end than the stored one is a wish to expire sooner; a later one is not granted.
+        let sooner = wanted_expiry.filter(|at| node.expires.is_some_and(|stored| *at < stored));
+        if let Some(at) = sooner {
+            self.replace_node(Node { expires: Some(at), ..node.clone() }, None).await?;
+        }
+        Ok(self.success(&node))
+    }
+
+    /// An expired key lives on if a valid auth key of the same owner vouches for it.
+    async fn renew(
+        &self,
+        node: Node,
+        request: &RegisterRequest,
+    ) -> Result<RegisterResponse, ServiceError> {
+        let expired =
+            || RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
+        let Some(secret) = auth_key(request) else { return Ok(expired()) };
+        let KeyOutcome::Valid(key, user) = self.try_auth_key(secret).await? else {
+            return Ok(expired());
+        };
+        let admission = Admission::by_key(&key, &user);
+        if !admission.owns(&node) {
+            // Another owner is another node, with a node key of its own.
+            return Ok(expired());
+        }
+        let renewed = Node {
+            expires: self.expiry(&admission, wanted_expiry(request)),
+            tags: admission.tags.to_vec(),
+            ..node
+        };
+        match self.replace_node(renewed.clone(), admission.spend).await {
+            Ok(()) => Ok(self.success(&renewed)),
+            Err(ServiceError::Store(StoreError::Refused(reason))) => Ok(refused(reason.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Holds the request until its login is approved, or answers with the URL to go to.
+    async fn follow_up(
+        self: &Arc<Self>,
+        machine: MachinePublic,
+        request: RegisterRequest,
+    ) -> Result<RegisterResponse, ServiceError> {
+        let code = request.followup.rsplit('/').next().unwrap_or_default();
+        let login = self.logins.get(code).filter(|login| {
+            login.machine == machine && login.request.node_key == request.node_key
+        });
+        let Some(login) = login else { return Ok(self.start_login(machine, request)) };
+        if login.wait(self.settings.followup_hold).await
+            && let Some(node) = self.engine.node_by_key(&request.node_key)
+        {
+            return Ok(self.success(&node));
+        }
+        Ok(if login.is_over() {
+            self.start_login(machine, request)
+        } else {
+            self.login_at(&login)
+        })
+    }
+
+    fn start_login(&self, machine: MachinePublic, request: RegisterRequest) -> RegisterResponse {
+        if let Some(reason) = unwanted_tags(&request) {
+            return refused(reason);
+        }
+        // Anybody can make the server remember this: no more than the approval needs.
+        let hostinfo = request.hostinfo.unwrap_or_default();
+        let hostinfo = Hostinfo {
+            hostname: hostinfo.hostname.chars().take(255).collect(),
+            os: hostinfo.os.chars().take(64).collect(),
+            ..Hostinfo::default()
+        };
+        let request = RegisterRequest {
+            version: request.version,
+            node_key: request.node_key,
+            old_node_key: request.old_node_key,
+            expiry: request.expiry,
+            ephemeral: request.ephemeral,
+            hostinfo: Some(hostinfo),
+            ..RegisterRequest::default()
+        };
+        match self.logins.start(machine, request) {
+            Ok(login) => {
+                tracing::info!(code = %login.code, "a machine waits for approval");
+                self.login_at(&login)
+            }
+            Err(error) => refused(error.to_string()),
+        }
+    }
+
+    fn login_at(&self, login: &Login) -> RegisterResponse {
+        RegisterResponse {
+            auth_url: format!("{}/register/{}", self.settings.server_url, login.code),
+            ..RegisterResponse::default()
+        }
+    }
+
+    /// Lets in the machine that waits, on an administrator's word.
+    pub(super) async fn admit_login(
+        &self,
+        login: &Login,
+        user: &User,
+    ) -> Result<Node, ServiceError> {
+        let admission =
+            Admission { user, tags: &[], ephemeral: login.request.ephemeral, spend: None };
+        self.admit(login.machine, &login.request, &admission).await
+    }
+
+    async fn admit_key(
+        &self,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+        key: &AuthKey,
+        user: &User,
+    ) -> Result<RegisterResponse, ServiceError> {
+        // A key that carries tags decides them; without, a node may not give itself any.
+        if key.tags.is_empty()
+            && let Some(reason) = unwanted_tags(request)
+        {
+            return Ok(refused(reason));
+        }
+        match self.admit(machine, request, &Admission::by_key(key, user)).await {
+            Ok(node) => Ok(self.success(&node)),
+            Err(ServiceError::Store(StoreError::Refused(reason))) => Ok(refused(reason.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds the node, or gives the owner's node on that machine its new key.
+    async fn admit(
+        &self,
+        machine: MachinePublic,
+        request: &RegisterRequest,
+        admission: &Admission<'_>,
+    ) -> Result<Node, ServiceError> {
+        let mut writer = self.writer().await;
+        // A repetition of the same request may have come first.
+        if let Some(node) = self.engine.node_by_key(&request.node_key) {
+            if node.machine != machine {
+                return Err(ServiceError::Conflict("the node key is taken".to_owned()));
+            }
+            return Ok(node);
+        }
+        let now = now();
+        let hostinfo = request.hostinfo.clone().unwrap_or_default();
+        let expires = self.expiry(admission, wanted_expiry(request));
+        if let Some(old) = self.predecessor(machine, &request.old_node_key, admission) {
+            let old_key = old.key;
+            let node = Node {
+                key: request.node_key,
+                user: admission.user.id,
+                tags: admission.tags.to_vec(),
+                ephemeral: admission.ephemeral,
+                capver: request.version.0,
+                expires,
+                ..old
+            };
+            let committed = self.store.update_node(&node, admission.spend, now).await?;
+            self.engine.put_node(committed.number, node.clone(), now);
+            self.key_gone(old_key);
+            tracing::info!(node = %node.name, "logged in again with a new key");
+            self.metrics.rekeyed.inc();
+            return Ok(node);
+        }
+
+        let (names, addresses) = self.engine.taken();
+        let (pair, cursor) = Addresses::next(writer.address_cursor, |v4| addresses.contains(&v4))
+            .ok_or_else(|| {
+                ServiceError::Conflict("all overlay addresses are taken: delete nodes".to_owned())
+            })?;
+        let mut node = Node {
+            id: NodeId::default(),
+            stable_id: format!("n{}", random_text(16)),
+            user: admission.user.id,
+            machine,
+            key: request.node_key,
+            disco: None,
+            name: names::unique(&names::label(&hostinfo.hostname), |name| names.contains(name)),
+            renamed: false,
+            addresses: pair,
+            tags: admission.tags.to_vec(),
+            ephemeral: admission.ephemeral,
+            capver: request.version.0,
+            home_derp: 0,
+            hostinfo,
+            endpoints: Vec::new(),
+            created: now,
+            expires,
+            last_seen: None,
+        };
+        let committed = self.store.insert_node(&node, cursor, admission.spend, now).await?;
+        writer.address_cursor = cursor;
+        node.id = committed.value;
+        self.engine.put_node(committed.number, node.clone(), now);
+        tracing::info!(node = %node.name, address = %node.addresses.v4, "joined");
+        self.metrics.joined.inc();
+        Ok(node)
+    }
+
+    /// The node that a new key replaces: the owner's on that machine, the named one first.
+    fn predecessor(
+        &self,
+        machine: MachinePublic,
+        old_key: &NodePublic,
+        admission: &Admission<'_>,
+    ) -> Option<Node> {
+        let mut candidates = self.engine.nodes_of_machine(&machine);
+        candidates.retain(|node| admission.owns(node));
+        let named = candidates.iter().position(|node| node.key == *old_key);
+        match named {
+            Some(index) => Some(candidates.swap_remove(index)),
+            None => candidates.into_iter().next(),
+        }
+    }
+
+    async fn try_auth_key(&self, secret: &str) -> Result<KeyOutcome, ServiceError> {
+        let key = match self.check_auth_key(secret).await {
+            Ok(key) => key,
+            Err(StoreError::Refused(reason)) => {
+                self.metrics.keys_refused.inc();
+                tracing::info!(%reason, "auth key refused");
+                return Ok(KeyOutcome::Refused(reason.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match self.engine.user(key.user) {
+            Some(user) => Ok(KeyOutcome::Valid(key, user)),
+            None => Ok(KeyOutcome::Refused("the user of this auth key was deleted".to_owned())),
+        }
+    }
+
+    async fn replace_node(
+        &self,
+        node: Node,
+        spend: Option<AuthKeyId>,
+    ) -> Result<(), ServiceError> {
+        let _writer = self.writer().await;
+        let committed = self.store.update_node(&node, spend, now()).await?;
+        self.engine.put_node(committed.number, node, now());
+        Ok(())
+    }
+
+    /// Nodes with tags do not expire; others after the default, or sooner if they wish.
+    fn expiry(
+        &self,
+        admission: &Admission<'_>,
+        wanted: Option<OffsetDateTime>,
+    ) -> Option<OffsetDateTime> {
+        if !admission.tags.is_empty() {
+            return None;
+        }
+        let latest = now() + self.settings.key_expiry;
+        Some(wanted.map_or(latest, |wanted| wanted.min(latest)))
+    }
+
+    fn success(&self, node: &Node) -> RegisterResponse {
+        let (id, login, display) = match self.engine.user(node.user).filter(|_| !node.is_tagged()) {
+            Some(user) => (user.id, login_name(self.engine.settings(), &user), user.name),
+            None => (TAGGED_DEVICES, "tagged-devices".to_owned(), "Tagged Devices".to_owned()),
+        };
+        RegisterResponse {
+            user: WireUser { id, display_name: display.clone(), ..WireUser::default() },
+            login: WireLogin {
+                id: user_number(id),
+                provider: "tailrace".to_owned(),
+                login_name: login,
+                display_name: display,
+                ..WireLogin::default()
+            },
+            machine_authorized: true,
+            ..RegisterResponse::default()
+        }
+    }
+}
+
+impl<'a> Admission<'a> {
+    fn by_key(key: &'a AuthKey, user: &'a User) -> Self {
+        Self { user, tags: &key.tags, ephemeral: key.ephemeral, spend: Some(key.id) }
+    }
+
+    /// Would a node that is admitted like this be the same as `node`?
+    fn owns(&self, node: &Node) -> bool {
+        if self.tags.is_empty() {
+            !node.is_tagged() && node.user == self.user.id
+        } else {
+            node.is_tagged()
+        }
+    }
+}
+
+fn user_number(id: UserId) -> i64 {
+    id.0
+}
+
+fn auth_key(request: &RegisterRequest) -> Option<&str> {
+    let auth = request.auth.as_ref()?;
+    Some(auth.auth_key.as_str()).filter(|key| !key.is_empty())
+}
+
+/// The expiry that a request asks for; Go's zero time leaves it to the server.
+fn wanted_expiry(request: &RegisterRequest) -> Option<OffsetDateTime> {
+    let wanted = request.expiry;
+    (!wanted.is_zero())
+        .then(|| OffsetDateTime::from_unix_timestamp(wanted.unix_seconds()).ok())
+        .flatten()
+}
+
+/// Without a policy nobody may choose tags but the key that carries them.
+fn unwanted_tags(request: &RegisterRequest) -> Option<String> {
+    let tags = &request.hostinfo.as_ref()?.request_tags;
+    (!tags.is_empty()).then(|| {
+        format!(
+            "the requested tags {} are not permitted: leave out --advertise-tags and use an auth \
+             key made with `tailrace-control keys create --tags`, or have an administrator run \
+             `tailrace-control nodes tag`",
+            tags.join(", ")
+        )
+    })
+}
+
+fn refused(reason: String) -> RegisterResponse {
+    RegisterResponse { error: reason, ..RegisterResponse::default() }
+}

@@ -1,0 +1,244 @@
+//! Attachments: programs on the overlay device, by tcx link or clsact filter.
+
+use std::{fmt, mem, path::Path};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+    util::KernelVersion,
+};
+use ebpf_abi::Direction;
+use rustix::io::Errno;
+
+use crate::{DataplaneError, error::is_errno, object, pins, pins::Pins};
+
+/// Priority and handle by which our clsact filters are found again after a restart: without a
+/// link there is nothing to pin. Filters of lower priority numbers run before ours.
+const CLSACT_PRIORITY: u16 = 100;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x7261);
+
+/// How programs are attached to the overlay device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Attachment {
+    /// A tcx link, Linux 6.6 or newer: pinned, and replaced atomically.
+    Tcx,
+    /// A filter on the clsact qdisc, by netlink: stays with the device.
+    Clsact,
+}
+
+impl Attachment {
+    /// What the running kernel offers.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        if KernelVersion::current().is_ok_and(|found| found >= KernelVersion::new(6, 6, 0)) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// One attached program. Dropping it detaches the program unless it is to outlive the process.
+pub(crate) enum Hook {
+    /// Attached for as long as this descriptor or its pin exists.
+    Tcx(#[expect(dead_code, reason = "held open: closing it detaches")] FdLink),
+    /// Attached until the filter is removed; detaches when dropped.
+    Clsact(#[expect(dead_code, reason = "held: dropping it detaches")] SchedClassifierLink),
+    /// Attached until the filter is removed.
+    ClsactKept,
+}
+
+/// Loads the program of `direction` and attaches it to `ifname`, replacing what an earlier
+/// process of ours left there.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    ifname: &str,
+    direction: Direction,
+    kind: Attachment,
+    pins: Option<&Pins>,
+) -> Result<Hook, DataplaneError> {
+    let program = object::program(ebpf, direction.program())?;
+    match kind {
+        Attachment::Tcx => {
+            let pin = pins.map(|pins| pins.link(direction));
+            tcx(program, ifname, direction, pin.as_deref()).map(Hook::Tcx)
+        }
+        Attachment::Clsact => {
+            let link = clsact(program, ifname, direction)?;
+            if pins.is_none() {
+                return Ok(Hook::Clsact(link));
+            }
+            // Its drop would remove the filter, which has to outlive the process.
+            mem::forget(link);
+            Ok(Hook::ClsactKept)
+        }
+    }
+}
+
+/// Detaches whatever an earlier process of ours left on `ifname`, which need not exist any more.
+pub(crate) fn detach(ifname: &str, pins: Option<&Pins>) -> Result<(), DataplaneError> {
+    for direction in Direction::ALL {
+        if let Some(pins) = pins {
+            pins::remove_file(&pins.link(direction))?;
+        }
+        match tc::qdisc_detach_program(ifname, attach_type(direction), direction.program()) {
+            Ok(()) => {}
+            Err(error) if nothing_there(&error) => {}
+            Err(error) => {
+                let operation = format!("removing the clsact filter from {ifname}");
+                return Err(DataplaneError::new(operation, error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// No such filter; no clsact qdisc (EINVAL); no such device, on two layers.
+fn nothing_there(error: &TcError) -> bool {
+    matches!(error, TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound)
+        || [Errno::NOENT, Errno::INVAL, Errno::NODEV, Errno::NXIO]
+            .into_iter()
+            .any(|code| is_errno(error, code))
+}
+
+fn tcx(
+    program: &mut SchedClassifier,
+    ifname: &str,
+    direction: Direction,
+    pin: Option<&Path>,
+) -> Result<FdLink, DataplaneError> {
+    let failed = |error: ProgramError| attach_error(ifname, direction, error);
+    let as_link = |error: LinkError| attach_error(ifname, direction, error);
+
+    let pinned = match pin {
+        Some(pin) => pinned_on(pin, ifname, direction)?,
+        None => None,
+    };
+    if let Some(link) = pinned {
+        let id = program.attach_to_link(link).map_err(failed)?;
+        return program
+            .take_link(id)
+            .map_err(failed)?
+            .try_into()
+            .map_err(as_link);
+    }
+
+    // First to see what arrives, last to see what leaves: others' verdicts do not hide traffic.
+    let order = match direction {
+        Direction::In => LinkOrder::first(),
+        Direction::Out => LinkOrder::last(),
+    };
+    let id = program
+        .attach_with_options(
+            ifname,
+            attach_type(direction),
+            TcAttachOptions::TcxOrder(order),
+        )
+        .map_err(failed)?;
+    let link: FdLink = program
+        .take_link(id)
+        .map_err(failed)?
+        .try_into()
+        .map_err(as_link)?;
+    match pin {
+        None => Ok(link),
+        Some(pin) => link
+            .pin(pin)
+            .map(FdLink::from)
+            .map_err(|error| DataplaneError::new(format!("pinning {}", pin.display()), error)),
+    }
+}
+
+/// Opens the link pinned at `pin` if it is attached to this very interface. The pin of a link
+/// whose device is gone, perhaps replaced by another of its name, is removed.
+fn pinned_on(
+    pin: &Path,
+    ifname: &str,
+    direction: Direction,
+) -> Result<Option<SchedClassifierLink>, DataplaneError> {
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let on_interface = || -> Result<SchedClassifierLink, Box<dyn std::error::Error>> {
+        let link = FdLink::from(PinnedLink::from_pin(pin)?);
+        let program = link.info()?.program_id();
+        let (_, programs) = SchedClassifier::query_tcx(ifname, attach_type(direction))?;
+        if !programs.iter().any(|found| found.id() == program) {
+            return Err("it is attached elsewhere".into());
+        }
+        Ok(link.try_into()?)
+    };
+    match on_interface() {
+        Ok(link) => Ok(Some(link)),
+        Err(reason) => {
+            tracing::info!(path = %pin.display(), %reason, "replacing a pinned attachment");
+            pins::remove_file(pin)?;
+            Ok(None)
+        }
+    }
+}
+
+fn clsact(
+    program: &mut SchedClassifier,
+    ifname: &str,
+    direction: Direction,
+) -> Result<SchedClassifierLink, DataplaneError> {
+    let failed = |error: ProgramError| attach_error(ifname, direction, error);
+    match tc::qdisc_add_clsact(ifname) {
+        Ok(()) => {}
+        Err(error) if is_errno(&error, Errno::EXIST) => {}
+        Err(error) => return Err(attach_error(ifname, direction, error)),
+    }
+
+    let attach_type = attach_type(direction);
+    let leftover =
+        SchedClassifierLink::attached(ifname, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+            .map_err(|error| attach_error(ifname, direction, error))?;
+    let id = match program.attach_to_link(leftover) {
+        Ok(id) => id,
+        Err(error) if is_errno(&error, Errno::NOENT) => {
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: CLSACT_PRIORITY,
+                handle: CLSACT_HANDLE,
+                classid: None,
+            });
+            program
+                .attach_with_options(ifname, attach_type, options)
+                .map_err(failed)?
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    program.take_link(id).map_err(failed)
+}
+
+fn attach_type(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::In => TcAttachType::Ingress,
+        Direction::Out => TcAttachType::Egress,
+    }
+}
+
+fn attach_error(
+    ifname: &str,
+    direction: Direction,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> DataplaneError {
+    if is_errno(&error, Errno::NODEV) || is_errno(&error, Errno::NXIO) {
+        return DataplaneError::NoInterface(ifname.to_owned());
+    }
+    let program = direction.program();
+    DataplaneError::new(format!("attaching {program} to {ifname}"), error)
+}

@@ -1,0 +1,36 @@
+//! The only owner of aya: loads, attaches, pins, fills and reads the eBPF programs.
+//!
+//! ```text
+//!                     set_peers: prefix -> peer          read: peer -> packets, bytes
+//!                              |                                   ^
+//!                     PEERS_V4, PEERS_V6                     PEER_COUNTS, TOTALS
+//!                              |                                   ^
+//!  peers -> [ overlay device -> overlay_in  ] -> host    (source names the peer)
+//!  peers <- [ overlay device <- overlay_out ] <- host    (destination names the peer)
+//! ```
+//!
+//! With a pin folder, programs and maps outlive the process: the next [`Counters::attach`] takes
+//! the maps over with all they have counted and replaces the programs without a gap.
+//!
+//! Kernel: Linux 6.1 or newer. From 6.6 the programs are attached by tcx links, below it by
+//! clsact filters.
+#![forbid(unsafe_code)]
+
+mod attach;
+mod counters;
+mod error;
+#[cfg(feature = "ebpf-log")]
+mod log;
+mod object;
+mod pins;
+mod plan;
+mod tables;
+mod trial;
+
+pub use attach::Attachment;
+pub use counters::Counters;
+pub use ebpf_abi::{ABI_VERSION, Count, Direction, PeerCounters, PeerIndex, Reason};
+pub use error::DataplaneError;
+pub use object::is_embedded;
+pub use pins::pin_folder;
+pub use trial::{Gso, Outcome, Program, Trial};

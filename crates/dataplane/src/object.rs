@@ -1,0 +1,186 @@
+//! The embedded eBPF object: checks it, creates its maps, loads its programs.
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use aya_obj::{Object, ProgramSection};
+use ebpf_abi::{ABI_VERSION, ABI_VERSION_SECTION, MAPS, MapSpec, PROGRAMS};
+
+use crate::{DataplaneError, pins::Pins};
+
+/// The object, or nothing if the binary was built without it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tailrace.o"));
+
+/// Whether this binary holds an object at all.
+#[must_use]
+pub fn is_embedded() -> bool {
+    !OBJECT.is_empty()
+}
+
+/// Creates the object's maps, or takes over the pinned ones, and relocates the programs.
+pub(crate) fn load(pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
+    check(OBJECT)?;
+    let mut loader = EbpfLoader::new();
+    // The BTF of the kernel serves relocations that Rust programs do not have.
+    loader.btf(None);
+    if let Some(pins) = pins {
+        for map in &MAPS {
+            loader.map_pin_path(map.name, pins.map(map));
+        }
+    }
+    loader.load(OBJECT).map_err(|error| match error {
+        EbpfError::ParseError(error) => bad("it cannot be parsed", error),
+        EbpfError::RelocationError(error) => bad("its programs cannot be relocated", error),
+        error => DataplaneError::new("creating the eBPF maps", error),
+    })
+}
+
+/// Hands program `name` of the object to the verifier, once, and returns it, ready to be attached.
+pub(crate) fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DataplaneError> {
+    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    let program: &mut SchedClassifier = program
+        .try_into()
+        .map_err(|error: ProgramError| bad(&format!("{name} is no TC program"), error))?;
+    if program.fd().is_err() {
+        program
+            .load()
+            .map_err(|error| DataplaneError::loading(name, error))?;
+    }
+    Ok(program)
+}
+
+/// Compares an object file with what `ebpf-abi` says of it, before the kernel hears of it.
+fn check(bytes: &[u8]) -> Result<(), DataplaneError> {
+    if bytes.is_empty() {
+        return Err(DataplaneError::EmptyObject);
+    }
+    check_parsed(&Object::parse(bytes).map_err(|error| bad("it cannot be parsed", error))?)
+}
+
+fn check_parsed(object: &Object) -> Result<(), DataplaneError> {
+    let version = object
+        .maps
+        .get(ABI_VERSION_SECTION)
+        .and_then(|section| section.data().first_chunk::<4>())
+        .ok_or_else(|| missing(ABI_VERSION_SECTION))?;
+    let found = u32::from_le_bytes(*version);
+    if found != ABI_VERSION {
+        return Err(DataplaneError::AbiMismatch {
+            found,
+            expected: ABI_VERSION,
+        });
+    }
+    for name in PROGRAMS {
+        let program = object.programs.get(name).ok_or_else(|| missing(name))?;
+        if !matches!(program.section, ProgramSection::SchedClassifier) {
+            return Err(damaged(format!("{name} is no TC program")));
+        }
+    }
+    for expected in MAPS {
+        let map = object
+            .maps
+            .get(expected.name)
+            .ok_or_else(|| missing(expected.name))?;
+        let found = MapSpec {
+            name: expected.name,
+            map_type: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            max_entries: map.max_entries(),
+            flags: map.map_flags(),
+        };
+        if found != expected {
+            return Err(damaged(format!("{found:?} instead of {expected:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// Says that the object lacks `name`.
+pub(crate) fn missing(name: &str) -> DataplaneError {
+    damaged(format!("{name} is missing"))
+}
+
+fn damaged(what: String) -> DataplaneError {
+    DataplaneError::BadObject { what, source: None }
+}
+
+fn bad(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> DataplaneError {
+    DataplaneError::BadObject {
+        what: what.to_owned(),
+        source: Some(Box::new(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The built object, or a line that says why the test cannot run.
+    fn built(test: &str) -> Option<Object> {
+        if is_embedded() {
+            return Some(Object::parse(OBJECT).unwrap());
+        }
+        println!("SKIP {test}: no eBPF object; run `cargo xtask build-ebpf`");
+        None
+    }
+
+    #[test]
+    fn the_built_object_holds_every_program_and_map_of_the_abi() {
+        let Some(object) =
+            built("dataplane::the_built_object_holds_every_program_and_map_of_the_abi")
+        else {
+            return;
+        };
+        check_parsed(&object).unwrap();
+        assert_eq!(object.license.to_bytes(), b"Dual MIT/GPL");
+    }
+
+    #[test]
+    fn an_object_of_another_version_is_refused() {
+        let Some(mut object) = built("dataplane::an_object_of_another_version_is_refused") else {
+            return;
+        };
+        let section = object.maps.get_mut(ABI_VERSION_SECTION).unwrap();
+        *section.data_mut() = (ABI_VERSION + 1).to_le_bytes().to_vec();
+        let error = check_parsed(&object).unwrap_err();
+        assert!(
+            matches!(error, DataplaneError::AbiMismatch { found, .. } if found == ABI_VERSION + 1),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn an_object_with_another_layout_is_refused() {
+        let Some(mut object) = built("dataplane::an_object_with_another_layout_is_refused") else {
+            return;
+        };
+        let map = object.maps.get_mut(ebpf_abi::TOTALS.name).unwrap();
+        map.set_value_size(8);
+        assert!(matches!(
+            check_parsed(&object),
+            Err(DataplaneError::BadObject { .. })
+        ));
+        object.maps.remove(ebpf_abi::TOTALS.name);
+        let error = check_parsed(&object).unwrap_err();
+        assert!(error.to_string().contains("TOTALS is missing"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_object_says_how_to_build_one() {
+        let error = check(&[]).unwrap_err();
+        assert!(error.to_string().contains("cargo xtask build-ebpf"));
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        assert!(matches!(
+            check(b"not an ELF file"),
+            Err(DataplaneError::BadObject { .. })
+        ));
+    }
+}

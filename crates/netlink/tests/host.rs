@@ -1,0 +1,124 @@
+//! Addresses, routes, rules and links against a real kernel, in a network namespace of their own.
+
+mod namespace;
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use namespace::in_namespace;
+use netlink::{Error, Family, Netlink, addresses, links, routes, rules};
+
+/// Interface number of `lo` in every fresh namespace.
+const LO: u32 = 1;
+
+#[test]
+fn applying_addresses_twice_changes_nothing() {
+    in_namespace("applying_addresses_twice_changes_nothing", async || {
+        let netlink = Netlink::open().unwrap();
+        up(&netlink).await;
+        let desired = nets(&["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]);
+        let before = addresses::dump(&netlink, LO).await.unwrap();
+        let desired: BTreeSet<IpNet> = desired.union(&before).copied().collect();
+
+        for change in addresses::plan(&desired, &before) {
+            addresses::apply(&netlink, LO, change).await.unwrap();
+            addresses::apply(&netlink, LO, change).await.unwrap();
+        }
+
+        let after = addresses::dump(&netlink, LO).await.unwrap();
+        assert_eq!(after, desired);
+        assert_eq!(addresses::plan(&desired, &after), []);
+        for change in addresses::plan(&before, &after) {
+            addresses::apply(&netlink, LO, change).await.unwrap();
+            addresses::apply(&netlink, LO, change).await.unwrap();
+        }
+        assert_eq!(addresses::dump(&netlink, LO).await.unwrap(), before);
+    });
+}
+
+#[test]
+fn applying_routes_twice_changes_nothing() {
+    in_namespace("applying_routes_twice_changes_nothing", async || {
+        let netlink = Netlink::open().unwrap();
+        up(&netlink).await;
+        let desired = nets(&["100.64.0.2/32", "10.1.0.0/16", "fd7a:115c:a1e0::2/128"]);
+        let before = routes::dump(&netlink, routes::TABLE, LO).await.unwrap();
+        assert!(before.is_empty());
+        assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
+
+        for change in routes::plan(&desired, &before) {
+            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+        }
+
+        let after = routes::dump(&netlink, routes::TABLE, LO).await.unwrap();
+        assert_eq!(after, desired);
+        assert!(!routes::is_empty(&netlink, routes::TABLE).await.unwrap());
+        for change in routes::plan(&before, &after) {
+            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+        }
+        assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
+    });
+}
+
+#[test]
+fn applying_rules_twice_changes_nothing() {
+    in_namespace("applying_rules_twice_changes_nothing", async || {
+        let netlink = Netlink::open().unwrap();
+        let desired = rules::standard(&Family::BOTH);
+        let before = rules::dump(&netlink, &desired).await.unwrap();
+        assert!(before.is_empty());
+
+        for change in rules::plan(&desired, &before) {
+            rules::apply(&netlink, change).await.unwrap();
+            rules::apply(&netlink, change).await.unwrap();
+        }
+
+        let after = rules::dump(&netlink, &desired).await.unwrap();
+        assert_eq!(after, desired);
+        for change in rules::plan(&BTreeSet::new(), &after) {
+            rules::apply(&netlink, change).await.unwrap();
+            rules::apply(&netlink, change).await.unwrap();
+        }
+        assert!(rules::dump(&netlink, &desired).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn an_absent_interface_is_none_and_deleting_it_is_fine() {
+    in_namespace("an_absent_interface_is_none_and_deleting_it_is_fine", async || {
+        let netlink = Netlink::open().unwrap();
+        assert_eq!(links::get(&netlink, "absent0").await.unwrap(), None);
+        links::delete(&netlink, "absent0").await.unwrap();
+    });
+}
+
+#[test]
+fn a_kernel_without_wireguard_says_so() {
+    in_namespace("a_kernel_without_wireguard_says_so", async || {
+        let netlink = Netlink::open().unwrap();
+        match links::create_wireguard(&netlink, "wg0").await {
+            Ok(()) => {
+                let link = links::get(&netlink, "wg0").await.unwrap().unwrap();
+                assert_eq!(link.kind, links::Kind::WireGuard);
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::NoWireGuard { .. }), "{error:?}");
+                assert!(error.errno().is_some());
+            }
+        }
+    });
+}
+
+async fn up(netlink: &Netlink) {
+    let lo = links::get(netlink, "lo").await.unwrap().unwrap();
+    assert_eq!(lo.index, LO);
+    links::ensure_up(netlink, &lo, lo.mtu).await.unwrap();
+    let lo = links::get(netlink, "lo").await.unwrap().unwrap();
+    assert!(lo.up);
+}
+
+fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}

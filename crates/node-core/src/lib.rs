@@ -1,0 +1,13 @@
+//! From a network map to the desired state of a node: pure, no sockets, no clock.
+//!
+//! [`Desired::from_netmap`] turns what the coordination server sent into what this host should look
+//! like (addresses, peers, routes, relays); the agent's shells make it so. [`endpoints`] gives each
+//! peer the synthetic endpoint by which WireGuard reaches it through the agent.
+#![forbid(unsafe_code)]
+
+pub mod derp;
+mod desired;
+pub mod endpoints;
+
+pub use derp::{DerpMap, RegionId};
+pub use desired::{DEFAULT_MTU, Desired, DesiredPeer, Options};

@@ -1,0 +1,42 @@
+//! Header parsing and classification shared by eBPF programs and host tests.
+//!
+//! Packets are those of the overlay device: they begin with their IP header. The same code runs in
+//! the kernel, where the verifier proves it, and in host tests, which cut packets at every byte.
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod header;
+mod overlay;
+mod size;
+#[cfg(test)]
+mod tests;
+
+pub use overlay::{Address, remote_address};
+pub use size::{Gso, count};
+
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+/// Read access to a packet, wherever its bytes live.
+pub trait Window {
+    /// Length of the whole packet in bytes, readable here or not.
+    fn len(&self) -> u32;
+
+    /// Whether the packet has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the `T` at `offset`, or `None` where it is not wholly readable.
+    fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T>;
+}
+
+impl Window for [u8] {
+    fn len(&self) -> u32 {
+        u32::try_from(<[u8]>::len(self)).unwrap_or(u32::MAX)
+    }
+
+    fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T> {
+        let (value, _) = T::ref_from_prefix(self.get(offset..)?).ok()?;
+        Some(value)
+    }
+}

@@ -1,0 +1,120 @@
+//! The standard topology: public hosts and hosts behind NAT on one internet.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+
+use crate::link::Bridge;
+use crate::namespace::Namespace;
+use crate::nat::Nat;
+use crate::sweep::sweep;
+
+/// The internet's prefix: 203.0.113.0/24 is reserved for documentation (RFC 5737).
+const PUBLIC: [u8; 3] = [203, 0, 113];
+/// Host part of the first server.
+const FIRST_SERVER: u8 = 10;
+/// Host part of the first router.
+const FIRST_ROUTER: u8 = 100;
+
+/// An internet, empty at first.
+///
+/// Keep it until the hosts that were made from it are gone.
+#[derive(Debug)]
+pub struct Lab {
+    internet: Bridge,
+    servers: u8,
+    sites: u8,
+}
+
+/// A machine of the lab.
+#[derive(Debug)]
+pub struct Host {
+    namespace: Namespace,
+    address: Ipv4Addr,
+    nat: Option<Nat>,
+}
+
+impl Lab {
+    /// Makes the internet, after sweeping up what dead processes left.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::new`].
+    pub fn new() -> Result<Lab> {
+        sweep()?;
+        Ok(Lab {
+            internet: Bridge::new("internet")?,
+            servers: 0,
+            sites: 0,
+        })
+    }
+
+    /// Adds a host with a public address: 203.0.113.10 and up.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` refuses.
+    pub fn server(&mut self, label: &str) -> Result<Host> {
+        let address = public(FIRST_SERVER, self.servers)?;
+        self.servers += 1;
+        let namespace = Namespace::new(label)?;
+        self.internet.plug(&namespace, "eth0")?;
+        namespace.ip(&format!("addr add {address}/24 dev eth0"))?;
+        Ok(Host {
+            namespace,
+            address,
+            nat: None,
+        })
+    }
+
+    /// Adds a host behind a NAT router of its own: 192.168.1.2 and up.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn behind_nat(&mut self, label: &str) -> Result<Host> {
+        let outside = public(FIRST_ROUTER, self.sites)?;
+        self.sites += 1;
+        let namespace = Namespace::new(label)?;
+        let router = format!("{label}-router");
+        let nat = Nat::new(&router, &mut self.internet, outside, &namespace, self.sites)?;
+        let address = Ipv4Addr::new(192, 168, self.sites, 2);
+        Ok(Host {
+            namespace,
+            address,
+            nat: Some(nat),
+        })
+    }
+
+    /// The switch that all are plugged into.
+    #[must_use]
+    pub fn internet(&self) -> &Bridge {
+        &self.internet
+    }
+}
+
+impl Host {
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its own address: public for a server, private behind NAT.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The router before it, if any.
+    #[must_use]
+    pub fn nat(&self) -> Option<&Nat> {
+        self.nat.as_ref()
+    }
+}
+
+fn public(first: u8, taken: u8) -> Result<Ipv4Addr> {
+    let [a, b, c] = PUBLIC;
+    let d = first.checked_add(taken).context("the lab's /24 is full")?;
+    Ok(Ipv4Addr::new(a, b, c, d))
+}

@@ -1,0 +1,40 @@
+//! Network namespaces, veth, bridges and NAT as RAII guards, and real daemons inside them.
+//!
+//! ```text
+//!             control  relay              public hosts, 203.0.113.0/24
+//!                │       │
+//!          ──────┴───┬───┴────── internet a bridge in a namespace of its own
+//!                    │
+//!        ┌───────────┴────────────┐
+//!     router                   router     masquerade; nothing unasked comes in
+//!        │ 192.168.1.0/24         │ 192.168.2.0/24
+//!      alice                     bob
+//! ```
+//!
+//! Every guard removes what it made when it is dropped, a panicking test included. What a killed
+//! process leaves behind is swept by the next [`Lab::new`]: names carry the process id.
+//!
+//! Processes die with the *thread* that spawned them (`PR_SET_PDEATHSIG`), so spawn them from the
+//! thread that also runs the test.
+#![deny(unsafe_code)]
+
+mod folder;
+mod lab;
+mod link;
+mod namespace;
+mod nat;
+mod process;
+mod skip;
+mod sweep;
+pub mod tailnet;
+mod wait;
+
+pub use folder::Folder;
+pub use lab::{Host, Lab};
+pub use link::{Bridge, veth};
+pub use namespace::Namespace;
+pub use nat::Nat;
+pub use process::{Process, run};
+pub use skip::unavailable;
+pub use sweep::sweep;
+pub use wait::{scaled, time_scale, wait_until};

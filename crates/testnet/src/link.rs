@@ -1,0 +1,82 @@
+//! Cables and switches between namespaces.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::namespace::Namespace;
+use crate::process::run;
+
+/// Lays a cable: a veth pair, one end in each namespace, both up.
+///
+/// The pair goes when either namespace does.
+///
+/// # Errors
+///
+/// When `ip` refuses, as for a name in use.
+pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
+    let (a_space, a_name) = a;
+    let (b_space, b_name) = b;
+    run(Command::new("ip").args([
+        "link",
+        "add",
+        a_name,
+        "netns",
+        a_space.name(),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        b_name,
+        "netns",
+        b_space.name(),
+    ]))?;
+    a_space.ip(&format!("link set {a_name} up"))?;
+    b_space.ip(&format!("link set {b_name} up"))?;
+    Ok(())
+}
+
+/// A switch: a bridge in a namespace of its own. It has no address and sees every frame.
+#[derive(Debug)]
+pub struct Bridge {
+    namespace: Namespace,
+    ports: u32,
+}
+
+impl Bridge {
+    /// Makes the switch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Namespace::new`].
+    pub fn new(label: &str) -> Result<Bridge> {
+        let namespace = Namespace::new(label)?;
+        // Answer at once: no spanning tree among our cables.
+        namespace.ip("link add bridge type bridge stp_state 0 forward_delay 0")?;
+        namespace.ip("link set bridge up")?;
+        Ok(Bridge {
+            namespace,
+            ports: 0,
+        })
+    }
+
+    /// Plugs `host` in; its interface is called `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`veth`].
+    pub fn plug(&mut self, host: &Namespace, name: &str) -> Result<()> {
+        let port = format!("port{}", self.ports);
+        self.ports += 1;
+        veth((host, name), (&self.namespace, &port))?;
+        self.namespace
+            .ip(&format!("link set {port} master bridge"))?;
+        Ok(())
+    }
+
+    /// The namespace it lives in.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+}

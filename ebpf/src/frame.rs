@@ -1,0 +1,69 @@
+//! A packet in the kernel's buffer, as `packet` reads it.
+#![expect(unsafe_code, reason = "direct packet access")]
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use packet::{Gso, Window};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+/// Bytes of headers that parsing may want: IPv4 or IPv6 and TCP, each with all its options.
+const HEADERS: u32 = 120;
+
+/// The linear part of a buffer, read in place.
+pub(crate) struct Frame<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> Frame<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    /// Segmentation state of the buffer.
+    #[inline(always)]
+    pub(crate) fn gso(&self) -> Gso {
+        let skb = self.skb();
+        Gso {
+            size: skb.gso_size,
+            segments: skb.gso_segs,
+        }
+    }
+
+    /// Makes the headers readable in place. Returns whether more bytes may be readable than before.
+    ///
+    /// Costly, and seldom needed: WireGuard, TUN and the kernel's own TCP keep them there.
+    #[inline(always)]
+    pub(crate) fn pull_headers(&self) -> bool {
+        let wanted = self.len().min(HEADERS);
+        let readable = self.ctx.data() + wanted as usize <= self.ctx.data_end();
+        !readable && self.ctx.pull_data(wanted).is_ok()
+    }
+
+    #[inline(always)]
+    fn skb(&self) -> &__sk_buff {
+        // SAFETY: the kernel passes a valid context, which lives as long as the program runs.
+        unsafe { &*self.ctx.skb.skb }
+    }
+}
+
+impl Window for Frame<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T> {
+        let start = self.ctx.data() + offset;
+        if start + size_of::<T>() > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: in bounds by the check above, hence not null (said aloud, or the compiler compares
+        // the pointer with 0); `T` accepts any bytes at any alignment. Only `pull_headers` moves the
+        // packet, and no reference is held across it.
+        unsafe {
+            core::hint::assert_unchecked(start != 0);
+            Some(&*(start as *const T))
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! See `fuzz::control::early_payload`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::control::early_payload(data));

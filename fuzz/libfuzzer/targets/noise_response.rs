@@ -1,0 +1,3 @@
+//! See `fuzz::control::noise_response`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::control::noise_response(data));

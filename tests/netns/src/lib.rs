@@ -1,0 +1,93 @@
+//! Tests with real daemons in network namespaces: what they share.
+//!
+//! Each test makes its own lab (see `testnet`), so tests run side by side. The agent runs on the
+//! embedded WireGuard, or on the kernel's where `TAILRACE_WIREGUARD=kernel` says so (in the VM).
+#![forbid(unsafe_code)]
+
+mod snapshot;
+mod transfer;
+
+use std::net::IpAddr;
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use testnet::tailnet::{Node, Tailnet};
+
+pub use snapshot::KernelState;
+pub use transfer::transfer;
+
+/// Time within which two joined nodes reach each other.
+pub const CONNECT: Duration = Duration::from_secs(20);
+/// Time within which a tailnet heals once the killed server listens again (issue's promise).
+pub const HEAL: Duration = Duration::from_secs(15);
+
+/// Both addresses of a node.
+///
+/// # Errors
+///
+/// When it has not joined.
+pub fn addresses(node: &Node) -> Result<[IpAddr; 2]> {
+    Ok([node.ip("-4")?, node.ip("-6")?])
+}
+
+/// Two joined nodes that reach each other.
+///
+/// # Errors
+///
+/// When they do not.
+pub fn connected_pair() -> Result<Tailnet> {
+    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    alice.reach(bob.ip("-4")?, CONNECT)?;
+    Ok(tailnet)
+}
+
+/// The first two nodes.
+///
+/// # Errors
+///
+/// When there are fewer.
+pub fn pair(nodes: &[Node]) -> Result<[&Node; 2]> {
+    match nodes {
+        [alice, bob, ..] => Ok([alice, bob]),
+        _ => anyhow::bail!("not two nodes"),
+    }
+}
+
+/// Checks that a command failed as a command should: non-zero, one line on standard error that
+/// holds each of `words` (in any case), no panic.
+///
+/// # Errors
+///
+/// When it did not; the message holds all that it printed.
+pub fn refused(output: &Output, words: &[&str]) -> Result<()> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let context = || format!("stdout: {stdout}\nstderr: {stderr}");
+    ensure!(!output.status.success(), "it succeeded\n{}", context());
+    ensure!(
+        output.status.code().is_some(),
+        "it died of a signal\n{}",
+        context()
+    );
+    ensure!(
+        stderr.trim().lines().count() == 1,
+        "not one line\n{}",
+        context()
+    );
+    names(&stderr, words).with_context(context)
+}
+
+/// Checks that `text` holds each of `words`, in any case.
+///
+/// # Errors
+///
+/// Names the missing word.
+pub fn names(text: &str, words: &[&str]) -> Result<()> {
+    let text = text.to_lowercase();
+    for word in words {
+        ensure!(text.contains(&word.to_lowercase()), "does not say {word:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! An agent that dies, or starts while control is away.
+
+use anyhow::{Context, Result, ensure};
+use netns_tests::{CONNECT, HEAL, addresses, connected_pair};
+use serde_json::Value;
+use testnet::tailnet::{Control, ControlOptions, Engine, Node, Relay};
+use testnet::{Lab, skip_unless_available, wait_until};
+
+#[test]
+fn a_killed_agent_comes_back_with_its_address_and_identity() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut tailnet = connected_pair()?;
+    let [alice, bob] = tailnet.nodes.as_mut_slice() else {
+        anyhow::bail!("two nodes")
+    };
+    let before = (addresses(alice)?, identity(alice)?);
+
+    alice.kill()?;
+    alice.start_again()?;
+
+    wait_until(CONNECT, "alice has her address again", || addresses(alice))?;
+    ensure!(
+        (addresses(alice)?, identity(alice)?) == before,
+        "not who she was"
+    );
+    alice.reach(bob.ip("-4")?, HEAL)?;
+    bob.reach(before.0[1], HEAL)?;
+    let list = tailnet.control.admin(&["nodes", "list"])?;
+    ensure!(
+        list.matches("alice").count() == 1,
+        "one node, not two:\n{list}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_ended_agent_comes_back_and_the_kernels_tunnel_does_not_go_meanwhile() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut tailnet = connected_pair()?;
+    let [alice, bob] = tailnet.nodes.as_mut_slice() else {
+        anyhow::bail!("two nodes")
+    };
+    let before = addresses(alice)?;
+
+    alice.terminate()?;
+    let links = alice.host().namespace().ip("-o link")?;
+    let stays = links.contains("tailrace0");
+    ensure!(
+        stays == (Engine::under_test() == Engine::Kernel),
+        "after SIGTERM:\n{links}"
+    );
+
+    alice.start_again()?;
+    wait_until(CONNECT, "alice has her address again", || {
+        ensure!(addresses(alice)? == before, "another address");
+        Ok(())
+    })?;
+    alice.reach(bob.ip("-4")?, HEAL)?;
+    bob.reach(before[0], HEAL)
+}
+
+#[test]
+fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut lab = Lab::new()?;
+    let relay = Relay::start(lab.server("relay")?)?;
+    let options = ControlOptions {
+        derp_map: Some(relay.derp_map()?),
+    };
+    let mut control = Control::start(lab.server("control")?, options)?;
+    let key = control.auth_key(&["--reusable"])?;
+    let mut alice = Node::start(lab.behind_nat("alice")?)?;
+    alice.join(&control.url(), &key)?;
+    let bob = Node::start(lab.behind_nat("bob")?)?;
+    bob.join(&control.url(), &key)?;
+    let address = bob.ip("-4")?;
+    alice.reach(address, CONNECT)?;
+
+    control.kill()?;
+    alice.kill()?;
+    alice.start_again()?;
+
+    alice.reach(address, CONNECT)?;
+    let status = alice.status()?;
+    let stale = status
+        .pointer("/Tailrace/MapStale")
+        .and_then(Value::as_bool);
+    ensure!(stale == Some(true), "the map is marked stale: {status}");
+    Ok(())
+}
+
+/// Node key and stable id.
+fn identity(node: &Node) -> Result<(String, String)> {
+    let status = node.status()?;
+    let text = |pointer: &str| {
+        let value = status
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .map(str::to_owned);
+        value.with_context(|| format!("no {pointer} in {status}"))
+    };
+    Ok((text("/Self/PublicKey")?, text("/Self/ID")?))
+}

@@ -1,0 +1,92 @@
+//! The demo: two nodes behind NAT, joined and relayed by our own servers, on one machine.
+
+mod figures;
+mod lab;
+mod live;
+mod topology;
+
+use std::io::{IsTerminal, stdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::ebpf;
+use crate::program::is_root;
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// How the demo runs. Without an option: a live table until Ctrl-C.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Verify pings and throughput in both directions, then exit: 0 if all is well.
+    #[arg(long, conflicts_with = "keep")]
+    once: bool,
+    /// Keep the lab to explore: prints the commands and waits for Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Set by Ctrl-C and its like.
+#[derive(Clone, Debug)]
+struct Stop(Arc<AtomicBool>);
+
+/// Sets up, joins two nodes and shows them. Leaves nothing behind.
+///
+/// # Errors
+///
+/// When something cannot be installed, a node does not join, or `--once` finds no connectivity.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    ensure!(
+        is_root(),
+        "the demo makes network namespaces: run it as root, \
+         for example: sudo env \"PATH=$PATH\" cargo xtask demo"
+    );
+    setup::lab()?;
+    let tools = setup::ebpf_tools(workspace)?;
+    ebpf::build(&workspace.root, &tools)?;
+    let programs = workspace.build_daemons(false)?;
+
+    let stop = Stop::on_signal()?;
+    let tailnet = lab::start(&stop)?;
+    println!("\n{}", topology::draw(&tailnet)?);
+    if options.once {
+        figures::verify(&tailnet)?;
+        println!("\nAll is well.");
+        return Ok(());
+    }
+    if options.keep {
+        println!("{}", topology::hints(&tailnet, &programs));
+        println!("Ctrl-C takes the lab down.");
+        while !stop.is_set() {
+            thread::sleep(Duration::from_millis(100));
+        }
+    } else {
+        live::show(&tailnet, &stop, stdout().is_terminal())?;
+    }
+    println!("\nTaking the lab down.");
+    Ok(())
+}
+
+impl Stop {
+    fn on_signal() -> Result<Stop> {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&flag))?;
+        }
+        Ok(Stop(flag))
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fails once a signal has come, so that guards clean up on the way out.
+    fn check(&self) -> Result<()> {
+        ensure!(!self.is_set(), "interrupted");
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! The netns tests and the kernel-facing crates' tests inside a VM, on kernel WireGuard.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::tally::Tally;
+use crate::program;
+use crate::setup::Kernel;
+use crate::vm::{self, EXIT, Executable, Guest, SUITE};
+use crate::workspace::Workspace;
+
+/// Packages whose tests touch the kernel.
+const PACKAGES: &[&str] = &["testnet", "netlink", "dataplane", "netns-tests"];
+
+/// Boots `kernel`, runs the tests of [`PACKAGES`] and counts them.
+///
+/// # Errors
+///
+/// When the tests do not compile or the VM cannot be made.
+pub(crate) fn run(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    daemons: &Path,
+    tally: &mut Tally,
+) -> Result<()> {
+    println!("\nSuite vm {}: compiling", kernel.name);
+    let tests = executables(workspace)?;
+    println!(
+        "Suite vm {}: booting {} (emulated: takes minutes)",
+        kernel.name, kernel.version
+    );
+    let guest = Guest {
+        tests,
+        daemons: daemons.to_owned(),
+        environment: vec![("TAILRACE_WIREGUARD".to_owned(), "kernel".to_owned())],
+    };
+    let label = format!("vm {}", kernel.name);
+    match vm::run(kernel, &guest) {
+        Ok(console) => count(&label, &console, tally),
+        Err(error) => {
+            println!("{label}: {error:#}");
+            tally.failed += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The test binaries of [`PACKAGES`].
+fn executables(workspace: &Workspace) -> Result<Vec<Executable>> {
+    let mut command = workspace.cargo();
+    command.args(["test", "--quiet", "--no-run", "--message-format", "json"]);
+    // Not doc tests: they need a compiler.
+    command.args(["--lib", "--tests"]);
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    let messages = program::quiet(&mut command)?;
+    let mut tests: Vec<Executable> = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|message| executable(&message))
+        .collect();
+    tests.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tests)
+}
+
+/// The test binary that a message of cargo's reports, named `<package>-<target>`.
+fn executable(message: &Value) -> Option<Executable> {
+    let path = message.get("executable")?.as_str()?;
+    if !message.pointer("/profile/test")?.as_bool()? {
+        return None;
+    }
+    let manifest = Path::new(message.get("manifest_path")?.as_str()?);
+    let package = manifest.parent()?.file_name()?.to_str()?;
+    let target = message.pointer("/target/name")?.as_str()?.replace('_', "-");
+    let name = if target == package {
+        target
+    } else {
+        format!("{package}-{target}")
+    };
+    Some(Executable {
+        name,
+        path: PathBuf::from(path),
+    })
+}
+
+/// Counts each test binary's part of the console, and shows it if it failed.
+fn count(label: &str, console: &[String], tally: &mut Tally) {
+    let mut part: Vec<&str> = Vec::new();
+    for line in console {
+        if line.starts_with(SUITE) {
+            part.clear();
+        } else if let Some(rest) = line.strip_prefix(EXIT) {
+            let failed = tally.read(label, part.iter().copied());
+            if status(rest).is_err() || status(rest).is_ok_and(|status| status != 0) {
+                println!("{label}: {rest}\n{}", part.join("\n"));
+                if !failed {
+                    tally.failed += 1;
+                }
+            }
+            part.clear();
+        } else {
+            part.push(line);
+        }
+    }
+}
+
+/// The number at the end of `<name> <status>`.
+fn status(text: &str) -> Result<i32> {
+    let (_, status) = text.rsplit_once(' ').context("no status")?;
+    Ok(status.parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_that_dies_without_a_result_counts_as_failed() {
+        let console = [
+            "=== kernel 6.12",
+            "=== suite a",
+            "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured",
+            "=== exit a 0",
+            "=== suite b",
+            "Segmentation fault",
+            "=== exit b 139",
+            "=== done",
+        ];
+        let console: Vec<String> = console.iter().map(|line| (*line).to_owned()).collect();
+        let mut tally = Tally::default();
+        count("vm 6.12", &console, &mut tally);
+        assert_eq!(tally.to_string(), "2 passed, 1 failed, 0 skipped");
+    }
+}
