@@ -113,7 +113,10 @@ impl Settings {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text).map_err(|problem| ConfigError::Parse { path: path.to_owned(), problem })
+        Self::parse(&text).map_err(|problem| ConfigError::Parse {
+            path: path.to_owned(),
+            problem,
+        })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -174,7 +177,9 @@ fn is_interface_name(name: &str) -> bool {
         && name.len() <= MAX_DEVICE_LEN
         && name != "."
         && name != ".."
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// Turns "unknown field `prot`, expected one of …" into a suggestion.
@@ -184,8 +189,13 @@ fn explain(message: &str) -> String {
         (true, Some(unknown)) => {
             let known: Vec<&str> = names.collect();
             match closest(unknown, &known) {
-                Some(likely) => format!("unknown setting \"{unknown}\": did you mean \"{likely}\"?"),
-                None => format!("unknown setting \"{unknown}\": known are {}", known.join(", ")),
+                Some(likely) => {
+                    format!("unknown setting \"{unknown}\": did you mean \"{likely}\"?")
+                }
+                None => format!(
+                    "unknown setting \"{unknown}\": known are {}",
+                    known.join(", ")
+                ),
             }
         }
         _ => message.lines().collect::<Vec<_>>().join(" "),
@@ -224,13 +234,19 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_refused_with_line_and_suggestion() {
         let problem = Settings::parse("device = \"t0\"\nprot = 1\n").unwrap_err();
-        assert_eq!(problem, "line 2: unknown setting \"prot\": did you mean \"port\"?");
+        assert_eq!(
+            problem,
+            "line 2: unknown setting \"prot\": did you mean \"port\"?"
+        );
     }
 
     #[test]
     fn an_unknown_key_without_a_likely_meaning_lists_what_is_known() {
         let problem = Settings::parse("colour = \"blue\"\n").unwrap_err();
-        assert!(problem.contains("known are state_dir, socket, device"), "{problem}");
+        assert!(
+            problem.contains("known are state_dir, socket, device"),
+            "{problem}"
+        );
     }
 
     #[test]
@@ -242,8 +258,12 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file() {
-        let flags = Settings { port: Some(1), ..Settings::default() };
-        let file = Settings::parse("port = 2\nstate_dir = \"/s\"\nwireguard = \"kernel\"\n").unwrap();
+        let flags = Settings {
+            port: Some(1),
+            ..Settings::default()
+        };
+        let file =
+            Settings::parse("port = 2\nstate_dir = \"/s\"\nwireguard = \"kernel\"\n").unwrap();
         let config = flags.or(file).into_config().unwrap();
         assert_eq!(config.port, 1);
         assert_eq!(config.engine, EngineChoice::Kernel);
@@ -261,7 +281,10 @@ mod tests {
             .into_config()
             .unwrap()
         };
-        assert_eq!(config("tailrace0").socket, Path::new("/run/tailrace/tailrace0.sock"));
+        assert_eq!(
+            config("tailrace0").socket,
+            Path::new("/run/tailrace/tailrace0.sock")
+        );
         assert_ne!(config("tailrace0").socket, config("tailrace1").socket);
     }
 
@@ -273,7 +296,10 @@ mod tests {
                 device: Some(name.to_owned()),
                 ..Settings::default()
             };
-            assert!(matches!(settings.into_config(), Err(ConfigError::Device(_))), "{name:?}");
+            assert!(
+                matches!(settings.into_config(), Err(ConfigError::Device(_))),
+                "{name:?}"
+            );
         }
     }
 

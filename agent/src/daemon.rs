@@ -95,8 +95,8 @@ pub async fn run(args: DaemonArgs, socket: Option<PathBuf>) -> Result<(), Daemon
     );
     let writers = BTreeSet::from([0, rustix::process::geteuid().as_raw()]);
     let api = tokio::spawn(server.serve(handle.clone(), writers));
-    let exporter = metrics_listener
-        .map(|listener| tokio::spawn(metrics::serve(listener, handle.clone())));
+    let exporter =
+        metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, handle.clone())));
     let running = tokio::spawn(engine.run());
 
     tokio::select! {

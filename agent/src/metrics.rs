@@ -74,9 +74,10 @@ async fn answer(
     match engine.snapshot().await {
         Ok(snapshot) => {
             *response.body_mut() = Full::new(Bytes::from(render(&snapshot)));
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                header::HeaderValue::from_static(CONTENT_TYPE),
+            );
         }
         Err(_) => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
     }
@@ -171,11 +172,16 @@ impl SnapshotCollector<'_> {
             Opts::new("tailrace_engine", "1 for the WireGuard in use."),
             &["engine", "device"],
         )?;
-        engine.with_label_values(&[net.engine.as_str(), &net.device]).set(1.0);
+        engine
+            .with_label_values(&[net.engine.as_str(), &net.device])
+            .set(1.0);
         families.extend(engine.collect());
 
         let relays = GaugeVec::new(
-            Opts::new("tailrace_derp_connected", "1 while the relay region is connected."),
+            Opts::new(
+                "tailrace_derp_connected",
+                "1 while the relay region is connected.",
+            ),
             &["region"],
         )?;
         for relay in &net.relays {
@@ -202,8 +208,12 @@ impl SnapshotCollector<'_> {
                 Some(name) if rank < MAX_PEERS => name,
                 _ => "other".to_owned(),
             };
-            bytes.with_label_values(&[name.as_str(), "rx"]).inc_by(peer.rx_bytes);
-            bytes.with_label_values(&[name.as_str(), "tx"]).inc_by(peer.tx_bytes);
+            bytes
+                .with_label_values(&[name.as_str(), "rx"])
+                .inc_by(peer.rx_bytes);
+            bytes
+                .with_label_values(&[name.as_str(), "tx"])
+                .inc_by(peer.tx_bytes);
             if let (Some(rx), Some(tx)) = (peer.rx_packets, peer.tx_packets) {
                 packets.with_label_values(&[name.as_str(), "rx"]).inc_by(rx);
                 packets.with_label_values(&[name.as_str(), "tx"]).inc_by(tx);

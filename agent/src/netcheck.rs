@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::derp::open_tls;
+use crate::derp::{host_header, open_tls};
 use crate::underlay;
 
 /// Time for STUN.
@@ -170,10 +170,13 @@ type Servers = BTreeMap<RegionId, Vec<Vec<SocketAddr>>>;
 
 /// Finds the STUN addresses of every node of the regions; a node that cannot be found has none.
 async fn resolve(map: &DerpMap, regions: &BTreeMap<RegionId, Vec<Duration>>) -> Servers {
-    let lookups = regions.keys().filter_map(|id| map.regions.get(id)).map(async |region| {
-        let nodes = region.nodes.iter().map(stun_addresses);
-        (region.id, join_all(nodes).await)
-    });
+    let lookups = regions
+        .keys()
+        .filter_map(|id| map.regions.get(id))
+        .map(async |region| {
+            let nodes = region.nodes.iter().map(stun_addresses);
+            (region.id, join_all(nodes).await)
+        });
     join_all(lookups).await.into_iter().collect()
 }
 
@@ -243,8 +246,10 @@ async fn measure(probes: Vec<Probe>) -> Report {
     };
     let start = Instant::now();
     let mut deadline = start + STUN_TIMEOUT;
-    let expected: BTreeSet<(RegionId, bool)> =
-        probes.iter().map(|probe| (probe.region, probe.server.is_ipv6())).collect();
+    let expected: BTreeSet<(RegionId, bool)> = probes
+        .iter()
+        .map(|probe| (probe.region, probe.server.is_ipv6()))
+        .collect();
     let mut waiting: BTreeSet<(RegionId, bool)> = expected;
     let mut sent: HashMap<stun::TxId, (Probe, Instant)> = HashMap::new();
     let mut probes = probes.into_iter().peekable();
@@ -324,10 +329,13 @@ async fn measure_https(
     map: &DerpMap,
     regions: &BTreeMap<RegionId, Vec<Duration>>,
 ) -> BTreeMap<RegionId, Duration> {
-    let probes = regions.keys().filter_map(|id| map.regions.get(id)).map(async |region| {
-        let latency = timeout(HTTPS_TIMEOUT, probe_https(region)).await.ok()??;
-        Some((region.id, latency))
-    });
+    let probes = regions
+        .keys()
+        .filter_map(|id| map.regions.get(id))
+        .map(async |region| {
+            let latency = timeout(HTTPS_TIMEOUT, probe_https(region)).await.ok()??;
+            Some((region.id, latency))
+        });
     join_all(probes).await.into_iter().flatten().collect()
 }
 
@@ -346,7 +354,7 @@ async fn try_probe_https(node: &Node) -> io::Result<Duration> {
     let mut stream = open_tls(node).await.map_err(io::Error::other)?;
     let request = format!(
         "GET /derp/latency-check HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        node.host
+        host_header(node)
     );
     let start = Instant::now();
     stream.write_all(request.as_bytes()).await?;

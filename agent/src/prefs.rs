@@ -58,7 +58,9 @@ impl Prefs {
     /// Whether `up --accept-risk=no-filter` was given.
     #[must_use]
     pub fn accepts_no_filter(&self) -> bool {
-        self.accepted_risks.iter().any(|risk| risk == RISK_NO_FILTER)
+        self.accepted_risks
+            .iter()
+            .any(|risk| risk == RISK_NO_FILTER)
     }
 
     /// Applies upstream's MaskedPrefs: for every `XSet: true`, the value of `X`.
@@ -68,10 +70,14 @@ impl Prefs {
     /// Any [`PrefsError`]; `self` is then unchanged.
     pub fn patched(&self, masked: &Map<String, Value>) -> Result<Self, PrefsError> {
         let Value::Object(mut merged) = serde_json::to_value(self)? else {
-            return Err(PrefsError::Unsupported("an empty preference set".to_owned()));
+            return Err(PrefsError::Unsupported(
+                "an empty preference set".to_owned(),
+            ));
         };
         for (key, set) in masked {
-            let Some(name) = key.strip_suffix("Set") else { continue };
+            let Some(name) = key.strip_suffix("Set") else {
+                continue;
+            };
             if set != &Value::Bool(true) {
                 continue;
             }
@@ -97,14 +103,22 @@ impl Prefs {
     /// The [`PrefsError`] of the first unusable value.
     pub fn checked(self) -> Result<Self, PrefsError> {
         if !self.control_url.is_empty() {
-            crate::control::ServerUrl::parse(&self.control_url)
-                .map_err(|problem| PrefsError::Url { url: self.control_url.clone(), problem })?;
+            crate::control::ServerUrl::parse(&self.control_url).map_err(|problem| {
+                PrefsError::Url {
+                    url: self.control_url.clone(),
+                    problem,
+                }
+            })?;
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_';
         if self.hostname.len() > MAX_HOSTNAME_LEN || !self.hostname.bytes().all(plain) {
             return Err(PrefsError::Hostname(self.hostname));
         }
-        if let Some(risk) = self.accepted_risks.iter().find(|risk| *risk != RISK_NO_FILTER) {
+        if let Some(risk) = self
+            .accepted_risks
+            .iter()
+            .find(|risk| *risk != RISK_NO_FILTER)
+        {
             return Err(PrefsError::Risk(risk.clone()));
         }
         Ok(self)
@@ -145,7 +159,11 @@ mod tests {
 
     #[test]
     fn only_masked_fields_change() {
-        let prefs = Prefs { hostname: "old".into(), want_running: true, ..Prefs::default() };
+        let prefs = Prefs {
+            hostname: "old".into(),
+            want_running: true,
+            ..Prefs::default()
+        };
         let patch = object(serde_json::json!({
             "Hostname": "new", "HostnameSet": true, "WantRunning": false,
         }));
@@ -158,7 +176,9 @@ mod tests {
     fn a_feature_we_lack_is_refused_unless_it_is_switched_off() {
         let prefs = Prefs::default();
         let on = object(serde_json::json!({"RunSSH": true, "RunSSHSet": true}));
-        assert!(matches!(prefs.patched(&on), Err(PrefsError::Unsupported(name)) if name == "RunSSH"));
+        assert!(
+            matches!(prefs.patched(&on), Err(PrefsError::Unsupported(name)) if name == "RunSSH")
+        );
         let off = object(serde_json::json!({
             "RunSSH": false, "RunSSHSet": true, "AdvertiseRoutes": null, "AdvertiseRoutesSet": true,
         }));
@@ -167,7 +187,10 @@ mod tests {
 
     #[test]
     fn stored_names_are_upstreams() {
-        let prefs = Prefs { control_url: "http://c:1".into(), ..Prefs::default() };
+        let prefs = Prefs {
+            control_url: "http://c:1".into(),
+            ..Prefs::default()
+        };
         let value = serde_json::to_value(&prefs).unwrap();
         assert_eq!(value["ControlURL"], "http://c:1");
         assert_eq!(value["WantRunning"], false);
@@ -176,23 +199,27 @@ mod tests {
 
     #[test]
     fn an_unusable_value_leaves_the_reason() {
-        for (field, value) in [
-            ("ControlURL", "ftp://x"),
-            ("Hostname", "two words"),
-        ] {
+        for (field, value) in [("ControlURL", "ftp://x"), ("Hostname", "two words")] {
             let mut patch = Map::new();
             patch.insert(field.to_owned(), value.into());
             patch.insert(format!("{field}Set"), true.into());
             let error = Prefs::default().patched(&patch).unwrap_err();
             assert!(error.to_string().contains(value), "{error}");
         }
-        let patch = object(serde_json::json!({"AcceptedRisks": ["fire"], "AcceptedRisksSet": true}));
-        assert!(matches!(Prefs::default().patched(&patch), Err(PrefsError::Risk(_))));
+        let patch =
+            object(serde_json::json!({"AcceptedRisks": ["fire"], "AcceptedRisksSet": true}));
+        assert!(matches!(
+            Prefs::default().patched(&patch),
+            Err(PrefsError::Risk(_))
+        ));
     }
 
     #[test]
     fn a_field_can_be_emptied() {
-        let prefs = Prefs { accepted_risks: vec![RISK_NO_FILTER.into()], ..Prefs::default() };
+        let prefs = Prefs {
+            accepted_risks: vec![RISK_NO_FILTER.into()],
+            ..Prefs::default()
+        };
         let patch = object(serde_json::json!({"AcceptedRisks": null, "AcceptedRisksSet": true}));
         assert!(!prefs.patched(&patch).unwrap().accepts_no_filter());
     }

@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use keys::NodePublic;
+use nix::sys::socket::sockopt::UdpGroSegment;
 use node_core::RegionId;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -53,6 +54,9 @@ impl Relayed {
         };
         let socket = UdpSocket::from_std(socket)?;
         let state = UdpSocketState::new((&socket).into())?;
+        // `lo` coalesces nothing, and a train of one sender's UDP_SEGMENT must arrive in parts that
+        // fit our buffers.
+        nix::sys::socket::setsockopt(&socket, UdpGroSegment, &false)?;
         // More is better, less still works: the system may cap it.
         if let Err(error) = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_LEN) {
             tracing::debug!(%error, "receive buffer of the relay socket stays small");
@@ -77,9 +81,11 @@ impl Relayed {
         loop {
             let received = self.socket.async_io(Interest::READABLE, || {
                 let mut slices = buffers.chunks_mut(MAX_DATAGRAM_LEN).map(IoSliceMut::new);
-                let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
-                    std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
-                self.state.recv((&self.socket).into(), &mut slices, &mut metas)
+                let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = std::array::from_fn(|_| {
+                    slices.next().unwrap_or_else(|| IoSliceMut::new(&mut []))
+                });
+                self.state
+                    .recv((&self.socket).into(), &mut slices, &mut metas)
             });
             match received.await {
                 Ok(count) => self.forward(&metas[..count], &buffers, peers, relays),
@@ -95,7 +101,8 @@ impl Relayed {
         let mut last = None;
         for (meta, buffer) in metas.iter().zip(buffers.chunks(MAX_DATAGRAM_LEN)) {
             // Only WireGuard's own socket may speak for this node.
-            let from_wireguard = meta.addr.ip().is_loopback() && meta.addr.port() == self.wireguard.port();
+            let from_wireguard =
+                meta.addr.ip().is_loopback() && meta.addr.port() == self.wireguard.port();
             let Some(IpAddr::V4(address)) = meta.dst_ip else {
                 continue;
             };
@@ -106,9 +113,8 @@ impl Relayed {
                 Some((known, link)) if *known == address => link,
                 _ => {
                     let peer = table.by_address(address);
-                    let link = peer.and_then(|peer| {
-                        Some((peer.key, relays.link_to(&peer.key, peer.home)?))
-                    });
+                    let link = peer
+                        .and_then(|peer| Some((peer.key, relays.link_to(&peer.key, peer.home)?)));
                     &last.insert((address, link)).1
                 }
             };

@@ -87,7 +87,9 @@ struct Target {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     relay::net::raise_file_limit();
     let target = Target::start(args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let figures = runtime.block_on(measure(args, &target))?;
     // The nodes go first: streams that end with the server are not dropped ones.
     runtime.shutdown_background();
@@ -117,13 +119,19 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
             let identity = Identity::new(&format!("node{number}"));
             let client = Client::connect(address, &key, &identity.machine).await?;
             let answer = client.register(&identity.register(Some(&auth_key))).await?;
-            ensure!(answer.error.is_empty(), "registration refused: {}", answer.error);
+            ensure!(
+                answer.error.is_empty(),
+                "registration refused: {}",
+                answer.error
+            );
             ensure!(answer.auth_url.is_empty(), "the auth key was not taken");
             let mut stream = client.map(&identity.stream()).await?;
             let first = stream.next().await?;
             let seen = Arc::clone(&watcher);
             tokio::spawn(async move { seen.follow(stream, first, arrivals).await });
-            client.update(&identity.lite(vec![endpoint(number, 1)])).await?;
+            client
+                .update(&identity.lite(vec![endpoint(number, 1)]))
+                .await?;
             Ok((client, identity))
         }));
     }
@@ -133,7 +141,9 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
     }
     let mut complete = watcher.complete.subscribe();
     let all = complete.wait_for(|complete| *complete >= args.nodes);
-    tokio::time::timeout(PATIENCE, all).await.context("not all nodes saw each other")??;
+    tokio::time::timeout(PATIENCE, all)
+        .await
+        .context("not all nodes saw each other")??;
     let joined = start.elapsed();
     let join_cpu = cpu_time(target.pid)? - cpu_start;
 
@@ -148,7 +158,9 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
         watcher.marker.store(marker, Ordering::SeqCst);
         let sent = Instant::now();
         let port = u16::try_from(marker)?;
-        client.update(&identity.lite(vec![endpoint(number, port)])).await?;
+        client
+            .update(&identity.lite(vec![endpoint(number, port)]))
+            .await?;
         for _ in 1..nodes.len() {
             let (seen, at): (u64, Instant) = tokio::time::timeout(PATIENCE, arrivals.recv())
                 .await
@@ -163,7 +175,12 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
     samples.sort_unstable();
     let percentile = |percent: usize| {
         let index = (samples.len() * percent / 100).min(samples.len().saturating_sub(1));
-        samples.get(index).copied().unwrap_or_default().as_secs_f64() * 1e3
+        samples
+            .get(index)
+            .copied()
+            .unwrap_or_default()
+            .as_secs_f64()
+            * 1e3
     };
     let changes = u32::try_from(args.changes.max(1))?;
     Ok(Figures {
@@ -231,7 +248,12 @@ impl Watcher {
         let mut frame = first;
         loop {
             let marker = self.marker.load(Ordering::SeqCst);
-            let peers = frame.peers.value().into_iter().flatten().chain(&frame.peers_changed);
+            let peers = frame
+                .peers
+                .value()
+                .into_iter()
+                .flatten()
+                .chain(&frame.peers_changed);
             let whole = peers.map(|peer| (peer.id, peer.endpoints.as_slice()));
             let patched = frame.peers_changed_patch.iter();
             let patched = patched.filter_map(|p| Some((p.node_id, p.endpoints.as_deref()?)));
@@ -239,7 +261,10 @@ impl Watcher {
                 if !endpoints.is_empty() {
                     reachable.insert(id);
                 }
-                if endpoints.iter().any(|endpoint| u64::from(endpoint.port()) == marker) {
+                if endpoints
+                    .iter()
+                    .any(|endpoint| u64::from(endpoint.port()) == marker)
+                {
                     // Nobody listens any more once the bench is over.
                     let _ = arrivals.send((marker, Instant::now()));
                 }
@@ -261,12 +286,21 @@ impl Watcher {
 
 impl Target {
     fn start(args: &Args) -> anyhow::Result<Self> {
-        if let (Some(url), Some(auth_key), Some(pid)) =
-            (&args.server_url, &args.auth_key, args.pid)
+        if let (Some(url), Some(auth_key), Some(pid)) = (&args.server_url, &args.auth_key, args.pid)
         {
-            let address = url.strip_prefix("http://").context("only http:// is measured")?;
-            let address = address.trim_end_matches('/').parse().context("give IP:PORT")?;
-            return Ok(Self { address, auth_key: auth_key.clone(), pid, own: None });
+            let address = url
+                .strip_prefix("http://")
+                .context("only http:// is measured")?;
+            let address = address
+                .trim_end_matches('/')
+                .parse()
+                .context("give IP:PORT")?;
+            return Ok(Self {
+                address,
+                auth_key: auth_key.clone(),
+                pid,
+                own: None,
+            });
         }
         let program = match &args.control {
             Some(program) => program.clone(),
@@ -285,20 +319,34 @@ impl Target {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| {
-                format!("cannot run {}: build it first (cargo build --release)", program.display())
+                format!(
+                    "cannot run {}: build it first (cargo build --release)",
+                    program.display()
+                )
             })?;
         let pid = server.id();
-        let mut target =
-            Self { address, auth_key: String::new(), pid, own: Some((server, folder)) };
+        let mut target = Self {
+            address,
+            auth_key: String::new(),
+            pid,
+            own: Some((server, folder)),
+        };
         target.auth_key = target.issue_key(&program)?;
         Ok(target)
     }
 
     fn issue_key(&self, program: &Path) -> anyhow::Result<String> {
-        let Some((_, folder)) = &self.own else { bail!("not our server") };
+        let Some((_, folder)) = &self.own else {
+            bail!("not our server")
+        };
         let admin = |args: &[&str]| {
             let mut command = Command::new(program);
-            command.arg("--state-dir").arg(folder.path()).args(args).stderr(Stdio::null()).output()
+            command
+                .arg("--state-dir")
+                .arg(folder.path())
+                .args(args)
+                .stderr(Stdio::null())
+                .output()
         };
         let deadline = Instant::now() + Duration::from_secs(20);
         while !admin(&["users", "create", "bench"])?.status.success() {
@@ -331,8 +379,14 @@ fn print(figures: &Figures) {
         "joined in                   {:.1} s ({:.0} /s)",
         figures.joined_seconds, figures.joins_per_second
     );
-    println!("server CPU for that         {:.2} s", figures.join_cpu_seconds);
-    println!("server memory (RSS)         {:.0} MiB", figures.resident_mib);
+    println!(
+        "server CPU for that         {:.2} s",
+        figures.join_cpu_seconds
+    );
+    println!(
+        "server memory (RSS)         {:.0} MiB",
+        figures.resident_mib
+    );
     println!(
         "endpoint change to {:>4}     p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} changes)",
         figures.nodes.saturating_sub(1),
@@ -341,6 +395,9 @@ fn print(figures: &Figures) {
         figures.propagation_max_ms,
         figures.changes
     );
-    println!("server CPU per change       {:.2} ms", figures.cpu_per_change_ms);
+    println!(
+        "server CPU per change       {:.2} ms",
+        figures.cpu_per_change_ms
+    );
     println!("map streams dropped         {}", figures.streams_dropped);
 }

@@ -16,6 +16,14 @@ const ROUNDS: usize = 9;
 /// Sizes of the tailnet, in peers of one IPv4 and one IPv6 address each.
 const PEERS: [u32; 2] = [3, 5_000];
 
+/// Options of the bench.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Nanoseconds per run.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
@@ -38,7 +46,7 @@ struct Row {
 /// # Errors
 ///
 /// Without root, without the eBPF object, or if the kernel refuses to run the programs.
-pub(crate) fn run(as_json: bool) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     let mut bare = None;
     for peers in PEERS {
@@ -48,17 +56,23 @@ pub(crate) fn run(as_json: bool) -> Result<()> {
             let frame = ipv4(address_v4(0), address_v4(1), 64);
             bare = Some(measure(&mut trial, Program::Bare, &frame, Gso::default())?);
         }
-        for (program, direction) in
-            [("overlay_in", Direction::In), ("overlay_out", Direction::Out)]
-        {
+        for (program, direction) in [
+            ("overlay_in", Direction::In),
+            ("overlay_out", Direction::Out),
+        ] {
             for (name, frame, gso) in frames(direction, peers) {
                 let cost = measure(&mut trial, Program::Overlay(direction), &frame, gso)?;
-                rows.push(Row { program, frame: name, peers, cost });
+                rows.push(Row {
+                    program,
+                    frame: name,
+                    peers,
+                    cost,
+                });
             }
         }
     }
     let bare = bare.context("no round was measured")?;
-    if as_json {
+    if args.json {
         println!("{}", to_json(bare, &rows));
     } else {
         print_table(bare, &rows);
@@ -74,7 +88,11 @@ fn measure(trial: &mut Trial, program: Program, frame: &[u8], gso: Gso) -> Resul
     }
     rounds.sort_unstable();
     ensure!(!rounds.is_empty(), "no rounds");
-    Ok(Cost { median: rounds[ROUNDS / 2], least: rounds[0], most: rounds[ROUNDS - 1] })
+    Ok(Cost {
+        median: rounds[ROUNDS / 2],
+        least: rounds[0],
+        most: rounds[ROUNDS - 1],
+    })
 }
 
 /// The frames of one direction: name, bytes, segmentation.
@@ -85,13 +103,20 @@ fn frames(direction: Direction, peers: u32) -> Vec<(&'static str, Vec<u8>, Gso)>
         Direction::In => (peer, us),
         Direction::Out => (us, peer),
     };
-    let merged = Gso { size: 1240, segments: 0 };
+    let merged = Gso {
+        size: 1240,
+        segments: 0,
+    };
     let stranger = Ipv4Addr::new(192, 0, 2, 1);
     let plain = Gso::default();
     vec![
         ("IPv4", ipv4(address_v4(src), address_v4(dst), 64), plain),
         ("IPv6", ipv6(address_v6(src), address_v6(dst), 64), plain),
-        ("IPv4, merged TCP", ipv4(address_v4(src), address_v4(dst), 2500), merged),
+        (
+            "IPv4, merged TCP",
+            ipv4(address_v4(src), address_v4(dst), 2500),
+            merged,
+        ),
         ("unknown peer", ipv4(stranger, stranger, 64), plain),
     ]
 }
@@ -139,10 +164,22 @@ fn ipv6(src: Ipv6Addr, dst: Ipv6Addr, len: u16) -> Vec<u8> {
 }
 
 fn print_table(bare: Cost, rows: &[Row]) {
-    println!("A program that does nothing: {} ns ({}–{}) a run.", bare.median, bare.least, bare.most);
+    println!(
+        "A program that does nothing: {} ns ({}–{}) a run.",
+        bare.median, bare.least, bare.most
+    );
     println!("On top of it, median of {ROUNDS} rounds of {REPEAT} runs (least–most):\n");
-    println!("{:<12} {:<18} {:>6}  {:>6}", "program", "frame", "peers", "ns");
-    for Row { program, frame, peers, cost } in rows {
+    println!(
+        "{:<12} {:<18} {:>6}  {:>6}",
+        "program", "frame", "peers", "ns"
+    );
+    for Row {
+        program,
+        frame,
+        peers,
+        cost,
+    } in rows
+    {
         let above = |ns: u64| ns.saturating_sub(bare.median);
         let (median, least, most) = (above(cost.median), above(cost.least), above(cost.most));
         println!("{program:<12} {frame:<18} {peers:>6}  {median:>6} ({least}–{most})");

@@ -6,6 +6,7 @@
 use clap::{Parser, Subcommand};
 
 mod control;
+mod counters;
 mod process;
 mod relay;
 
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Joins and single changes of a coordination server.
     Control(control::Args),
+    /// Nanoseconds that counting costs each packet, per eBPF program.
+    Counters(counters::Args),
     /// Goodput per core and memory per idle client of a relay.
     Relay(relay::Args),
 }
@@ -27,6 +30,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Control(args) => control::run(&args),
+        Command::Counters(args) => counters::run(&args),
         Command::Relay(args) => relay::run(&args),
     }
 }

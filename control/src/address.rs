@@ -77,7 +77,10 @@ mod tests {
     fn the_first_node_gets_the_first_usable_address() {
         let (pair, cursor) = Addresses::next(0, |_| false).unwrap();
         assert_eq!(pair.v4, Ipv4Addr::new(100, 64, 0, 1));
-        assert_eq!(pair.v6, "fd7a:115c:a1e0::6440:1".parse::<Ipv6Addr>().unwrap());
+        assert_eq!(
+            pair.v6,
+            "fd7a:115c:a1e0::6440:1".parse::<Ipv6Addr>().unwrap()
+        );
         assert_eq!(cursor, 1);
     }
 

@@ -176,7 +176,10 @@ impl ServeFlags {
             )
         })?;
         let server_url = ServerUrl::parse(&server_url)?;
-        let tls = match (self.tls_cert.or(file.tls_cert), self.tls_key.or(file.tls_key)) {
+        let tls = match (
+            self.tls_cert.or(file.tls_cert),
+            self.tls_key.or(file.tls_key),
+        ) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
             (Some(_), None) => return Err(setting("--tls-cert needs --tls-key")),
@@ -247,14 +250,21 @@ impl ServerUrl {
             Some(_) | None => return Err(bad("starts with neither https:// nor http://")),
         };
         let authority = uri.authority().ok_or_else(|| bad("has no host"))?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         if host.is_empty() || authority.as_str().contains('@') {
             return Err(bad("has no usable host"));
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(bad("has a path, which clients do not support"));
         }
-        Ok(Self { text: text.trim_end_matches('/').to_owned(), tls, host: host.to_lowercase() })
+        Ok(Self {
+            text: text.trim_end_matches('/').to_owned(),
+            tls,
+            host: host.to_lowercase(),
+        })
     }
 
     /// The host, if it is an address.
@@ -289,17 +299,26 @@ fn check_domain(domain: &str, server: &ServerUrl) -> Result<String, ConfigError>
 }
 
 fn read_file(path: &Path) -> Result<ServeFile, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let bad = |reason: String| ConfigError::File { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let bad = |reason: String| ConfigError::File {
+        path: path.to_owned(),
+        reason,
+    };
     let one_line = |error: toml::de::Error| {
-        let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error
+            .span()
+            .map(|span| text[..span.start.min(text.len())].lines().count().max(1));
         let at = line.map_or(String::new(), |line| format!(" (line {line})"));
         format!("{}{at}", error.message().replace('\n', " "))
     };
     let table: toml::Table = toml::from_str(&text).map_err(|error| bad(one_line(error)))?;
     if let Some(unknown) = table.keys().find(|key| !FILE_KEYS.contains(&key.as_str())) {
-        let closest = FILE_KEYS.iter().min_by_key(|known| distance(unknown, known));
+        let closest = FILE_KEYS
+            .iter()
+            .min_by_key(|known| distance(unknown, known));
         let hint = closest
             .filter(|known| distance(unknown, known) <= 3)
             .map_or_else(
@@ -334,7 +353,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         };
         let count: u64 = number.parse().map_err(|_| bad())?;
         number.clear();
-        seconds = count.checked_mul(unit).and_then(|s| seconds.checked_add(s)).ok_or_else(bad)?;
+        seconds = count
+            .checked_mul(unit)
+            .and_then(|s| seconds.checked_add(s))
+            .ok_or_else(bad)?;
     }
     if !number.is_empty() || seconds == 0 {
         return Err(bad());
@@ -348,7 +370,8 @@ fn duration(name: &str, text: Option<&str>) -> Result<Option<Duration>, ConfigEr
 }
 
 fn address(text: &str) -> Result<SocketAddr, ConfigError> {
-    text.parse().map_err(|_| ConfigError::Setting(format!("{text} is not ADDR:PORT")))
+    text.parse()
+        .map_err(|_| ConfigError::Setting(format!("{text} is not ADDR:PORT")))
 }
 
 fn setting(text: &str) -> ConfigError {
@@ -376,14 +399,21 @@ mod tests {
     use super::*;
 
     fn flags(url: &str) -> ServeFlags {
-        ServeFlags { server_url: Some(url.to_owned()), ..ServeFlags::default() }
+        ServeFlags {
+            server_url: Some(url.to_owned()),
+            ..ServeFlags::default()
+        }
     }
 
     fn with_file(text: &str) -> Result<ServeConfig, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.toml");
         std::fs::write(&path, text).unwrap();
-        ServeFlags { config: Some(path), ..flags("http://192.0.2.1:8080") }.resolve()
+        ServeFlags {
+            config: Some(path),
+            ..flags("http://192.0.2.1:8080")
+        }
+        .resolve()
     }
 
     #[test]
@@ -399,17 +429,30 @@ mod tests {
     fn a_flag_wins_over_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.toml");
-        std::fs::write(&path, "server_url = 'http://a.example'\nlisten = '127.0.0.1:1'").unwrap();
-        let config =
-            ServeFlags { config: Some(path), ..flags("http://b.example") }.resolve().unwrap();
+        std::fs::write(
+            &path,
+            "server_url = 'http://a.example'\nlisten = '127.0.0.1:1'",
+        )
+        .unwrap();
+        let config = ServeFlags {
+            config: Some(path),
+            ..flags("http://b.example")
+        }
+        .resolve()
+        .unwrap();
         assert_eq!(config.server_url.host, "b.example");
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
     }
 
     #[test]
     fn an_unknown_setting_is_refused_with_a_suggestion() {
-        let error = with_file("derp_listn = '1.2.3.4:5'").unwrap_err().to_string();
-        assert!(error.contains("`derp_listn`") && error.contains("`derp_listen`"), "{error}");
+        let error = with_file("derp_listn = '1.2.3.4:5'")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`derp_listn`") && error.contains("`derp_listen`"),
+            "{error}"
+        );
         assert!(!error.contains('\n'), "{error}");
         let error = with_file("listen = 7").unwrap_err().to_string();
         assert!(error.contains("line 1") && !error.contains('\n'), "{error}");
@@ -417,7 +460,12 @@ mod tests {
 
     #[test]
     fn server_urls_with_more_than_scheme_host_and_port_are_refused() {
-        for bad in ["control.example.com", "ftp://a.example", "https://a.example/x", "https://"] {
+        for bad in [
+            "control.example.com",
+            "ftp://a.example",
+            "https://a.example/x",
+            "https://",
+        ] {
             let error = flags(bad).resolve().unwrap_err().to_string();
             assert!(error.contains("--server-url"), "{error}");
         }
@@ -430,18 +478,36 @@ mod tests {
     fn a_base_domain_that_contains_the_server_is_refused() {
         let mut flags = flags("https://control.tail.example");
         flags.base_domain = Some("tail.example".to_owned());
-        assert!(flags.resolve().unwrap_err().to_string().contains("--base-domain"));
+        assert!(
+            flags
+                .resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("--base-domain")
+        );
     }
 
     #[test]
     fn a_server_without_any_relay_is_refused() {
-        let flags = ServeFlags { no_derp: true, ..flags("http://192.0.2.1") };
-        assert!(flags.resolve().unwrap_err().to_string().contains("--derp-map"));
+        let flags = ServeFlags {
+            no_derp: true,
+            ..flags("http://192.0.2.1")
+        };
+        assert!(
+            flags
+                .resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("--derp-map")
+        );
     }
 
     #[test]
     fn durations_have_units() {
-        assert_eq!(parse_duration("1d12h").unwrap(), Duration::from_secs(129_600));
+        assert_eq!(
+            parse_duration("1d12h").unwrap(),
+            Duration::from_secs(129_600)
+        );
         for bad in ["", "5", "h", "-1h", "1w", "0s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

@@ -65,7 +65,9 @@ impl Embedded {
     ///
     /// See [`DerpError`].
     pub async fn bind(config: &ServeConfig) -> Result<Option<Self>, DerpError> {
-        let Some(listen) = config.derp else { return Ok(None) };
+        let Some(listen) = config.derp else {
+            return Ok(None);
+        };
         let host = config.server_url.host.clone();
         let key = relay::files::load_or_create_key(&config.state_dir)?;
         let identity = match &config.tls {
@@ -82,7 +84,13 @@ impl Embedded {
         };
         let map = serde_json::from_value(location.derp_map())
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        Ok(Some(Self { listener, stun, identity, key, map }))
+        Ok(Some(Self {
+            listener,
+            stun,
+            identity,
+            key,
+            map,
+        }))
     }
 
     /// Serves nodes that `control` knows, and drops those that it removes.
@@ -93,7 +101,13 @@ impl Embedded {
     pub fn start(self, control: &Arc<Control>) -> Result<Server, DerpError> {
         let admitting = Arc::clone(control);
         let admission = Admission::Callback(Arc::new(move |key| admitting.admits(&key)));
-        let server = Server::new(self.key, ServerConfig { admission, ..ServerConfig::default() });
+        let server = Server::new(
+            self.key,
+            ServerConfig {
+                admission,
+                ..ServerConfig::default()
+            },
+        );
         let tls = self.identity.server_config(&server.public_key())?;
 
         let kicking = server.clone();
@@ -103,7 +117,11 @@ impl Embedded {
         if let Err(error) = control.metrics().include(server.metrics().clone()) {
             tracing::warn!(%error, "the relay's metrics are not shown");
         }
-        tokio::spawn(relay::http::listen(self.listener, Some(tls), server.clone()));
+        tokio::spawn(relay::http::listen(
+            self.listener,
+            Some(tls),
+            server.clone(),
+        ));
         let sweeping = server.clone();
         tokio::spawn(async move { sweeping.sweep_forever().await });
         let metrics = server.metrics().clone();
@@ -124,9 +142,14 @@ impl Embedded {
 pub fn merged_map(own: Option<DerpMap>, file: Option<&Path>) -> Result<DerpMap, DerpError> {
     let mut map = own.unwrap_or_default();
     let Some(path) = file else { return Ok(map) };
-    let bad = |reason: String| DerpError::Map { path: path.to_owned(), reason };
-    let text = std::fs::read(path)
-        .map_err(|source| DerpError::Read { path: path.to_owned(), source })?;
+    let bad = |reason: String| DerpError::Map {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = std::fs::read(path).map_err(|source| DerpError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
     let others: DerpMap = json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if others.home_params.is_some() {
         map.home_params = others.home_params;
@@ -139,15 +162,26 @@ pub fn merged_map(own: Option<DerpMap>, file: Option<&Path>) -> Result<DerpMap, 
             continue;
         };
         if region.region_id != id {
-            return Err(bad(format!("region {id} says RegionID {}", region.region_id)));
+            return Err(bad(format!(
+                "region {id} says RegionID {}",
+                region.region_id
+            )));
         }
-        if !region.nodes.iter().any(|node| !node.stun_only && !node.host_name.is_empty()) {
-            return Err(bad(format!("region {id} has no node with a HostName that relays")));
+        if !region
+            .nodes
+            .iter()
+            .any(|node| !node.stun_only && !node.host_name.is_empty())
+        {
+            return Err(bad(format!(
+                "region {id} has no node with a HostName that relays"
+            )));
         }
         regions.insert(id, Some(region));
     }
     if regions.is_empty() {
-        return Err(bad("there is no region in it, and no embedded relay".to_owned()));
+        return Err(bad(
+            "there is no region in it, and no embedded relay".to_owned()
+        ));
     }
     Ok(map)
 }
@@ -157,8 +191,12 @@ mod tests {
     use super::*;
 
     fn own() -> DerpMap {
-        let location =
-            Location { host: "192.0.2.1".into(), derp_port: 1, stun_port: None, cert_name: None };
+        let location = Location {
+            host: "192.0.2.1".into(),
+            derp_port: 1,
+            stun_port: None,
+            cert_name: None,
+        };
         serde_json::from_value(location.derp_map()).unwrap()
     }
 

@@ -66,7 +66,10 @@ impl Logins {
     /// Each login waits for at most `timeout`.
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, waiting: Mutex::default() }
+        Self {
+            timeout,
+            waiting: Mutex::default(),
+        }
     }
 
     /// Starts a login, or returns the one that this machine started for the same node key.
@@ -104,7 +107,10 @@ impl Logins {
     /// The login with this code, unless it timed out.
     #[must_use]
     pub fn get(&self, code: &str) -> Option<Arc<Login>> {
-        self.waiting().get(code).filter(|login| !login.is_over()).cloned()
+        self.waiting()
+            .get(code)
+            .filter(|login| !login.is_over())
+            .cloned()
     }
 
     /// All that wait, for lists.

@@ -48,7 +48,10 @@ impl Default for Metrics {
         };
         Self {
             joined: counter("nodes_joined_total", "Nodes that joined."),
-            rekeyed: counter("nodes_rekeyed_total", "Nodes that logged in with a new key."),
+            rekeyed: counter(
+                "nodes_rekeyed_total",
+                "Nodes that logged in with a new key.",
+            ),
             keys_refused: counter("auth_keys_refused_total", "Auth keys refused."),
             handshakes: counter("handshakes_total", "Noise handshakes completed."),
             handshakes_failed: counter("handshakes_failed_total", "Noise handshakes that failed."),
@@ -58,7 +61,10 @@ impl Default for Metrics {
             ),
             frames: counter("map_frames_total", "Map frames sent, keepalives included."),
             full_frames: counter("map_full_frames_total", "Full map frames sent."),
-            resyncs: counter("map_resyncs_total", "Streams that fell behind and started anew."),
+            resyncs: counter(
+                "map_resyncs_total",
+                "Streams that fell behind and started anew.",
+            ),
             lite_updates: counter("lite_updates_total", "Lite updates of nodes."),
             change_number: gauge("change_number", "Number of the last committed change."),
             users: gauge("users", "Users."),
@@ -89,7 +95,8 @@ impl Metrics {
     ///
     /// They cannot be encoded.
     pub fn encode(&self, counts: Counts) -> Result<String, prometheus::Error> {
-        let set = |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        let set =
+            |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         self.change_number.set(counts.number.0);
         set(&self.users, counts.users);
         set(&self.nodes, counts.nodes);
@@ -100,16 +107,23 @@ impl Metrics {
 }
 
 fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("tailrace").subsystem("control")
+    Opts::new(name, help)
+        .namespace("tailrace")
+        .subsystem("control")
 }
 
-#[expect(clippy::expect_used, reason = "names are constants of this file, seen by a test")]
+#[expect(
+    clippy::expect_used,
+    reason = "names are constants of this file, seen by a test"
+)]
 fn register<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     made: prometheus::Result<M>,
 ) -> M {
     let metric = made.expect("a valid metric");
-    registry.register(Box::new(metric.clone())).expect("a metric of its own name");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("a metric of its own name");
     metric
 }
 
@@ -121,8 +135,16 @@ mod tests {
     fn families_are_shown_with_current_values() {
         let metrics = Metrics::default();
         metrics.joined.inc();
-        let text = metrics.encode(Counts { nodes: 3, ..Counts::default() }).unwrap();
-        assert!(text.contains("tailrace_control_nodes_joined_total 1"), "{text}");
+        let text = metrics
+            .encode(Counts {
+                nodes: 3,
+                ..Counts::default()
+            })
+            .unwrap();
+        assert!(
+            text.contains("tailrace_control_nodes_joined_total 1"),
+            "{text}"
+        );
         assert!(text.contains("tailrace_control_nodes 3"), "{text}");
     }
 }

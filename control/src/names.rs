@@ -16,12 +16,22 @@ pub fn label(hostname: &str) -> String {
         .unwrap_or(&lower);
     let mapped: String = stem
         .chars()
-        .map(|c| if matches!(c, ' ' | '.' | '@' | '_') { '-' } else { c })
+        .map(|c| {
+            if matches!(c, ' ' | '.' | '@' | '_') {
+                '-'
+            } else {
+                c
+            }
+        })
         .filter(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'))
         .take(MAX_LABEL)
         .collect();
     let trimmed = mapped.trim_matches('-');
-    if trimmed.is_empty() { FALLBACK.to_owned() } else { trimmed.to_owned() }
+    if trimmed.is_empty() {
+        FALLBACK.to_owned()
+    } else {
+        trimmed.to_owned()
+    }
 }
 
 /// Is `text` a label that an administrator may give a node?
@@ -63,7 +73,9 @@ pub fn is_tag(tag: &str) -> bool {
 pub fn is_user(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 128
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@' | '+'))
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@' | '+'))
 }
 
 #[cfg(test)]
@@ -87,7 +99,10 @@ mod tests {
 
     #[test]
     fn a_taken_label_gets_the_next_free_number() {
-        assert_eq!(unique("web", |name| name == "web" || name == "web-1"), "web-2");
+        assert_eq!(
+            unique("web", |name| name == "web" || name == "web-1"),
+            "web-2"
+        );
         let long = "a".repeat(63);
         let other = unique(&long, |name| name == long);
         assert_eq!(other.len(), 63);

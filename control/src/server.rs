@@ -74,10 +74,14 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 
     let mut settings = Settings::new(&config.server_url.text);
     settings.key_expiry = config.key_expiry.unwrap_or(settings.key_expiry);
-    settings.ephemeral_timeout = config.ephemeral_timeout.unwrap_or(settings.ephemeral_timeout);
+    settings.ephemeral_timeout = config
+        .ephemeral_timeout
+        .unwrap_or(settings.ephemeral_timeout);
     let map = MapSettings::new(&config.base_domain, &derp_map);
     let control = Control::open(store, settings, map).await?;
-    let relay = embedded.map(|embedded| embedded.start(&control)).transpose()?;
+    let relay = embedded
+        .map(|embedded| embedded.start(&control))
+        .transpose()?;
     let admin = admin::Socket::bind(&state::socket(&config.state_dir))?;
 
     let address = listener.local_addr()?;

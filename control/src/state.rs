@@ -56,11 +56,19 @@ pub fn socket(state_dir: &Path) -> PathBuf {
 ///
 /// It cannot.
 pub fn prepare(state_dir: &Path) -> Result<(), StateError> {
-    let unwritable =
-        |source| StateError::Unwritable { path: state_dir.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(unwritable)?;
+    let unwritable = |source| StateError::Unwritable {
+        path: state_dir.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(unwritable)?;
     let probe = state_dir.join(".write-probe");
-    fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(unwritable)
+    fs::write(&probe, b"")
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(unwritable)
 }
 
 /// Reads the server's Noise key, or makes one (0600; a crash leaves the whole file or none).
@@ -87,7 +95,10 @@ pub fn noise_key(state_dir: &Path) -> Result<MachinePrivate, StateError> {
                 fs::rename(&aside, &path)?;
                 fs::File::open(state_dir)?.sync_all()
             };
-            write().map_err(|source| StateError::Unwritable { path: path.clone(), source })?;
+            write().map_err(|source| StateError::Unwritable {
+                path: path.clone(),
+                source,
+            })?;
             Ok(key)
         }
         Err(source) => Err(StateError::Read { path, source }),
@@ -107,7 +118,10 @@ mod tests {
         prepare(&state).unwrap();
         let first = noise_key(&state).unwrap();
         assert_eq!(first.public(), noise_key(&state).unwrap().public());
-        let mode = fs::metadata(state.join(NOISE_KEY)).unwrap().permissions().mode();
+        let mode = fs::metadata(state.join(NOISE_KEY))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

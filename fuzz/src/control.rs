@@ -44,8 +44,13 @@ pub fn noise_response(data: &[u8]) {
         assert!(len <= noise::HEADER_LEN + noise::MAX_ERROR_LEN);
     }
     let server = server_key().public();
-    let Ok((initiator, _)) = Initiator::new(&server_key(), &server, 117) else { return };
-    assert!(initiator.finish(data).is_err(), "the ephemeral key is fresh: nothing can match");
+    let Ok((initiator, _)) = Initiator::new(&server_key(), &server, 117) else {
+        return;
+    };
+    assert!(
+        initiator.finish(data).is_err(),
+        "the ephemeral key is fresh: nothing can match"
+    );
 }
 
 /// A stream of records.
@@ -67,8 +72,14 @@ pub fn early_payload(data: &[u8]) {
 
 /// A stream of map frames; the first byte says how they are compressed and how they arrive.
 pub fn map_frame(data: &[u8]) {
-    let Some((first, data)) = data.split_first() else { return };
-    let compress = if first & 1 == 0 { Compress::None } else { Compress::Zstd };
+    let Some((first, data)) = data.split_first() else {
+        return;
+    };
+    let compress = if first & 1 == 0 {
+        Compress::None
+    } else {
+        Compress::Zstd
+    };
     let mut decoder = frame::Decoder::new(compress);
     for chunk in data.chunks(1 + usize::from(first >> 1)) {
         decoder.push(chunk);
@@ -85,18 +96,31 @@ pub fn map_frame(data: &[u8]) {
 pub fn map_response(data: &[u8]) {
     let mut session = MapSession::new(node_key());
     for line in data.split(|byte| *byte == b'\n') {
-        let Ok(response) = json::from_slice::<MapResponse>(line) else { continue };
+        let Ok(response) = json::from_slice::<MapResponse>(line) else {
+            continue;
+        };
         let before = session.map().cloned();
         let now = Timestamp::from_unix_seconds(1_800_000_000);
         if session.apply(response, now).is_err() {
-            assert_eq!(session.map(), before.as_ref(), "a refused frame changes nothing");
+            assert_eq!(
+                session.map(),
+                before.as_ref(),
+                "a refused frame changes nothing"
+            );
         }
     }
     if let Some(map) = session.map() {
         assert_eq!(map.node.key, node_key());
-        let _ = (map.needs_filter(), map.magic_dns_suffix(), map.node.home_derp());
+        let _ = (
+            map.needs_filter(),
+            map.magic_dns_suffix(),
+            map.node.home_derp(),
+        );
         let cached = json::to_vec(map).and_then(|text| json::from_slice::<NetMap>(&text));
-        assert!(cached.is_ok(), "what was applied can be cached and read back");
+        assert!(
+            cached.is_ok(),
+            "what was applied can be cached and read back"
+        );
     }
 }
 
@@ -104,7 +128,10 @@ pub fn map_response(data: &[u8]) {
 pub fn map_request(data: &[u8]) {
     if let Ok(request) = json::from_slice::<MapRequest>(data) {
         let text = json::to_vec(&request);
-        assert!(text.and_then(|text| json::from_slice::<MapRequest>(&text)).is_ok());
+        assert!(
+            text.and_then(|text| json::from_slice::<MapRequest>(&text))
+                .is_ok()
+        );
     }
 }
 
@@ -112,6 +139,9 @@ pub fn map_request(data: &[u8]) {
 pub fn register_request(data: &[u8]) {
     if let Ok(request) = json::from_slice::<RegisterRequest>(data) {
         let text = json::to_vec(&request);
-        assert!(text.and_then(|text| json::from_slice::<RegisterRequest>(&text)).is_ok());
+        assert!(
+            text.and_then(|text| json::from_slice::<RegisterRequest>(&text))
+                .is_ok()
+        );
     }
 }

@@ -2,9 +2,7 @@
 
 use std::{fmt::Display, str::FromStr};
 
-use keys::{
-    ChallengePublic, DiscoPublic, MachinePrivate, MachinePublic, NodePublic,
-};
+use keys::{ChallengePublic, DiscoPublic, MachinePrivate, MachinePublic, NodePublic};
 
 /// Key texts: what parses is written again in lower case.
 pub fn key_text(data: &[u8]) {
@@ -14,7 +12,9 @@ pub fn key_text(data: &[u8]) {
         }
     }
 
-    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
     public::<MachinePublic>(text);
     public::<NodePublic>(text);
     public::<DiscoPublic>(text);

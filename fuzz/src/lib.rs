@@ -7,7 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod derp;
+pub mod disco;
 pub mod keys;
+pub mod packet;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -23,4 +26,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("map_response", control::map_response),
     ("map_request", control::map_request),
     ("register_request", control::register_request),
+    ("overlay_packet", packet::overlay_packet),
+    ("derp_frames", derp::derp_frames),
+    ("derp_client_handshake", derp::derp_client_handshake),
+    ("derp_server_handshake", derp::derp_server_handshake),
+    ("stun_message", disco::stun_message),
+    ("disco_open", disco::disco_open),
 ];

@@ -1,4 +1,5 @@
 //! Replays every committed corpus, whole and damaged.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{fs, path::PathBuf};
 
@@ -27,18 +28,23 @@ fn every_corpus_replays_whole_truncated_and_with_flipped_bits() {
 fn every_corpus_folder_has_a_target() {
     for entry in fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name();
-        assert!(TARGETS.iter().any(|(target, _)| name == *target), "{name:?} has no target");
+        assert!(
+            TARGETS.iter().any(|(target, _)| name == *target),
+            "{name:?} has no target"
+        );
     }
 }
 
 #[test]
 fn every_target_is_known_to_cargo_fuzz() {
-    let manifest = fs::read_to_string(
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("libfuzzer/Cargo.toml"),
-    )
-    .unwrap();
+    let manifest =
+        fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("libfuzzer/Cargo.toml"))
+            .unwrap();
     for (name, _) in TARGETS {
-        assert!(manifest.contains(&format!("\"{name}\"")), "libfuzzer/Cargo.toml lacks {name}");
+        assert!(
+            manifest.contains(&format!("\"{name}\"")),
+            "libfuzzer/Cargo.toml lacks {name}"
+        );
     }
 }
 
@@ -51,7 +57,9 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = root().join(name);
     let entries = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("no corpus in {}: {error}", folder.display()));
-    let files: Vec<_> = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    let files: Vec<_> = entries
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+        .collect();
     assert!(!files.is_empty(), "the corpus of {name} is empty");
     files
 }

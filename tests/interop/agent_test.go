@@ -45,6 +45,7 @@ func TestAgentAndOfficialNode(t *testing.T) {
 	t.Run("datagrams cross both ways", n.exchangeDatagrams)
 	t.Run("pings are answered both ways", n.pingEachOther)
 	t.Run("traffic is counted", n.countTraffic)
+	t.Run("official tools work on the agent", n.useOfficialTools)
 	t.Run("the agent keeps its identity over kill -9", n.killAgent)
 }
 
@@ -97,9 +98,9 @@ func (n *tailnet) seeEachOther(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		if seen.DNSName != self.DNSName || seen.ID != self.ID || seen.PublicKey != self.PublicKey {
-			t.Errorf("%s is seen as %q %v %v, is %q %v %v", self.HostName,
-				seen.DNSName, seen.ID, seen.PublicKey, self.DNSName, self.ID, self.PublicKey)
+		if seen.DNSName != self.DNSName || seen.ID != self.ID || seen.PublicKey != self.PublicKey || seen.OS != self.OS {
+			t.Errorf("%s is seen as %q %v %v on %q, is %q %v %v on %q", self.HostName,
+				seen.DNSName, seen.ID, seen.PublicKey, seen.OS, self.DNSName, self.ID, self.PublicKey, self.OS)
 		}
 		expectOverlayAddresses(t, self.TailscaleIPs)
 		if !slices.Equal(seen.TailscaleIPs, self.TailscaleIPs) {

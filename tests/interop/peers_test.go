@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,15 +91,27 @@ func TestNodesReachEachOtherByName(t *testing.T) {
 
 func TestNodesOutliveTheirControlServer(t *testing.T) {
 	control := lab.StartControl(t)
-	old := lab.JoinNode(t, control, "old")
+	old, peer := lab.JoinNode(t, control, "old"), lab.JoinNode(t, control, "peer")
 	before := old.Status(t).TailscaleIPs
+	listener, err := peer.Listen("tcp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go echoStreams(listener)
 
+	// At once, so that what the nodes reported may not be on disk yet.
 	control.Kill()
 	control.Start(t)
 
 	lab.JoinNode(t, control, "new")
 	expectPeer(t, old, "new", online)
-	if after := old.Status(t).TailscaleIPs; fmt.Sprint(after) != fmt.Sprint(before) {
+	expectPeer(t, old, "peer", atRelay(peer.Status(t).Self.Relay))
+	conn, err := old.Dial(lab.Context(t), "tcp", "peer:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectEcho(t, conn)
+	if after := old.Status(t).TailscaleIPs; !slices.Equal(after, before) {
 		t.Errorf("addresses are %v, were %v", after, before)
 	}
 }

@@ -36,7 +36,11 @@ enum Command {
         parts: Vec<setup::Part>,
     },
     /// Builds the eBPF programs that the agent embeds.
-    BuildEbpf,
+    BuildEbpf {
+        /// Programs that log each packet, for debugging.
+        #[arg(long)]
+        log: bool,
+    },
     /// Joins two nodes behind NAT in a lab of network namespaces and shows their traffic.
     Demo(demo::Options),
     /// Runs test suites; without a name: all that this machine can run.
@@ -61,9 +65,9 @@ fn run(arguments: Arguments) -> Result<()> {
     let workspace = Workspace::find()?;
     match arguments.command {
         Command::Setup { parts } => setup::run(&workspace, &parts),
-        Command::BuildEbpf => {
+        Command::BuildEbpf { log } => {
             let tools = setup::ebpf_tools(&workspace)?;
-            ebpf::build(&workspace.root, &tools)?;
+            ebpf::build_with(&workspace.root, &tools, log)?;
             Ok(())
         }
         Command::Demo(options) => demo::run(&workspace, &options),

@@ -74,7 +74,12 @@ pub struct UpArgs {
     #[arg(long, value_name = "URL")]
     pub login_server: Option<String>,
     /// Key that joins without a person: the key itself, or file:PATH.
-    #[arg(long, value_name = "VALUE|file:PATH", env = "TAILRACE_AUTH_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "VALUE|file:PATH",
+        env = "TAILRACE_AUTH_KEY",
+        hide_env_values = true
+    )]
     pub auth_key: Option<Secret>,
     /// Name to ask for instead of the host's own.
     #[arg(long, value_name = "NAME")]
@@ -159,7 +164,9 @@ impl Secret {
     ///
     /// What is wrong with the file, for people.
     pub fn reveal(&self) -> Result<String, String> {
-        let Some(path) = self.0.strip_prefix("file:") else { return Ok(self.0.clone()) };
+        let Some(path) = self.0.strip_prefix("file:") else {
+            return Ok(self.0.clone());
+        };
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("cannot read the auth key from {path}: {error}"))?;
         match text.trim() {
@@ -188,10 +195,13 @@ impl std::fmt::Debug for Secret {
 
 /// Parses `90`, `90s`, `2m`, `1h` or `500ms`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 =
-        number.parse().map_err(|_| "write a number and a unit, for example 60s".to_owned())?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write a number and a unit, for example 60s".to_owned())?;
     let millis = match unit {
         "ms" => 1,
         "" | "s" => 1_000,
@@ -199,7 +209,10 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err("the unit is one of ms, s, m, h".to_owned()),
     };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".to_owned())
 }
 
 #[cfg(test)]
@@ -235,7 +248,13 @@ mod tests {
 
     #[test]
     fn a_command_without_its_necessities_is_refused() {
-        for line in ["tailrace", "tailrace ping", "tailrace ping p -c 0", "tailrace set", "tailrace ip -4 -6"] {
+        for line in [
+            "tailrace",
+            "tailrace ping",
+            "tailrace ping p -c 0",
+            "tailrace set",
+            "tailrace ip -4 -6",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -50,7 +50,9 @@ pub fn main() -> ExitCode {
             .worker_threads(DAEMON_THREADS)
             .enable_all()
             .build(),
-        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build(),
     };
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
@@ -68,7 +70,9 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<ExitCode, CliError> {
     let socket = cli.socket;
     let client = || {
-        let path: PathBuf = socket.clone().unwrap_or_else(|| default_socket(DEFAULT_DEVICE));
+        let path: PathBuf = socket
+            .clone()
+            .unwrap_or_else(|| default_socket(DEFAULT_DEVICE));
         Client::new(&path)
     };
     match cli.command {
@@ -80,7 +84,9 @@ async fn run(cli: Cli) -> Result<ExitCode, CliError> {
             edit(&client(), &patch).await?;
         }
         Command::Logout => {
-            client().request(Method::POST, "logout", Bytes::new()).await?;
+            client()
+                .request(Method::POST, "logout", Bytes::new())
+                .await?;
         }
         Command::Status(JsonArgs { json }) => return show::status(&client(), json).await,
         Command::Ip(args) => show::ip(&client(), &args).await?,
@@ -109,7 +115,11 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
         put("Hostname", hostname.into());
     }
     if let Some(risk) = args.accept_risk {
-        let risks = if risk.is_empty() { json!([]) } else { json!([risk]) };
+        let risks = if risk.is_empty() {
+            json!([])
+        } else {
+            json!([risk])
+        };
         put("AcceptedRisks", risks);
     }
     if let Some(user) = args.operator {
@@ -119,7 +129,9 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
 }
 
 async fn edit(client: &Client, patch: &serde_json::Value) -> Result<(), CliError> {
-    client.request(Method::PATCH, "prefs", Bytes::from(patch.to_string())).await?;
+    client
+        .request(Method::PATCH, "prefs", Bytes::from(patch.to_string()))
+        .await?;
     Ok(())
 }
 

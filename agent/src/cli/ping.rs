@@ -46,7 +46,11 @@ pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, Cl
         }
         answered += u32::from(result.err.is_empty());
     }
-    Ok(if answered > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if answered > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn line(result: &PingResult) -> String {
@@ -54,7 +58,10 @@ fn line(result: &PingResult) -> String {
         return format!("{} is this node itself", result.ip);
     }
     if !result.err.is_empty() {
-        return format!("no answer from {} ({}): {}", result.node_name, result.ip, result.err);
+        return format!(
+            "no answer from {} ({}): {}",
+            result.node_name, result.ip, result.err
+        );
     }
     let via = if !result.derp_region_code.is_empty() {
         format!(" via DERP({})", result.derp_region_code)
@@ -64,13 +71,20 @@ fn line(result: &PingResult) -> String {
         String::new()
     };
     let latency = milliseconds(result.latency_seconds);
-    format!("pong from {} ({}){via} in {latency}", result.node_name, result.node_ip)
+    format!(
+        "pong from {} ({}){via} in {latency}",
+        result.node_name, result.node_ip
+    )
 }
 
 /// Whole milliseconds from ten up, tenths below.
 fn milliseconds(seconds: f64) -> String {
     let millis = seconds * 1_000.0;
-    if millis < 10.0 { format!("{millis:.1}ms") } else { format!("{millis:.0}ms") }
+    if millis < 10.0 {
+        format!("{millis:.1}ms")
+    } else {
+        format!("{millis:.0}ms")
+    }
 }
 
 #[cfg(test)]
@@ -87,12 +101,19 @@ mod tests {
             derp_region_code: "fra".into(),
             ..PingResult::default()
         };
-        assert_eq!(line(&result), "pong from b (100.64.0.2) via DERP(fra) in 12ms");
+        assert_eq!(
+            line(&result),
+            "pong from b (100.64.0.2) via DERP(fra) in 12ms"
+        );
     }
 
     #[test]
     fn silence_says_so() {
-        let result = PingResult { node_name: "b".into(), err: "late".into(), ..PingResult::default() };
+        let result = PingResult {
+            node_name: "b".into(),
+            err: "late".into(),
+            ..PingResult::default()
+        };
         assert!(line(&result).starts_with("no answer from b"));
     }
 }

@@ -17,11 +17,19 @@ pub(super) async fn status(client: &Client, json: bool) -> Result<ExitCode, CliE
         println!("{}", String::from_utf8_lossy(&text));
         return Ok(ExitCode::SUCCESS);
     }
-    let status: Status = serde_json::from_slice(&text)
-        .map_err(|error| CliError::Other(format!("the daemon's status is not understood: {error}")))?;
+    let status: Status = serde_json::from_slice(&text).map_err(|error| {
+        CliError::Other(format!("the daemon's status is not understood: {error}"))
+    })?;
     print!("{}", render(&status));
-    let up = matches!(status.backend_state, BackendState::Running | BackendState::Starting);
-    Ok(if up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let up = matches!(
+        status.backend_state,
+        BackendState::Running | BackendState::Starting
+    );
+    Ok(if up {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Prints the addresses of this node or of a peer.
@@ -43,7 +51,8 @@ pub(super) async fn ip(client: &Client, args: &IpArgs) -> Result<(), CliError> {
     if addresses.is_empty() {
         return Err(CliError::Other(match status.backend_state {
             BackendState::NeedsLogin | BackendState::NoState if args.peer.is_none() => {
-                "this node has no address yet: join with `tailrace up --login-server URL`".to_owned()
+                "this node has no address yet: join with `tailrace up --login-server URL`"
+                    .to_owned()
             }
             _ => "no such address".to_owned(),
         }));
@@ -62,9 +71,13 @@ pub(super) async fn ip(client: &Client, args: &IpArgs) -> Result<(), CliError> {
 pub(super) fn find<'a>(status: &'a Status, wanted: &str) -> Result<&'a PeerStatus, CliError> {
     let full = |node: &PeerStatus| node.dns_name.trim_end_matches('.').to_ascii_lowercase();
     let name = wanted.trim_end_matches('.').to_ascii_lowercase();
-    let nodes = || std::iter::once(&status.self_node).chain(status.peer.iter().flat_map(|p| p.values()));
+    let nodes =
+        || std::iter::once(&status.self_node).chain(status.peer.iter().flat_map(|p| p.values()));
     let exact = |node: &&PeerStatus| {
-        node.tailscale_ips.iter().flatten().any(|address| address == wanted)
+        node.tailscale_ips
+            .iter()
+            .flatten()
+            .any(|address| address == wanted)
             || (!node.id.is_empty() && node.id == wanted)
             || node.public_key.to_string() == wanted
             || full(node) == name
@@ -92,11 +105,17 @@ fn render(status: &Status) -> String {
     match status.backend_state {
         BackendState::NoState => out.push_str("The daemon is starting.\n"),
         BackendState::Stopped => out.push_str("Down: bring it up with `tailrace up`.\n"),
+        BackendState::NeedsLogin if status.auth_url.is_empty() && status.self_node.expired => {
+            out.push_str("The node key expired: log in again with `tailrace up`.\n");
+        }
         BackendState::NeedsLogin if status.auth_url.is_empty() => {
             out.push_str("Not logged in: join with `tailrace up --login-server URL`.\n");
         }
         BackendState::NeedsLogin => {
-            out.push_str(&format!("Not logged in; to log in, visit:\n\n\t{}\n\n", status.auth_url));
+            out.push_str(&format!(
+                "Not logged in; to log in, visit:\n\n\t{}\n\n",
+                status.auth_url
+            ));
         }
         BackendState::NeedsMachineAuth => {
             out.push_str("Waiting for an administrator to approve this device.\n");
@@ -107,19 +126,38 @@ fn render(status: &Status) -> String {
     let ours = &status.tailrace;
     if status.tailscale_ips.is_some() {
         let mut rows = vec![row(status, &status.self_node, true)];
-        let mut peers: Vec<&PeerStatus> = status.peer.iter().flat_map(|peers| peers.values()).collect();
+        let mut peers: Vec<&PeerStatus> = status
+            .peer
+            .iter()
+            .flat_map(|peers| peers.values())
+            .collect();
         peers.sort_by_key(|peer| (peer.dns_name.as_str(), peer.public_key));
         rows.extend(peers.into_iter().map(|peer| row(status, peer, false)));
         out.push_str(&table(&rows));
         out.push('\n');
     }
     if !ours.engine.is_empty() {
-        out.push_str(&format!("# wireguard: {} on {} ({})\n", ours.engine, ours.device, ours.engine_reason));
-        out.push_str(&format!("# filter: {}; packet counters: {}\n", ours.filter, ours.counters));
+        let device = if ours.device.is_empty() {
+            "no device"
+        } else {
+            &ours.device
+        };
+        out.push_str(&format!(
+            "# wireguard: {} on {device} ({})\n",
+            ours.engine, ours.engine_reason
+        ));
+        out.push_str(&format!(
+            "# filter: {}; packet counters: {}\n",
+            ours.filter, ours.counters
+        ));
     }
-    if ours.map_stale {
-        let age = ours.map_age_seconds.map_or_else(String::new, |age| format!(", {age} s old"));
-        out.push_str(&format!("# network map: cached{age}; the coordination server does not answer\n"));
+    if ours.map_stale && status.backend_state != BackendState::Stopped {
+        let age = ours
+            .map_age_seconds
+            .map_or_else(String::new, |age| format!(", {age} s old"));
+        out.push_str(&format!(
+            "# network map: cached{age}; the coordination server does not answer\n"
+        ));
     }
     for warning in &status.health {
         out.push_str(&format!("# warning: {warning}\n"));
@@ -129,8 +167,19 @@ fn render(status: &Status) -> String {
 
 /// Address, name, owner, system, path, traffic.
 fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
-    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
-    let address = node.tailscale_ips.iter().flatten().next().map_or("-", String::as_str);
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            "-".to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
+    let address = node
+        .tailscale_ips
+        .iter()
+        .flatten()
+        .next()
+        .map_or("-", String::as_str);
     let name = match node.dns_name.split('.').next() {
         Some(label) if !label.is_empty() => label,
         _ => &node.host_name,
@@ -140,7 +189,9 @@ fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
         _ => {
             let users = status.user.as_ref();
             let user = users.and_then(|users| users.get(&node.user_id.to_string()));
-            let login = user.and_then(|user| user.get("LoginName")).and_then(|name| name.as_str());
+            let login = user
+                .and_then(|user| user.get("LoginName"))
+                .and_then(|name| name.as_str());
             login.unwrap_or("-").to_owned()
         }
     };
@@ -161,9 +212,20 @@ fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
     let traffic = if is_self {
         "-".to_owned()
     } else {
-        format!("rx {} tx {}", bytes_text(node.rx_bytes), bytes_text(node.tx_bytes))
+        format!(
+            "rx {} tx {}",
+            bytes_text(node.rx_bytes),
+            bytes_text(node.tx_bytes)
+        )
     };
-    [address.to_owned(), or_dash(name), owner, or_dash(&node.os), path, traffic]
+    [
+        address.to_owned(),
+        or_dash(name),
+        owner,
+        or_dash(&node.os),
+        path,
+        traffic,
+    ]
 }
 
 fn table(rows: &[[String; 6]]) -> String {
@@ -194,7 +256,11 @@ fn bytes_text(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 #[cfg(test)]
@@ -222,9 +288,18 @@ mod tests {
     fn status() -> Status {
         let peers = BTreeMap::from([
             (NodePublic::from_bytes([1; 32]), node("b", "100.64.0.2")),
-            (NodePublic::from_bytes([2; 32]), PeerStatus { online: false, ..node("c", "100.64.0.3") }),
+            (
+                NodePublic::from_bytes([2; 32]),
+                PeerStatus {
+                    online: false,
+                    ..node("c", "100.64.0.3")
+                },
+            ),
         ]);
-        let users = BTreeMap::from([("1".to_owned(), serde_json::json!({"LoginName": "ada@example"}))]);
+        let users = BTreeMap::from([(
+            "1".to_owned(),
+            serde_json::json!({"LoginName": "ada@example"}),
+        )]);
         Status {
             backend_state: BackendState::Running,
             tailscale_ips: Some(vec!["100.64.0.1".into()]),
@@ -239,7 +314,10 @@ mod tests {
     fn the_table_shows_address_name_owner_and_path() {
         let text = render(&status());
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("100.64.0.1  a  ada@example  linux  self"), "{text}");
+        assert!(
+            lines[0].starts_with("100.64.0.1  a  ada@example  linux  self"),
+            "{text}"
+        );
         assert!(lines[1].contains("relay fra (idle)"), "{text}");
         assert!(lines[2].contains("offline"), "{text}");
     }
@@ -247,10 +325,23 @@ mod tests {
     #[test]
     fn a_node_is_found_by_name_address_or_id() {
         let status = status();
-        for wanted in ["b", "B", "b.tail.example", "b.tail.example.", "100.64.0.2", "nb", "b-host"] {
+        for wanted in [
+            "b",
+            "B",
+            "b.tail.example",
+            "b.tail.example.",
+            "100.64.0.2",
+            "nb",
+            "b-host",
+        ] {
             assert_eq!(find(&status, wanted).unwrap().id, "nb", "{wanted}");
         }
-        assert!(find(&status, "nobody").unwrap_err().to_string().contains("nobody"));
+        assert!(
+            find(&status, "nobody")
+                .unwrap_err()
+                .to_string()
+                .contains("nobody")
+        );
     }
 
     #[test]

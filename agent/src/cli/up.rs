@@ -23,9 +23,13 @@ pub(super) async fn run(client: &Client, args: UpArgs) -> Result<(), CliError> {
         force_reauth: args.force_reauth,
     };
     let body = serde_json::to_vec(&options).map_err(|error| CliError::Other(error.to_string()))?;
-    client.request(Method::POST, "start", Bytes::from(body)).await?;
+    client
+        .request(Method::POST, "start", Bytes::from(body))
+        .await?;
     wait(client, args.timeout).await?;
-    let status: Status = client.json(Method::GET, "status?peers=false", Bytes::new()).await?;
+    let status: Status = client
+        .json(Method::GET, "status?peers=false", Bytes::new())
+        .await?;
     println!("{}", summary(&status));
     Ok(())
 }
@@ -80,7 +84,10 @@ async fn wait(client: &Client, timeout: Duration) -> Result<(), CliError> {
         if let Some(error) = notice.err_message {
             return Err(CliError::Other(error));
         }
-        state = notice.state.and_then(BackendState::from_number).unwrap_or(state);
+        state = notice
+            .state
+            .and_then(BackendState::from_number)
+            .unwrap_or(state);
         if state == BackendState::Running {
             return Ok(());
         }
@@ -104,7 +111,9 @@ async fn timed_out(
     state: BackendState,
     timeout: Duration,
 ) -> Result<String, CliError> {
-    let status: Status = client.json(Method::GET, "status?peers=false", Bytes::new()).await?;
+    let status: Status = client
+        .json(Method::GET, "status?peers=false", Bytes::new())
+        .await?;
     let cause = if status.health.is_empty() {
         format!("the node is still in state {}", state.as_str())
     } else {
@@ -123,7 +132,10 @@ fn summary(status: &Status) -> String {
     } else {
         ""
     };
-    format!("Up as {name} ({addresses}), {} WireGuard{stale}", status.tailrace.engine)
+    format!(
+        "Up as {name} ({addresses}), {} WireGuard{stale}",
+        status.tailrace.engine
+    )
 }
 
 #[cfg(test)]
@@ -148,9 +160,13 @@ mod tests {
 
     #[test]
     fn a_later_up_remembers_what_was_said() {
-        let first = up("tailrace up --login-server http://c:1/ --hostname n --accept-risk=no-filter");
+        let first =
+            up("tailrace up --login-server http://c:1/ --hostname n --accept-risk=no-filter");
         let stored = wanted(Prefs::default(), &first).unwrap();
-        let down = Prefs { want_running: false, ..stored.clone() };
+        let down = Prefs {
+            want_running: false,
+            ..stored.clone()
+        };
         assert_eq!(wanted(down, &up("tailrace up")).unwrap(), stored);
         assert_eq!(stored.control_url, "http://c:1");
         assert!(stored.accepts_no_filter());

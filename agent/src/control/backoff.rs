@@ -17,7 +17,9 @@ pub(super) struct Backoff {
 impl Backoff {
     /// Returns the wait after one more failure. `random` is uniform in `0..1`.
     pub(super) fn next(&mut self, random: f64) -> Duration {
-        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let full = FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }

@@ -59,9 +59,10 @@ impl Connection {
     ) -> Result<Self, ControlError> {
         match tokio::time::timeout(DIAL_TIMEOUT, Self::dial(server, server_key, machine)).await {
             Ok(result) => result,
-            Err(_) => {
-                Err(ControlError::Timeout { server: server.to_string(), limit: DIAL_TIMEOUT })
-            }
+            Err(_) => Err(ControlError::Timeout {
+                server: server.to_string(),
+                limit: DIAL_TIMEOUT,
+            }),
         }
     }
 
@@ -71,13 +72,18 @@ impl Connection {
         machine: &MachinePrivate,
     ) -> Result<Self, ControlError> {
         let stream = dial::dial(server).await?;
-        let channel =
-            noise_io::upgrade_client(stream, &server.authority(), machine, server_key, capver::CURRENT.0)
-                .await
-                .map_err(|source| ControlError::Noise {
-                    server: server.to_string(),
-                    source: source.into(),
-                })?;
+        let channel = noise_io::upgrade_client(
+            stream,
+            &server.authority(),
+            machine,
+            server_key,
+            capver::CURRENT.0,
+        )
+        .await
+        .map_err(|source| ControlError::Noise {
+            server: server.to_string(),
+            source: source.into(),
+        })?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
@@ -123,8 +129,10 @@ impl Connection {
             .await
             .map_err(ControlError::broken)?
             .to_bytes();
-        control_proto::json::from_slice(&body)
-            .map_err(|source| ControlError::Answer { request: NAME, source: source.into() })
+        control_proto::json::from_slice(&body).map_err(|source| ControlError::Answer {
+            request: NAME,
+            source: source.into(),
+        })
     }
 
     /// Opens the map stream and returns its body.
@@ -170,7 +178,10 @@ impl Connection {
             .map_err(ControlError::broken)?;
         let mut sender = self.sender.clone();
         sender.ready().await.map_err(ControlError::broken)?;
-        sender.send_request(request).await.map_err(ControlError::broken)
+        sender
+            .send_request(request)
+            .await
+            .map_err(ControlError::broken)
     }
 
     async fn post<T: Serialize>(
@@ -178,8 +189,10 @@ impl Connection {
         path: &'static str,
         body: &T,
     ) -> Result<Response<Incoming>, ControlError> {
-        let body = serde_json::to_vec(body)
-            .map_err(|source| ControlError::Answer { request: path, source: source.into() })?;
+        let body = serde_json::to_vec(body).map_err(|source| ControlError::Answer {
+            request: path,
+            source: source.into(),
+        })?;
         let response = self.send(Method::POST, path, Bytes::from(body)).await?;
         let status = response.status();
         if status == StatusCode::OK {
@@ -192,6 +205,10 @@ impl Connection {
         let text = String::from_utf8_lossy(&text[..text.len().min(MAX_ERROR_TEXT)]);
         // The text is not ours: keep it from steering a terminal.
         let body = text.trim().replace(char::is_control, " ");
-        Err(ControlError::Status { request: path, status, body })
+        Err(ControlError::Status {
+            request: path,
+            status,
+            body,
+        })
     }
 }

@@ -31,7 +31,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(super) async fn dial(server: &ServerUrl) -> Result<Box<dyn Io>, ControlError> {
     match tokio::time::timeout(DIAL_TIMEOUT, dial_without_limit(server)).await {
         Ok(result) => result,
-        Err(_) => Err(ControlError::Timeout { server: server.to_string(), limit: DIAL_TIMEOUT }),
+        Err(_) => Err(ControlError::Timeout {
+            server: server.to_string(),
+            limit: DIAL_TIMEOUT,
+        }),
     }
 }
 
@@ -40,15 +43,23 @@ async fn dial_without_limit(server: &ServerUrl) -> Result<Box<dyn Io>, ControlEr
     if !server.tls {
         return Ok(Box::new(tcp));
     }
-    let tls_error = |source| ControlError::Tls { server: server.to_string(), source };
+    let tls_error = |source| ControlError::Tls {
+        server: server.to_string(),
+        source,
+    };
     let name = ServerName::try_from(server.host.clone())
         .map_err(|error| tls_error(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
     let connector = TlsConnector::from(tls_config().map_err(tls_error)?);
-    Ok(Box::new(connector.connect(name, tcp).await.map_err(tls_error)?))
+    Ok(Box::new(
+        connector.connect(name, tcp).await.map_err(tls_error)?,
+    ))
 }
 
 async fn connect(server: &ServerUrl) -> Result<TcpStream, ControlError> {
-    let resolve_error = |source| ControlError::Resolve { host: server.host.clone(), source };
+    let resolve_error = |source| ControlError::Resolve {
+        host: server.host.clone(),
+        source,
+    };
     let addresses = tokio::net::lookup_host((server.host.as_str(), server.port))
         .await
         .map_err(resolve_error)?;
@@ -61,7 +72,10 @@ async fn connect(server: &ServerUrl) -> Result<TcpStream, ControlError> {
         }
     }
     Err(match last {
-        Some(source) => ControlError::Connect { server: server.to_string(), source },
+        Some(source) => ControlError::Connect {
+            server: server.to_string(),
+            source,
+        },
         None => resolve_error(io::Error::new(io::ErrorKind::NotFound, "no address")),
     })
 }

@@ -11,9 +11,7 @@ use keys::MachinePublic;
 #[non_exhaustive]
 pub enum ControlError {
     /// The host name has no address.
-    #[error(
-        "cannot resolve {host} ({source}): check the server URL and this host's DNS"
-    )]
+    #[error("cannot resolve {host} ({source}): check the server URL and this host's DNS")]
     Resolve {
         /// The host.
         host: String,

@@ -7,8 +7,11 @@ use control_proto::tailcfg::Hostinfo;
 pub fn hostinfo(hostname: &str, log_id: &str) -> Hostinfo {
     let system = rustix::system::uname();
     let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
-    let hostname =
-        if hostname.is_empty() { text(system.nodename()) } else { hostname.to_owned() };
+    let hostname = if hostname.is_empty() {
+        text(system.nodename())
+    } else {
+        hostname.to_owned()
+    };
     let (distro, distro_version, distro_code_name) = distribution();
     Hostinfo {
         ipn_version: format!("tailrace {}", crate::cli::VERSION),

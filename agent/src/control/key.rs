@@ -22,13 +22,18 @@ const MAX_ANSWER: usize = 64 << 10;
 pub async fn fetch(server: &ServerUrl) -> Result<MachinePublic, ControlError> {
     match tokio::time::timeout(DIAL_TIMEOUT, fetch_without_limit(server)).await {
         Ok(result) => result,
-        Err(_) => Err(ControlError::Timeout { server: server.to_string(), limit: DIAL_TIMEOUT }),
+        Err(_) => Err(ControlError::Timeout {
+            server: server.to_string(),
+            limit: DIAL_TIMEOUT,
+        }),
     }
 }
 
 async fn fetch_without_limit(server: &ServerUrl) -> Result<MachinePublic, ControlError> {
-    let not_control =
-        |problem: String| ControlError::NotControl { server: server.to_string(), problem };
+    let not_control = |problem: String| ControlError::NotControl {
+        server: server.to_string(),
+        problem,
+    };
     let stream = dial::dial(server).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -40,8 +45,10 @@ async fn fetch_without_limit(server: &ServerUrl) -> Result<MachinePublic, Contro
         .body(Empty::<Bytes>::new())
         .map_err(|error| not_control(error.to_string()))?;
     let answer = async {
-        let response =
-            sender.send_request(request).await.map_err(|error| not_control(error.to_string()))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| not_control(error.to_string()))?;
         if response.status() != StatusCode::OK {
             return Err(not_control(format!("/key answers {}", response.status())));
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use control_proto::Timestamp;
 use control_proto::capver;
 use control_proto::tailcfg::{Hostinfo, RegisterAuth, RegisterRequest, RegisterResponse};
-use control_proto::Timestamp;
 use keys::{NodePrivate, NodePublic};
 use tokio::sync::mpsc;
 
@@ -57,7 +57,10 @@ pub(super) enum Outcome {
 enum Step {
     End(Outcome),
     /// Show the URL and ask again with it; the flag says whether it is the one we asked with.
-    FollowUp { url: String, again: bool },
+    FollowUp {
+        url: String,
+        again: bool,
+    },
 }
 
 /// Decides what an answer to a request with `followup` means (protocol/control.md §3).
@@ -70,12 +73,19 @@ fn decide(response: RegisterResponse, followup: &str) -> Step {
         Step::End(Outcome::Authorised)
     } else {
         let again = response.auth_url == followup;
-        Step::FollowUp { url: response.auth_url, again }
+        Step::FollowUp {
+            url: response.auth_url,
+            again,
+        }
     }
 }
 
 /// Runs an attempt to its end, telling `progress`.
-pub(super) async fn run(connection: Connection, attempt: Attempt, progress: mpsc::Sender<Progress>) {
+pub(super) async fn run(
+    connection: Connection,
+    attempt: Attempt,
+    progress: mpsc::Sender<Progress>,
+) {
     let outcome = follow(&connection, &attempt, &progress).await;
     // Nobody listens any more: the session ended, so the outcome does not matter.
     let _ = progress.send(Progress::Over(outcome)).await;
@@ -117,7 +127,11 @@ pub(super) async fn logout(connection: &Connection, attempt: &Attempt) -> Result
     let mut request = request(attempt, "");
     request.expiry = Timestamp::from_unix_seconds(LOGOUT_EXPIRY);
     let response = within_limit(connection.register(&request)).await?;
-    if response.error.is_empty() { Ok(()) } else { Err(ControlError::Refused(response.error)) }
+    if response.error.is_empty() {
+        Ok(())
+    } else {
+        Err(ControlError::Refused(response.error))
+    }
 }
 
 async fn within_limit(
@@ -133,10 +147,10 @@ fn request(attempt: &Attempt, followup: &str) -> RegisterRequest {
         version: capver::CURRENT,
         node_key: attempt.node_key.public(),
         old_node_key: attempt.old_node_key.unwrap_or_default(),
-        auth: attempt
-            .auth_key
-            .as_ref()
-            .map(|auth_key| RegisterAuth { auth_key: auth_key.clone(), ..RegisterAuth::default() }),
+        auth: attempt.auth_key.as_ref().map(|auth_key| RegisterAuth {
+            auth_key: auth_key.clone(),
+            ..RegisterAuth::default()
+        }),
         followup: followup.to_owned(),
         hostinfo: Some(attempt.hostinfo.clone()),
         ..RegisterRequest::default()
@@ -149,8 +163,14 @@ mod tests {
 
     #[test]
     fn a_plain_success_ends_the_login() {
-        assert_eq!(decide(RegisterResponse::default(), ""), Step::End(Outcome::Authorised));
-        assert_eq!(decide(RegisterResponse::default(), "u"), Step::End(Outcome::Authorised));
+        assert_eq!(
+            decide(RegisterResponse::default(), ""),
+            Step::End(Outcome::Authorised)
+        );
+        assert_eq!(
+            decide(RegisterResponse::default(), "u"),
+            Step::End(Outcome::Authorised)
+        );
     }
 
     #[test]
@@ -161,29 +181,47 @@ mod tests {
             auth_url: "u".into(),
             ..RegisterResponse::default()
         };
-        assert_eq!(decide(response, ""), Step::End(Outcome::Refused("no".into())));
+        assert_eq!(
+            decide(response, ""),
+            Step::End(Outcome::Refused("no".into()))
+        );
     }
 
     #[test]
     fn an_expired_key_asks_for_a_new_one() {
-        let response = RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
+        let response = RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        };
         assert_eq!(decide(response, ""), Step::End(Outcome::KeyExpired));
     }
 
     #[test]
     fn another_url_replaces_the_one_we_waited_for() {
-        let response = |url: &str| RegisterResponse { auth_url: url.into(), ..Default::default() };
+        let response = |url: &str| RegisterResponse {
+            auth_url: url.into(),
+            ..Default::default()
+        };
         assert_eq!(
             decide(response("a"), ""),
-            Step::FollowUp { url: "a".into(), again: false }
+            Step::FollowUp {
+                url: "a".into(),
+                again: false
+            }
         );
         assert_eq!(
             decide(response("a"), "a"),
-            Step::FollowUp { url: "a".into(), again: true }
+            Step::FollowUp {
+                url: "a".into(),
+                again: true
+            }
         );
         assert_eq!(
             decide(response("b"), "a"),
-            Step::FollowUp { url: "b".into(), again: false }
+            Step::FollowUp {
+                url: "b".into(),
+                again: false
+            }
         );
     }
 }

@@ -137,7 +137,10 @@ impl Control {
         let (events, event_receiver) = mpsc::channel(EVENTS);
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let disco = identity.disco.public();
-        let (host, host_receiver) = watch::channel(HostState { hostinfo: config.hostinfo, disco });
+        let (host, host_receiver) = watch::channel(HostState {
+            hostinfo: config.hostinfo,
+            disco,
+        });
         let session = session::Session::new(
             config.server,
             config.accept_new_key,
@@ -148,7 +151,14 @@ impl Control {
             events,
             command_receiver,
         );
-        (Self { commands, host, task: tokio::spawn(session.run()) }, event_receiver)
+        (
+            Self {
+                commands,
+                host,
+                task: tokio::spawn(session.run()),
+            },
+            event_receiver,
+        )
     }
 
     /// Asks for authorisation anew. False if the client is too busy to hear.
@@ -167,9 +177,16 @@ impl Control {
     pub fn set_hostinfo(&self, hostinfo: Hostinfo) {
         self.host.send_if_modified(|state| {
             let net_info = state.hostinfo.net_info.take();
-            let new = Hostinfo { net_info, ..hostinfo };
+            let new = Hostinfo {
+                net_info,
+                ..hostinfo
+            };
             let old = std::mem::replace(&mut state.hostinfo, new);
-            state.hostinfo != Hostinfo { net_info: state.hostinfo.net_info.clone(), ..old }
+            state.hostinfo
+                != Hostinfo {
+                    net_info: state.hostinfo.net_info.clone(),
+                    ..old
+                }
         });
     }
 

@@ -22,10 +22,18 @@ const C2N_REFUSAL: &[u8] =
 pub(super) async fn answer(connection: Connection, request: PingRequest) {
     let kind = request.types.clone();
     let result = match kind.as_str() {
-        "" if request.url_is_noise => over_noise(&connection, Method::HEAD, &request, Bytes::new()).await,
+        "" if request.url_is_noise => {
+            over_noise(&connection, Method::HEAD, &request, Bytes::new()).await
+        }
         "" => head(&request.url).await,
         "c2n" => {
-            over_noise(&connection, Method::POST, &request, Bytes::from_static(C2N_REFUSAL)).await
+            over_noise(
+                &connection,
+                Method::POST,
+                &request,
+                Bytes::from_static(C2N_REFUSAL),
+            )
+            .await
         }
         _ => {
             tracing::debug!(kind, "ping request of a kind that is not supported");
@@ -76,7 +84,9 @@ async fn head(url: &str) -> Result<(), ControlError> {
         .map(drop)
         .map_err(ControlError::broken)
     };
-    tokio::time::timeout(TIMEOUT, work).await.unwrap_or(Err(ControlError::Silent(TIMEOUT)))
+    tokio::time::timeout(TIMEOUT, work)
+        .await
+        .unwrap_or(Err(ControlError::Silent(TIMEOUT)))
 }
 
 #[cfg(test)]

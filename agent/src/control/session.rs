@@ -66,7 +66,10 @@ enum End {
 }
 
 impl Session {
-    #[expect(clippy::too_many_arguments, reason = "called once, by the handle that makes the channels")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, by the handle that makes the channels"
+    )]
     pub(super) fn new(
         server: ServerUrl,
         accept_new_key: bool,
@@ -186,7 +189,11 @@ impl Session {
         let known = self.identity.servers.get(&url).copied();
         if known != Some(found) {
             if let Some(old) = known {
-                let change = ControlError::KeyChanged { server: url.clone(), old, new: found };
+                let change = ControlError::KeyChanged {
+                    server: url.clone(),
+                    old,
+                    new: found,
+                };
                 // TLS vouches for the new key; over plain HTTP only the operator can.
                 if !self.server.tls && !self.accept_new_key {
                     return Err(change);
@@ -203,14 +210,18 @@ impl Session {
 
     /// Begins, or begins again, what [`Goal::Authorise`] asks for.
     fn start_login(&mut self, live: &mut Connected) -> Result<(), ControlError> {
-        let Goal::Authorise(login) = &self.goal else { return Ok(()) };
+        let Goal::Authorise(login) = &self.goal else {
+            return Ok(());
+        };
         let auth_key = login.auth_key.clone();
         if login.fresh_key && self.identity.next_node.is_none() {
             self.make_next_key()?;
         }
         let attempt = self.attempt(auth_key);
         let connection = live.connection.clone();
-        live.login = Some(Running::spawn(|progress| login::run(connection, attempt, progress)));
+        live.login = Some(Running::spawn(|progress| {
+            login::run(connection, attempt, progress)
+        }));
         Ok(())
     }
 
@@ -246,7 +257,9 @@ impl Session {
     ) -> Result<(), ControlError> {
         let asked_for_fresh = matches!(&self.goal, Goal::Authorise(login) if login.fresh_key);
         match progress {
-            Progress::Visit(_) if self.identity.next_node.is_some() && !asked_for_fresh && !live.renewed => {
+            Progress::Visit(_)
+                if self.identity.next_node.is_some() && !asked_for_fresh && !live.renewed =>
+            {
                 // A rotation that a crash interrupted before it was authorised: the present key still counts.
                 self.drop_next_key()?;
                 self.start_login(live)?;
@@ -264,7 +277,9 @@ impl Session {
                 self.open_stream(live);
             }
             Progress::Over(Ok(Outcome::KeyExpired)) if live.renewed => {
-                return Err(ControlError::Refused("it calls every node key expired".to_owned()));
+                return Err(ControlError::Refused(
+                    "it calls every node key expired".to_owned(),
+                ));
             }
             Progress::Over(Ok(Outcome::KeyExpired)) => {
                 live.renewed = true;
@@ -284,7 +299,11 @@ impl Session {
                     // Not something the operator just said: it may pass, so try again later.
                     return Err(ControlError::Refused(words));
                 }
-                self.goal = if live.stream.is_some() { Goal::Follow } else { Goal::Wait };
+                self.goal = if live.stream.is_some() {
+                    Goal::Follow
+                } else {
+                    Goal::Wait
+                };
                 self.tell(Event::LoginRefused(words)).await;
             }
             Progress::Over(Err(error)) => return Err(error),
@@ -314,7 +333,11 @@ impl Session {
             )
         }));
         live._update = Some(Running::spawn(|_| {
-            update::run(live.connection.clone(), Arc::clone(node_key), self.host.clone())
+            update::run(
+                live.connection.clone(),
+                Arc::clone(node_key),
+                self.host.clone(),
+            )
         }));
     }
 
@@ -341,14 +364,23 @@ impl Session {
             return Ok(());
         }
         let node_key = Arc::clone(&self.identity.node);
-        self.tell(Event::Map { first: live.first, node_key, response }).await;
+        self.tell(Event::Map {
+            first: live.first,
+            node_key,
+            response,
+        })
+        .await;
         live.first = false;
         Ok(())
     }
 
     /// A refused map stream may mean that the server forgot us: ask to be authorised again.
     fn reconsider(&mut self, error: &ControlError) {
-        let forgotten = [StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        let forgotten = [
+            StatusCode::NOT_FOUND,
+            StatusCode::UNAUTHORIZED,
+            StatusCode::FORBIDDEN,
+        ];
         if let ControlError::Status { status, .. } = error
             && forgotten.contains(status)
             && let Goal::Follow = self.goal
@@ -364,7 +396,11 @@ impl Session {
     ) -> Result<End, ControlError> {
         self.drop_next_key()?;
         let told = login::logout(connection, &self.attempt(None)).await;
-        Ok(if self.forget(done, told).await { End::Done } else { End::Again })
+        Ok(if self.forget(done, told).await {
+            End::Done
+        } else {
+            End::Again
+        })
     }
 
     /// Makes the node key useless on this side too. Says whether there is nothing left to do.

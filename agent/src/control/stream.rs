@@ -46,15 +46,20 @@ async fn read(
 ) -> Result<std::convert::Infallible, ControlError> {
     let mut deadline = tokio::time::Instant::now() + WATCHDOG;
     let silent = |_| ControlError::Silent(WATCHDOG);
-    let mut body =
-        tokio::time::timeout_at(deadline, connection.map(request)).await.map_err(silent)??;
+    let mut body = tokio::time::timeout_at(deadline, connection.map(request))
+        .await
+        .map_err(silent)??;
     let mut decoder = Decoder::new(Compress::Zstd);
     loop {
-        let chunk = tokio::time::timeout_at(deadline, body.frame()).await.map_err(silent)?;
+        let chunk = tokio::time::timeout_at(deadline, body.frame())
+            .await
+            .map_err(silent)?;
         let Some(chunk) = chunk else {
             return Err(ControlError::broken("the server ended the map stream"));
         };
-        let Ok(data) = chunk.map_err(ControlError::broken)?.into_data() else { continue };
+        let Ok(data) = chunk.map_err(ControlError::broken)?.into_data() else {
+            continue;
+        };
         decoder.push(&data);
         drop(data);
         while let Some(response) = decoder.next().map_err(|source| ControlError::Answer {

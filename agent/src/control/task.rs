@@ -20,7 +20,10 @@ impl<T: Send + 'static> Running<T> {
     {
         // One message ahead is enough: a slow reader slows the task down.
         let (sender, messages) = mpsc::channel(1);
-        Self { messages, task: tokio::spawn(work(sender)) }
+        Self {
+            messages,
+            task: tokio::spawn(work(sender)),
+        }
     }
 }
 

@@ -21,7 +21,9 @@ impl ServerUrl {
     ///
     /// What is wrong, for people.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let uri: http::Uri = text.parse().map_err(|_| "write it as https://HOST[:PORT]")?;
+        let uri: http::Uri = text
+            .parse()
+            .map_err(|_| "write it as https://HOST[:PORT]")?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -34,7 +36,11 @@ impl ServerUrl {
         if authority.as_str().contains('@') {
             return Err("it must not hold a user name");
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         if host.is_empty() {
             return Err("the host is missing");
         }
@@ -42,7 +48,9 @@ impl ServerUrl {
         let explicit = match authority.as_str().strip_prefix(authority.host()) {
             Some("") | None => None,
             Some(port) => Some(
-                port.trim_start_matches(':').parse().map_err(|_| "the port is not a number below 65536")?,
+                port.trim_start_matches(':')
+                    .parse()
+                    .map_err(|_| "the port is not a number below 65536")?,
             ),
         };
         if explicit == Some(0) {
@@ -64,7 +72,11 @@ impl ServerUrl {
         } else {
             self.host.clone()
         };
-        if self.explicit_port { format!("{host}:{}", self.port) } else { host }
+        if self.explicit_port {
+            format!("{host}:{}", self.port)
+        } else {
+            host
+        }
     }
 }
 
@@ -83,7 +95,10 @@ mod tests {
     fn the_scheme_gives_the_port() {
         assert_eq!(ServerUrl::parse("https://c.example").unwrap().port, 443);
         assert_eq!(ServerUrl::parse("http://c.example/").unwrap().port, 80);
-        assert_eq!(ServerUrl::parse("http://c.example:8080").unwrap().port, 8080);
+        assert_eq!(
+            ServerUrl::parse("http://c.example:8080").unwrap().port,
+            8080
+        );
     }
 
     #[test]
@@ -97,8 +112,17 @@ mod tests {
     #[test]
     fn what_is_no_server_url_is_refused() {
         for text in [
-            "", "c.example", "c.example:80", "ftp://c.example", "https://", "https://c/path",
-            "https://c?x", "https://u@c", "http://c:0", "http://c:99999", "http://a b",
+            "",
+            "c.example",
+            "c.example:80",
+            "ftp://c.example",
+            "https://",
+            "https://c/path",
+            "https://c?x",
+            "https://u@c",
+            "http://c:0",
+            "http://c:99999",
+            "http://a b",
         ] {
             assert!(ServerUrl::parse(text).is_err(), "{text}");
         }

@@ -201,7 +201,7 @@ fn request(node: &Node, ideal: Option<&Node>, fast_start: bool) -> Vec<u8> {
     let mut request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: {}\r\nUser-Agent: tailrace\r\n",
         http::PATH,
-        node.host,
+        host_header(node),
         http::UPGRADE,
     );
     if let Some(ideal) = ideal {
@@ -212,6 +212,14 @@ fn request(node: &Node, ideal: Option<&Node>, fast_start: bool) -> Vec<u8> {
     }
     request.push_str("\r\n");
     request.into_bytes()
+}
+
+/// The node's name as an HTTP Host header takes it: an IPv6 address in brackets.
+pub(crate) fn host_header(node: &Node) -> String {
+    match node.host.parse() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]"),
+        _ => node.host.clone(),
+    }
 }
 
 /// Reads the response head and leaves what follows it in `received`.

@@ -78,7 +78,9 @@ impl HomeSelector {
     ) -> Option<(RegionId, Duration)> {
         let usable = |region: &RegionId| {
             let region = map.regions.get(region);
-            region.is_some_and(|region| !region.never_home && region.nodes.iter().any(|n| !n.stun_only))
+            region.is_some_and(|region| {
+                !region.never_home && region.nodes.iter().any(|n| !n.stun_only)
+            })
         };
         answered
             .keys()
@@ -113,7 +115,9 @@ fn fallback(map: &DerpMap, seed: u64) -> Option<RegionId> {
         .filter(|region| !region.never_home && region.nodes.iter().any(|node| !node.stun_only))
         .map(|region| region.id)
         .collect();
-    let count = u64::try_from(regions.len()).ok().filter(|count| *count > 0)?;
+    let count = u64::try_from(regions.len())
+        .ok()
+        .filter(|count| *count > 0)?;
     regions.get(usize::try_from(seed % count).ok()?).copied()
 }
 
@@ -128,7 +132,10 @@ mod tests {
     #[test]
     fn the_fastest_region_becomes_home() {
         let (mut selector, start) = fixture();
-        assert_eq!(report(&mut selector, start, &[(A, 30), (B, 20)], None), Some(B));
+        assert_eq!(
+            report(&mut selector, start, &[(A, 30), (B, 20)], None),
+            Some(B)
+        );
     }
 
     #[test]
@@ -137,9 +144,15 @@ mod tests {
         report(&mut selector, start, &[(A, 30), (B, 40)], None);
 
         let later = start + Duration::from_secs(60);
-        assert_eq!(report(&mut selector, later, &[(A, 30), (B, 21)], None), Some(A));
+        assert_eq!(
+            report(&mut selector, later, &[(A, 30), (B, 21)], None),
+            Some(A)
+        );
         let later = later + Duration::from_secs(600);
-        assert_eq!(report(&mut selector, later, &[(A, 30), (B, 15)], None), Some(B));
+        assert_eq!(
+            report(&mut selector, later, &[(A, 30), (B, 15)], None),
+            Some(B)
+        );
     }
 
     #[test]
@@ -158,7 +171,10 @@ mod tests {
         report(&mut selector, start, &[(A, 30)], None);
 
         let later = start + Duration::from_secs(60);
-        assert_eq!(report(&mut selector, later, &[(B, 90)], Some(start)), Some(B));
+        assert_eq!(
+            report(&mut selector, later, &[(B, 90)], Some(start)),
+            Some(B)
+        );
     }
 
     #[test]
@@ -175,9 +191,14 @@ mod tests {
     #[test]
     fn a_region_never_meant_as_home_is_not_chosen() {
         let mut map = map();
-        map.regions.entry(B).and_modify(|region| region.never_home = true);
+        map.regions
+            .entry(B)
+            .and_modify(|region| region.never_home = true);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([(A, Duration::from_millis(50)), (B, Duration::from_millis(1))]);
+        let latencies = BTreeMap::from([
+            (A, Duration::from_millis(50)),
+            (B, Duration::from_millis(1)),
+        ]);
         let now = t0();
         let measured = Measured {
             began: now,
@@ -193,7 +214,10 @@ mod tests {
         let mut map = map();
         map.scores.insert(A, 500_000);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([(A, Duration::from_millis(50)), (B, Duration::from_millis(30))]);
+        let latencies = BTreeMap::from([
+            (A, Duration::from_millis(50)),
+            (B, Duration::from_millis(30)),
+        ]);
         let now = t0();
         let measured = Measured {
             began: now,

@@ -69,7 +69,9 @@ impl Manager {
             .key
             .as_ref()
             .is_some_and(|old| old.as_bytes() == key.as_bytes());
-        let State { links, map: old, .. } = &mut *state;
+        let State {
+            links, map: old, ..
+        } = &mut *state;
         links.retain(|id, link| {
             let keep = same_key && old.regions.get(id) == map.regions.get(id);
             if !keep {
@@ -77,7 +79,9 @@ impl Manager {
             }
             keep
         });
-        state.routes.retain(|_, region| map.regions.contains_key(region));
+        state
+            .routes
+            .retain(|_, region| map.regions.contains_key(region));
         state.key = Some(key.clone());
         state.map = map.clone();
         if let Some(home) = state.home {
@@ -126,7 +130,10 @@ impl Manager {
         if let Some(link) = state.routes.get(peer).and_then(open) {
             return Some(link);
         }
-        self.ensure(&mut state, home?)
+        // A peer that has only just joined has told nobody where it listens: it may well be where we
+        // do, and a lost handshake costs 5 s.
+        let home = home.or(state.home)?;
+        self.ensure(&mut state, home)
     }
 
     /// When a frame last came from a region.
@@ -165,6 +172,7 @@ impl Manager {
                 code: state.map.code(*id).to_owned(),
                 connected: link.is_connected(),
                 problem: link.problem(),
+                dropped: link.queue.dropped(),
             })
             .collect()
     }

@@ -10,5 +10,5 @@ mod queue;
 mod region;
 pub(crate) mod tls;
 
-pub(crate) use client::open_tls;
+pub(crate) use client::{host_header, open_tls};
 pub(crate) use manager::{Manager, Notice};

@@ -40,8 +40,7 @@ impl Queue {
         let mut pending = self.lock();
         let len = PACKET_HEADER_LEN + packet.len();
         while pending.frames.len() >= MAX_PACKETS
-            || (pending.bytes.len() - pending.start + len > MAX_BYTES
-                && !pending.frames.is_empty())
+            || (pending.bytes.len() - pending.start + len > MAX_BYTES && !pending.frames.is_empty())
         {
             let oldest = pending.frames.pop_front().unwrap_or(0);
             pending.start += oldest;

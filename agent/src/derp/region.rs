@@ -45,11 +45,6 @@ struct LinkState {
 }
 
 impl Link {
-    /// Number of the region.
-    pub(crate) fn region(&self) -> RegionId {
-        self.region
-    }
-
     /// Queues a packet for a peer; the oldest waiting packet goes if there are too many.
     pub(crate) fn send(&self, peer: NodePublic, packet: &[u8]) {
         self.queue.push_packet(peer, packet);

@@ -32,7 +32,11 @@ pub(super) fn backend_state(facts: Facts) -> BackendState {
     if facts.logged_out || !facts.has_server {
         BackendState::NeedsLogin
     } else if !facts.want_running {
-        if facts.has_map { BackendState::Stopped } else { BackendState::NeedsLogin }
+        if facts.has_map {
+            BackendState::Stopped
+        } else {
+            BackendState::NeedsLogin
+        }
     } else if facts.needs_person && (facts.login_under_way || !facts.has_map) {
         BackendState::NeedsLogin
     } else if facts.login_under_way || !facts.has_map {
@@ -70,16 +74,78 @@ mod tests {
         use BackendState::{NeedsLogin, NeedsMachineAuth, Running, Starting, Stopped};
         for (facts, state) in [
             (UP, Running),
-            (Facts { tunnel_up: false, ..UP }, Starting),
-            (Facts { relay_ready: false, ..UP }, Starting),
-            (Facts { machine_authorized: false, ..UP }, NeedsMachineAuth),
-            (Facts { expired: true, ..UP }, NeedsLogin),
-            (Facts { has_map: false, ..UP }, Starting),
-            (Facts { has_map: false, needs_person: true, ..UP }, NeedsLogin),
-            (Facts { want_running: false, ..UP }, Stopped),
-            (Facts { want_running: false, has_map: false, ..UP }, NeedsLogin),
-            (Facts { logged_out: true, ..UP }, NeedsLogin),
-            (Facts { has_server: false, ..UP }, NeedsLogin),
+            (
+                Facts {
+                    tunnel_up: false,
+                    ..UP
+                },
+                Starting,
+            ),
+            (
+                Facts {
+                    relay_ready: false,
+                    ..UP
+                },
+                Starting,
+            ),
+            (
+                Facts {
+                    machine_authorized: false,
+                    ..UP
+                },
+                NeedsMachineAuth,
+            ),
+            (
+                Facts {
+                    expired: true,
+                    ..UP
+                },
+                NeedsLogin,
+            ),
+            (
+                Facts {
+                    has_map: false,
+                    ..UP
+                },
+                Starting,
+            ),
+            (
+                Facts {
+                    has_map: false,
+                    needs_person: true,
+                    ..UP
+                },
+                NeedsLogin,
+            ),
+            (
+                Facts {
+                    want_running: false,
+                    ..UP
+                },
+                Stopped,
+            ),
+            (
+                Facts {
+                    want_running: false,
+                    has_map: false,
+                    ..UP
+                },
+                NeedsLogin,
+            ),
+            (
+                Facts {
+                    logged_out: true,
+                    ..UP
+                },
+                NeedsLogin,
+            ),
+            (
+                Facts {
+                    has_server: false,
+                    ..UP
+                },
+                NeedsLogin,
+            ),
         ] {
             assert_eq!(backend_state(facts), state, "{facts:?}");
         }
@@ -87,9 +153,15 @@ mod tests {
 
     #[test]
     fn a_login_that_was_asked_for_is_not_hidden_by_the_old_key_still_working() {
-        let renewing = Facts { login_under_way: true, ..UP };
+        let renewing = Facts {
+            login_under_way: true,
+            ..UP
+        };
         assert_eq!(backend_state(renewing), BackendState::Starting);
-        let waiting = Facts { needs_person: true, ..renewing };
+        let waiting = Facts {
+            needs_person: true,
+            ..renewing
+        };
         assert_eq!(backend_state(waiting), BackendState::NeedsLogin);
     }
 }

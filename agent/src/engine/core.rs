@@ -86,7 +86,13 @@ pub(super) enum Clock {
 
 impl Clock {
     pub(super) fn new(server: SystemTime, ours: SystemTime) -> Self {
-        let tolerate = |skew: Duration| if skew > CLOCK_TOLERANCE { skew } else { Duration::ZERO };
+        let tolerate = |skew: Duration| {
+            if skew > CLOCK_TOLERANCE {
+                skew
+            } else {
+                Duration::ZERO
+            }
+        };
         match server.duration_since(ours) {
             Ok(ahead) => Self::Ahead(tolerate(ahead)),
             Err(error) => Self::Behind(tolerate(error.duration())),
@@ -145,7 +151,14 @@ impl Engine {
             state: Arc::new(state),
         };
         engine.load_cached_map();
-        Ok((engine, Handle { commands: sender, notices: notice_receiver, net }))
+        Ok((
+            engine,
+            Handle {
+                commands: sender,
+                notices: notice_receiver,
+                net,
+            },
+        ))
     }
 
     fn load_cached_map(&mut self) {
@@ -163,7 +176,8 @@ impl Engine {
         {
             self.map = Some(Arc::new(cached.map));
             self.map_stale = true;
-            self.map_confirmed = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(cached.saved_at));
+            self.map_confirmed =
+                Some(SystemTime::UNIX_EPOCH + Duration::from_secs(cached.saved_at));
         }
     }
 
@@ -241,7 +255,10 @@ impl Engine {
                 tracing::debug!(%region, "relay connected");
                 self.relay_connected = true;
             }
-            NetEvent::Health { key, text: Some(text) } => {
+            NetEvent::Health {
+                key,
+                text: Some(text),
+            } => {
                 self.net_health.insert(key, text);
             }
             NetEvent::Health { key, text: None } => {
@@ -268,7 +285,9 @@ impl Engine {
     fn next_timer(&self) -> Instant {
         let now = Instant::now();
         // A second later, so that the key has expired for sure.
-        let expiry = self.next_expiry().map(|left| now + left + Duration::from_secs(1));
+        let expiry = self
+            .next_expiry()
+            .map(|left| now + left + Duration::from_secs(1));
         [self.cache_at, self.net_retry_at, expiry]
             .into_iter()
             .flatten()
@@ -281,7 +300,11 @@ impl Engine {
         let map = self.map.as_ref()?;
         std::iter::once(&map.node)
             .chain(map.peers.values())
-            .filter_map(|node| SystemTime::from(node.key_expiry()?).duration_since(now).ok())
+            .filter_map(|node| {
+                SystemTime::from(node.key_expiry()?)
+                    .duration_since(now)
+                    .ok()
+            })
             .min()
     }
 
@@ -291,7 +314,9 @@ impl Engine {
 
     pub(super) fn is_expired(&self) -> bool {
         let now = Timestamp::from(self.now());
-        self.map.as_ref().is_some_and(|map| map.node.is_expired(now))
+        self.map
+            .as_ref()
+            .is_some_and(|map| map.node.is_expired(now))
     }
 
     /// Makes the host agree with what we know, then tells everybody.

@@ -32,7 +32,9 @@ impl Engine {
         };
         if self.filter != Some(filter) {
             tracing::info!(filter = filter.as_str(), "packet filter");
-            if self.filter == Some(FilterState::Refused) && self.error.as_deref() == Some(NO_FILTER_RISK) {
+            if self.filter == Some(FilterState::Refused)
+                && self.error.as_deref() == Some(NO_FILTER_RISK)
+            {
                 self.error = None;
             }
             self.filter = Some(filter);
@@ -64,11 +66,9 @@ impl Engine {
         let net = match &mut *slot {
             Some(net) => net,
             slot => {
-                let identity = self.state.identity().map_err(|error| {
-                    NetError::Socket {
-                        operation: "reading the disco key",
-                        source: std::io::Error::other(error),
-                    }
+                let identity = self.state.identity().map_err(|error| NetError::Socket {
+                    operation: "reading the disco key",
+                    source: std::io::Error::other(error),
                 })?;
                 let (net, events) = Net::start(NetConfig {
                     device: self.config.device.clone(),
@@ -84,7 +84,13 @@ impl Engine {
         };
         if usable {
             let now = self.clock.correct(SystemTime::now());
-            let desired = Desired::from_netmap(map, &Options { mtu: DEFAULT_MTU, now });
+            let desired = Desired::from_netmap(
+                map,
+                &Options {
+                    mtu: DEFAULT_MTU,
+                    now,
+                },
+            );
             net.apply(&self.node_key, &desired).await
         } else {
             net.idle().await

@@ -21,7 +21,10 @@ use crate::state::{CachedMapRef, StateError};
 const CACHE_DELAY: Duration = Duration::from_secs(5);
 
 impl Engine {
-    pub(super) async fn edit_prefs(&mut self, masked: &Map<String, Value>) -> Result<Prefs, Refusal> {
+    pub(super) async fn edit_prefs(
+        &mut self,
+        masked: &Map<String, Value>,
+    ) -> Result<Prefs, Refusal> {
         let prefs = self.prefs.patched(masked)?;
         if prefs.want_running && prefs.control_url.is_empty() {
             return Err(Refusal::NoServer);
@@ -39,7 +42,12 @@ impl Engine {
     }
 
     /// Takes new preferences over. `explicit` is set if the operator asked to join.
-    pub(super) async fn adopt(&mut self, prefs: Prefs, login: Login, explicit: bool) -> Result<(), Refusal> {
+    pub(super) async fn adopt(
+        &mut self,
+        prefs: Prefs,
+        login: Login,
+        explicit: bool,
+    ) -> Result<(), Refusal> {
         let old = std::mem::replace(&mut self.prefs, prefs);
         if let Err(error) = self.state.save_prefs(&self.prefs) {
             self.prefs = old;
@@ -62,7 +70,10 @@ impl Engine {
         let login_asked = explicit && (login.auth_key.is_some() || login.fresh_key);
         let expired = self.is_expired();
         let refused = matches!(self.control_problem, Some(ControlError::KeyChanged { .. }));
-        let login = Login { fresh_key: login.fresh_key || (explicit && expired), ..login };
+        let login = Login {
+            fresh_key: login.fresh_key || (explicit && expired),
+            ..login
+        };
         if explicit && refused {
             self.stop_control().await;
         }
@@ -89,14 +100,25 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn start_control(&mut self, start: Login, accept_new_key: bool) -> Result<(), Refusal> {
+    pub(super) fn start_control(
+        &mut self,
+        start: Login,
+        accept_new_key: bool,
+    ) -> Result<(), Refusal> {
         let url = &self.prefs.control_url;
-        let server = ServerUrl::parse(url)
-            .map_err(|problem| PrefsError::Url { url: url.clone(), problem })?;
+        let server = ServerUrl::parse(url).map_err(|problem| PrefsError::Url {
+            url: url.clone(),
+            problem,
+        })?;
         let mut hostinfo = hostinfo(&self.prefs.hostname, &self.log_id);
         hostinfo.net_info.clone_from(&self.net_info);
         let identity = self.state.identity()?;
-        let config = ControlConfig { server, hostinfo, accept_new_key, start };
+        let config = ControlConfig {
+            server,
+            hostinfo,
+            accept_new_key,
+            start,
+        };
         self.control_problem = None;
         self.control = Some(Control::start(config, Arc::clone(&self.state), identity));
         Ok(())
@@ -165,8 +187,7 @@ impl Engine {
                 self.auth_url = None;
                 self.login_under_way = false;
                 self.error = Some(format!(
-                    "the coordination server refused the login: {words}; ask its administrator for a new auth \
-                     key, or use `tailrace up` without one"
+                    "the coordination server refused the login: {words}"
                 ));
             }
             Event::Authorised => {
@@ -177,7 +198,11 @@ impl Engine {
                 self.error = None;
             }
             Event::KeepAlive => self.confirm_map(),
-            Event::Map { first, node_key, response } => {
+            Event::Map {
+                first,
+                node_key,
+                response,
+            } => {
                 self.handle_map(first, node_key, response);
             }
             Event::Problem(problem) => {
@@ -196,7 +221,11 @@ impl Engine {
                 }
             }
             Event::LoggedOut => {
-                let prefs = Prefs { logged_out: true, want_running: false, ..self.prefs.clone() };
+                let prefs = Prefs {
+                    logged_out: true,
+                    want_running: false,
+                    ..self.prefs.clone()
+                };
                 if let Err(error) = self.adopt(prefs, Login::default(), false).await {
                     tracing::error!(%error, "the logout could not be stored");
                 }
@@ -228,7 +257,9 @@ impl Engine {
             })
         } else {
             match &mut self.map {
-                Some(map) => Arc::make_mut(map).apply(*response, now).map(|changes| changes.is_any()),
+                Some(map) => Arc::make_mut(map)
+                    .apply(*response, now)
+                    .map(|changes| changes.is_any()),
                 None => return,
             }
         };
@@ -268,7 +299,9 @@ impl Engine {
         let saved = self.state.save_netmap(&CachedMapRef {
             control_url: &self.prefs.control_url,
             node_key: map.node.key,
-            saved_at: confirmed.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            saved_at: confirmed
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |age| age.as_secs()),
             map,
         });
         if let Err(error) = saved {

@@ -123,23 +123,29 @@ impl Handle {
         let now = self.snapshot().await?;
         let prefs = match options.update_prefs {
             Some(prefs) => prefs.checked()?,
-            None => Prefs { want_running: true, logged_out: false, ..now.prefs.clone() },
+            None => Prefs {
+                want_running: true,
+                logged_out: false,
+                ..now.prefs.clone()
+            },
         };
         if prefs.control_url.is_empty() {
             return Err(Refusal::NoServer);
         }
         if now.map.is_none() || prefs.control_url != now.prefs.control_url {
-            let server = ServerUrl::parse(&prefs.control_url).map_err(|problem| PrefsError::Url {
-                url: prefs.control_url.clone(),
-                problem,
-            })?;
+            let server =
+                ServerUrl::parse(&prefs.control_url).map_err(|problem| PrefsError::Url {
+                    url: prefs.control_url.clone(),
+                    problem,
+                })?;
             fetch_server_key(&server).await?;
         }
         let login = Login {
             auth_key: Some(options.auth_key).filter(|key| !key.is_empty()),
             fresh_key: options.force_reauth,
         };
-        self.ask(|reply| Command::Start(Box::new(prefs), login, reply)).await?
+        self.ask(|reply| Command::Start(Box::new(prefs), login, reply))
+            .await?
     }
 
     /// Asks for a login by a person with a new node key; the present key works until that is done.
@@ -149,7 +155,11 @@ impl Handle {
     /// As [`Handle::start`].
     pub async fn login_interactive(&self) -> Result<(), Refusal> {
         let joined = self.snapshot().await?.map.is_some();
-        self.start(StartOptions { force_reauth: joined, ..StartOptions::default() }).await
+        self.start(StartOptions {
+            force_reauth: joined,
+            ..StartOptions::default()
+        })
+        .await
     }
 
     /// Gives the membership up.
@@ -168,7 +178,10 @@ impl Handle {
     /// [`Refusal::UnknownPeer`].
     pub async fn ping_target(&self, ip: IpAddr) -> Result<PingResult, Refusal> {
         let snapshot = self.ask(Command::Snapshot).await?;
-        snapshot.ping_target(ip).map(|(result, _)| result).ok_or(Refusal::UnknownPeer(ip))
+        snapshot
+            .ping_target(ip)
+            .map(|(result, _)| result)
+            .ok_or(Refusal::UnknownPeer(ip))
     }
 
     /// Asks a peer's agent for a sign of life. No answer is a result, not an error.
@@ -209,7 +222,10 @@ impl Handle {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Refusal::ShuttingDown)?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Refusal::ShuttingDown)?;
         answer.await.map_err(|_| Refusal::ShuttingDown)
     }
 }

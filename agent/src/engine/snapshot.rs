@@ -77,7 +77,10 @@ impl Snapshot {
         let map = self.map.as_ref()?;
         let covering = |node: &Node| {
             let prefixes = node.allowed_ips().iter().chain(&node.addresses);
-            prefixes.filter(|prefix| prefix.contains(&ip)).map(|prefix| prefix.prefix_len()).max()
+            prefixes
+                .filter(|prefix| prefix.contains(&ip))
+                .map(|prefix| prefix.prefix_len())
+                .max()
         };
         std::iter::once(&map.node)
             .chain(map.peers.values())
@@ -90,7 +93,10 @@ impl Snapshot {
     pub(super) fn ping_target(&self, ip: IpAddr) -> Option<(PingResult, NodePublic)> {
         let node = self.node_by_ip(ip)?;
         let own = self.map.as_ref().is_some_and(|map| map.node.id == node.id);
-        let address = node.addresses.first().map(|prefix| prefix.addr().to_string());
+        let address = node
+            .addresses
+            .first()
+            .map(|prefix| prefix.addr().to_string());
         let result = PingResult {
             ip: ip.to_string(),
             node_ip: address.unwrap_or_default(),

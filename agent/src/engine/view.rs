@@ -39,7 +39,11 @@ impl Engine {
                 return false;
             }
             if old.state != notice.state {
-                tracing::info!(from = old.state.as_str(), to = notice.state.as_str(), "state");
+                tracing::info!(
+                    from = old.state.as_str(),
+                    to = notice.state.as_str(),
+                    "state"
+                );
             }
             *old = notice;
             true
@@ -58,13 +62,17 @@ impl Engine {
             net: None,
             control_connected: self.control_connected,
             map_stale: self.map_stale,
-            map_age: self.map_confirmed.and_then(|at| SystemTime::now().duration_since(at).ok()),
+            map_age: self
+                .map_confirmed
+                .and_then(|at| SystemTime::now().duration_since(at).ok()),
             now: self.now(),
         }
     }
 
     pub(super) fn own_key(&self) -> NodePublic {
-        self.map.as_ref().map_or_else(|| self.node_key.public(), |map| map.node.key)
+        self.map
+            .as_ref()
+            .map_or_else(|| self.node_key.public(), |map| map.node.key)
     }
 
     pub(super) fn health(&self) -> Vec<String> {
@@ -86,9 +94,11 @@ impl Engine {
         health.extend(self.net_health.values().cloned());
         if let Some(map) = &self.map {
             health.extend(map.health.iter().cloned());
-            health.extend(map.display_messages.values().map(|message| {
-                [message.title.as_str(), message.text.as_str()].join(": ")
-            }));
+            health.extend(
+                map.display_messages
+                    .values()
+                    .map(|message| [message.title.as_str(), message.text.as_str()].join(": ")),
+            );
         }
         let mut seen = BTreeSet::new();
         health.retain(|text| seen.insert(text.clone()));

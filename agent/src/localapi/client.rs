@@ -36,8 +36,6 @@ pub enum ClientError {
     NoDaemon {
         /// Where we asked.
         socket: PathBuf,
-        /// What the system answered.
-        source: io::Error,
     },
     /// The socket may not be used.
     #[error("cannot connect to {socket}: {source}")]
@@ -70,7 +68,9 @@ impl Client {
     /// Names a daemon; nothing is opened yet.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self {
+            socket: socket.to_owned(),
+        }
     }
 
     /// Sends a request and reads the JSON answer.
@@ -122,14 +122,19 @@ impl Client {
     ///
     /// Any [`ClientError`].
     pub async fn watch(&self) -> Result<NotifyStream, ClientError> {
-        let response = self.send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new()).await?;
+        let response = self
+            .send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new())
+            .await?;
         if !response.status().is_success() {
             return Err(ClientError::Refused {
                 status: response.status(),
                 message: "the daemon does not tell its state".to_owned(),
             });
         }
-        Ok(NotifyStream { body: response.into_body(), buffer: BytesMut::new() })
+        Ok(NotifyStream {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+        })
     }
 
     async fn send(
@@ -142,7 +147,7 @@ impl Client {
             let socket = self.socket.clone();
             match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NoDaemon { socket, source }
+                    ClientError::NoDaemon { socket }
                 }
                 _ => ClientError::Connect { socket, source },
             }
@@ -157,7 +162,10 @@ impl Client {
             .header(header::HOST, HOST)
             .body(Full::new(body))
             .map_err(ClientError::broken)?;
-        sender.send_request(request).await.map_err(ClientError::broken)
+        sender
+            .send_request(request)
+            .await
+            .map_err(ClientError::broken)
     }
 }
 
@@ -179,7 +187,9 @@ impl NotifyStream {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end);
                 self.buffer.advance(1);
-                return serde_json::from_slice(&line).map(Some).map_err(ClientError::broken);
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(ClientError::broken);
             }
             if self.buffer.len() > MAX_LINE {
                 return Err(ClientError::broken("a notification is too long"));

@@ -69,7 +69,10 @@ impl Server {
     ///
     /// Any [`BindError`].
     pub async fn bind(path: &Path) -> Result<Self, BindError> {
-        let io = |source| BindError::Io { path: path.to_owned(), source };
+        let io = |source| BindError::Io {
+            path: path.to_owned(),
+            source,
+        };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
@@ -83,7 +86,10 @@ impl Server {
         let listener = UnixListener::bind(path).map_err(io)?;
         // Everybody may ask; who may change things is decided by who is asking.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(io)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves until dropped. `writers` are the user ids that may change things beside the operator.
@@ -91,7 +97,9 @@ impl Server {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let writers = Arc::new(writers);
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -147,9 +155,14 @@ impl Caller {
                 "access denied: {uid} may not change this node; use sudo, or once as root: \
                  tailrace set --operator=USER"
             );
-            Failure { status: StatusCode::FORBIDDEN, message }
+            Failure {
+                status: StatusCode::FORBIDDEN,
+                message,
+            }
         };
-        let Some(uid) = self.uid else { return Err(refused("an unknown user".to_owned())) };
+        let Some(uid) = self.uid else {
+            return Err(refused("an unknown user".to_owned()));
+        };
         if self.writers.contains(&uid) {
             return Ok(());
         }
@@ -170,11 +183,17 @@ struct Failure {
 
 impl Failure {
     fn bad_request(message: impl ToString) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, message: message.to_string() }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            message: message.to_string(),
+        }
     }
 
     fn not_found(message: impl ToString) -> Self {
-        Self { status: StatusCode::NOT_FOUND, message: message.to_string() }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            message: message.to_string(),
+        }
     }
 }
 
@@ -187,7 +206,10 @@ impl From<Refusal> for Failure {
             Refusal::Server(_) => StatusCode::BAD_GATEWAY,
             Refusal::State(_) | Refusal::Net(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self { status, message: refusal.to_string() }
+        Self {
+            status,
+            message: refusal.to_string(),
+        }
     }
 }
 
@@ -195,7 +217,9 @@ async fn answer(request: Request<Incoming>, engine: &Handle, caller: &Caller) ->
     match route(request, engine, caller).await {
         Ok(response) => response,
         Err(failure) => {
-            let mut response = json(&ErrorBody { error: failure.message });
+            let mut response = json(&ErrorBody {
+                error: failure.message,
+            });
             *response.status_mut() = failure.status;
             response
         }
@@ -240,35 +264,46 @@ async fn route(
         }
         ("ping", &Method::POST) => Ok(json(&ping(&query, engine).await?)),
         ("whois", &Method::GET) => {
-            let address = query.get("addr").ok_or_else(|| Failure::bad_request("addr is missing"))?;
+            let address = query
+                .get("addr")
+                .ok_or_else(|| Failure::bad_request("addr is missing"))?;
             whois(&engine.snapshot().await?, &address)
                 .map(|found| json(&found))
                 .ok_or_else(|| Failure::not_found(format!("no node has the address {address}")))
         }
+        // Nothing is served or funnelled; upstream's `status` asks.
+        ("serve-config", &Method::GET) => Ok(json(&serde_json::json!({}))),
         ("watch-ipn-bus", &Method::GET) => Ok(watch_bus(engine.notices())),
         ("metrics" | "usermetrics", &Method::GET) => {
             let text = metrics::render(&engine.snapshot().await?);
             let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(metrics::CONTENT_TYPE));
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                header::HeaderValue::from_static(metrics::CONTENT_TYPE),
+            );
             Ok(response)
         }
         (
             "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "whois"
-            | "watch-ipn-bus" | "metrics" | "usermetrics",
+            | "serve-config" | "watch-ipn-bus" | "metrics" | "usermetrics",
             method,
         ) => Err(Failure {
             status: StatusCode::METHOD_NOT_ALLOWED,
             message: format!("{method} is not supported here"),
         }),
-        _ => Err(Failure::not_found(format!("{path} is not supported by this version of tailrace"))),
+        _ => Err(Failure::not_found(format!(
+            "{path} is not supported by this version of tailrace"
+        ))),
     }
 }
 
 async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
-    let text = query.get("ip").ok_or_else(|| Failure::bad_request("ip is missing"))?;
-    let ip: IpAddr = text.parse().map_err(|_| Failure::bad_request("ip is not an address"))?;
+    let text = query
+        .get("ip")
+        .ok_or_else(|| Failure::bad_request("ip is missing"))?;
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| Failure::bad_request("ip is not an address"))?;
     match query.get("type").as_deref() {
         Some("disco") => Ok(engine.ping(ip, PING_TIMEOUT).await?),
         Some("ICMP") => {
@@ -342,9 +377,10 @@ fn json<T: Serialize>(value: &T) -> Response<Body> {
 }
 
 fn set_json(response: &mut Response<Body>) {
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
 }
 
 fn no_content() -> Response<Body> {
@@ -364,11 +400,18 @@ impl Query {
 
     fn parse(query: &str) -> Self {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        Self(pairs.map(|(name, value)| (decode(name), decode(value))).collect())
+        Self(
+            pairs
+                .map(|(name, value)| (decode(name), decode(value)))
+                .collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<String> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
     }
 }
 

@@ -36,7 +36,9 @@ pub fn status(snapshot: &Snapshot, with_peers: bool) -> Status {
         }),
         peer: with_peers.then(|| {
             let peers = map.into_iter().flat_map(|map| map.peers.values());
-            peers.map(|node| (node.key, peer_status(snapshot, node))).collect()
+            peers
+                .map(|node| (node.key, peer_status(snapshot, node)))
+                .collect()
         }),
         user: map.map(users),
         tailrace: own_status(snapshot),
@@ -49,11 +51,19 @@ pub fn status(snapshot: &Snapshot, with_peers: bool) -> Status {
 pub fn whois(snapshot: &Snapshot, address: &str) -> Option<WhoIs> {
     let map = snapshot.map.as_deref()?;
     let node = if let Ok(key) = address.parse::<NodePublic>() {
-        if map.node.key == key { Some(&map.node) } else { map.peer_by_key(&key) }
+        if map.node.key == key {
+            Some(&map.node)
+        } else {
+            map.peer_by_key(&key)
+        }
     } else {
         let ip = match address.parse::<std::net::SocketAddr>() {
             Ok(address) => address.ip(),
-            Err(_) => address.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok()?,
+            Err(_) => address
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .parse::<IpAddr>()
+                .ok()?,
         };
         snapshot.node_by_ip(ip)
     }?;
@@ -69,6 +79,8 @@ fn self_status(snapshot: &Snapshot, map: Option<&NetMap>, up: bool) -> PeerStatu
     let relay = home.map(|home| home.code.clone()).unwrap_or_default();
     match map {
         Some(map) => PeerStatus {
+            // Control need not tell a node what it runs on.
+            os: "linux".to_owned(),
             online: snapshot.control_connected,
             relay,
             in_engine: up,
@@ -89,15 +101,24 @@ fn self_status(snapshot: &Snapshot, map: Option<&NetMap>, up: bool) -> PeerStatu
 }
 
 fn peer_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
-    let live = snapshot.net.as_ref().and_then(|net| net.peers.get(&node.key));
+    let live = snapshot
+        .net
+        .as_ref()
+        .and_then(|net| net.peers.get(&node.key));
     let base = node_status(snapshot, node);
     let Some(live) = live else { return base };
     PeerStatus {
-        cur_addr: live.cur_addr.map(|address| address.to_string()).unwrap_or_default(),
+        cur_addr: live
+            .cur_addr
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         relay: live.relay.clone(),
         rx_bytes: live.rx_bytes,
         tx_bytes: live.tx_bytes,
-        last_handshake: live.last_handshake.map_or(Timestamp::ZERO, Timestamp::from).to_string(),
+        last_handshake: live
+            .last_handshake
+            .map_or(Timestamp::ZERO, Timestamp::from)
+            .to_string(),
         active: live.active,
         in_magic_sock: true,
         in_engine: true,
@@ -124,10 +145,15 @@ fn node_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
         relay: relay_code(snapshot, node),
         created: node.created.to_string(),
         last_write: Timestamp::ZERO.to_string(),
-        last_seen: if online { None } else { node.last_seen }.unwrap_or_default().to_string(),
+        last_seen: if online { None } else { node.last_seen }
+            .unwrap_or_default()
+            .to_string(),
         last_handshake: Timestamp::ZERO.to_string(),
         online,
-        exit_node_option: node.allowed_ips().iter().any(|prefix| prefix.prefix_len() == 0),
+        exit_node_option: node
+            .allowed_ips()
+            .iter()
+            .any(|prefix| prefix.prefix_len() == 0),
         cap_map: (!node.cap_map.is_empty())
             .then(|| serde_json::to_value(&node.cap_map).ok())
             .flatten(),
@@ -140,7 +166,10 @@ fn node_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
 
 fn own_status(snapshot: &Snapshot) -> TailraceStatus {
     let mut ours = TailraceStatus {
-        filter: snapshot.filter.map(|filter| filter.as_str().to_owned()).unwrap_or_default(),
+        filter: snapshot
+            .filter
+            .map(|filter| filter.as_str().to_owned())
+            .unwrap_or_default(),
         control_connected: snapshot.control_connected,
         control_url: snapshot.prefs.control_url.clone(),
         map_stale: snapshot.map_stale,
@@ -158,7 +187,11 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
             CountersState::Ebpf => "ebpf".to_owned(),
             CountersState::Off(reason) => format!("off ({reason})"),
         };
-        ours.home_relay = net.home.as_ref().map(|home| home.code.clone()).unwrap_or_default();
+        ours.home_relay = net
+            .home
+            .as_ref()
+            .map(|home| home.code.clone())
+            .unwrap_or_default();
         ours.relays = net.relays.iter().map(relay_status).collect();
     }
     ours
@@ -178,7 +211,9 @@ fn relay_code(snapshot: &Snapshot, node: &Node) -> String {
     let region = node
         .home_derp()
         .and_then(|home| snapshot.map.as_ref()?.derp_map.region(home));
-    region.map(|region| region.region_code.clone()).unwrap_or_default()
+    region
+        .map(|region| region.region_code.clone())
+        .unwrap_or_default()
 }
 
 fn users(map: &NetMap) -> BTreeMap<String, serde_json::Value> {
@@ -189,7 +224,10 @@ fn users(map: &NetMap) -> BTreeMap<String, serde_json::Value> {
 }
 
 fn addresses(node: &Node) -> Vec<String> {
-    node.addresses.iter().map(|prefix| prefix.addr().to_string()).collect()
+    node.addresses
+        .iter()
+        .map(|prefix| prefix.addr().to_string())
+        .collect()
 }
 
 fn texts(prefixes: &[Prefix]) -> Vec<String> {
@@ -220,10 +258,16 @@ mod tests {
     }
 
     fn snapshot() -> Snapshot {
-        let mut map = NetMap { node: node(1, "100.64.0.1/32"), ..NetMap::default() };
+        let mut map = NetMap {
+            node: node(1, "100.64.0.1/32"),
+            ..NetMap::default()
+        };
         map.peers.insert(NodeId(2), node(2, "100.64.0.2/32"));
-        let profile =
-            UserProfile { id: UserId(7), login_name: "ada@example".into(), ..UserProfile::default() };
+        let profile = UserProfile {
+            id: UserId(7),
+            login_name: "ada@example".into(),
+            ..UserProfile::default()
+        };
         map.user_profiles.insert(UserId(7), profile);
         Snapshot {
             state: BackendState::Running,
@@ -245,18 +289,51 @@ mod tests {
     fn the_names_are_upstreams() {
         let value = serde_json::to_value(status(&snapshot(), true)).unwrap();
         for name in [
-            "Version", "TUN", "BackendState", "AuthURL", "TailscaleIPs", "Self", "Health",
-            "MagicDNSSuffix", "CurrentTailnet", "CertDomains", "Peer", "User", "ClientVersion",
+            "Version",
+            "TUN",
+            "BackendState",
+            "AuthURL",
+            "TailscaleIPs",
+            "Self",
+            "Health",
+            "MagicDNSSuffix",
+            "CurrentTailnet",
+            "CertDomains",
+            "Peer",
+            "User",
+            "ClientVersion",
         ] {
             assert!(value.get(name).is_some(), "{name} is missing");
         }
         let key = NodePublic::from_bytes([2; 32]).to_string();
         let peer = &value["Peer"][&key];
         for name in [
-            "ID", "PublicKey", "HostName", "DNSName", "OS", "UserID", "TailscaleIPs", "AllowedIPs",
-            "Addrs", "CurAddr", "Relay", "PeerRelay", "RxBytes", "TxBytes", "Created", "LastWrite",
-            "LastSeen", "LastHandshake", "Online", "ExitNode", "ExitNodeOption", "Active",
-            "PeerAPIURL", "InNetworkMap", "InMagicSock", "InEngine",
+            "ID",
+            "PublicKey",
+            "HostName",
+            "DNSName",
+            "OS",
+            "UserID",
+            "TailscaleIPs",
+            "AllowedIPs",
+            "Addrs",
+            "CurAddr",
+            "Relay",
+            "PeerRelay",
+            "RxBytes",
+            "TxBytes",
+            "Created",
+            "LastWrite",
+            "LastSeen",
+            "LastHandshake",
+            "Online",
+            "ExitNode",
+            "ExitNodeOption",
+            "Active",
+            "PeerAPIURL",
+            "InNetworkMap",
+            "InMagicSock",
+            "InEngine",
         ] {
             assert!(peer.get(name).is_some(), "Peer.{name} is missing");
         }
@@ -287,7 +364,11 @@ mod tests {
 
     #[test]
     fn a_node_that_never_joined_has_a_status_too() {
-        let snapshot = Snapshot { map: None, state: BackendState::NeedsLogin, ..snapshot() };
+        let snapshot = Snapshot {
+            map: None,
+            state: BackendState::NeedsLogin,
+            ..snapshot()
+        };
         let status = status(&snapshot, true);
         assert_eq!(status.tailscale_ips, None);
         assert_eq!(status.self_node.public_key, snapshot.node_key);

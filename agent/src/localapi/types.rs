@@ -150,7 +150,11 @@ pub struct PeerStatus {
     #[serde(rename = "TailscaleIPs")]
     pub tailscale_ips: Option<Vec<String>>,
     /// Prefixes that lead to this node.
-    #[serde(rename = "AllowedIPs", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "AllowedIPs",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub allowed_ips: Option<Vec<String>>,
     /// Tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -279,7 +283,11 @@ pub struct PingResult {
     #[serde(rename = "DERPRegionCode")]
     pub derp_region_code: String,
     /// The address is this node's own.
-    #[serde(rename = "IsLocalIP", default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        rename = "IsLocalIP",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub is_local_ip: bool,
 }
 
@@ -321,7 +329,11 @@ pub struct Notify {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<u8>,
     /// Where to log in.
-    #[serde(rename = "BrowseToURL", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "BrowseToURL",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub browse_to_url: Option<String>,
 }
 

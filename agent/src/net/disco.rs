@@ -90,12 +90,7 @@ impl Disco {
     }
 
     /// Handles a disco datagram that a relay delivered from `peer`; returns the answer to send back.
-    pub(crate) fn handle(
-        &self,
-        region: RegionId,
-        peer: &Peer,
-        datagram: &[u8],
-    ) -> Option<Vec<u8>> {
+    pub(crate) fn handle(&self, region: RegionId, peer: &Peer, datagram: &[u8]) -> Option<Vec<u8>> {
         let envelope = disco::parse_envelope(datagram)?;
         if peer.disco != Some(envelope.sender) {
             tracing::debug!(peer = ?peer.key, "disco message under another key than the map's");
@@ -145,8 +140,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_ping_is_answered_and_its_pong_matched() {
-        let (alice, bob) = (Disco::new(DiscoPrivate::generate()), Disco::new(DiscoPrivate::generate()));
-        let (alice_key, bob_key) = (NodePublic::from_bytes([1; 32]), NodePublic::from_bytes([2; 32]));
+        let (alice, bob) = (
+            Disco::new(DiscoPrivate::generate()),
+            Disco::new(DiscoPrivate::generate()),
+        );
+        let (alice_key, bob_key) = (
+            NodePublic::from_bytes([1; 32]),
+            NodePublic::from_bytes([2; 32]),
+        );
         let to_bob = peer(bob_key, &bob);
         let to_alice = peer(alice_key, &alice);
 
@@ -159,7 +160,10 @@ mod tests {
 
     #[test]
     fn a_pong_of_another_peer_does_not_count() {
-        let (alice, eve) = (Disco::new(DiscoPrivate::generate()), Disco::new(DiscoPrivate::generate()));
+        let (alice, eve) = (
+            Disco::new(DiscoPrivate::generate()),
+            Disco::new(DiscoPrivate::generate()),
+        );
         let bob_disco = Disco::new(DiscoPrivate::generate());
         let alice_key = NodePublic::from_bytes([1; 32]);
         let bob = peer(NodePublic::from_bytes([2; 32]), &bob_disco);
@@ -179,9 +183,14 @@ mod tests {
 
     #[test]
     fn a_key_other_than_the_maps_is_ignored() {
-        let (alice, bob) = (Disco::new(DiscoPrivate::generate()), Disco::new(DiscoPrivate::generate()));
+        let (alice, bob) = (
+            Disco::new(DiscoPrivate::generate()),
+            Disco::new(DiscoPrivate::generate()),
+        );
         let to_bob = peer(NodePublic::from_bytes([2; 32]), &bob);
-        let ping = alice.ping(&to_bob, NodePublic::from_bytes([1; 32])).unwrap();
+        let ping = alice
+            .ping(&to_bob, NodePublic::from_bytes([1; 32]))
+            .unwrap();
         let stale = peer(NodePublic::from_bytes([1; 32]), &bob);
 
         assert_eq!(bob.handle(REGION, &stale, &ping.datagram), None);

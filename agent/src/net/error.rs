@@ -19,7 +19,9 @@ pub enum NetError {
     #[error("this kernel has no WireGuard; load the module, or use --wireguard embedded")]
     NoKernelWireGuard(#[source] netlink::Error),
     /// A device of that name exists that is not ours.
-    #[error("device {name} exists and is not a WireGuard device; remove it, or choose another with --device")]
+    #[error(
+        "device {name} exists and is not a WireGuard device; remove it, or choose another with --device"
+    )]
     ForeignDevice {
         /// The device.
         name: String,

@@ -55,7 +55,7 @@ pub(super) enum Counting {
     #[default]
     Untried,
     /// Running on the device with this number.
-    On(Counters, u32),
+    On(Box<Counters>, u32),
     /// Refused on the device with this number.
     Off(String, u32),
 }
@@ -173,7 +173,7 @@ impl Inner {
         };
         if !tried {
             self.counting = match Counters::attach(&self.device, self.pin_dir().as_deref()) {
-                Ok(counters) => Counting::On(counters, link.index),
+                Ok(counters) => Counting::On(Box::new(counters), link.index),
                 Err(error) => {
                     let reason = describe(&error);
                     tracing::warn!(reason, "packets are not counted");
@@ -292,7 +292,9 @@ fn peer_status(
 ) -> PeerStatus {
     let handshake = state.stats.last_handshake;
     let age = handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
-    let direct = state.endpoint.filter(|endpoint| !endpoint.ip().is_loopback());
+    let direct = state
+        .endpoint
+        .filter(|endpoint| !endpoint.ip().is_loopback());
     PeerStatus {
         rx_bytes: state.stats.rx_bytes,
         tx_bytes: state.stats.tx_bytes,

@@ -102,7 +102,11 @@ impl Net {
         match &leftover {
             Some(device) if tunnel.engine() == Engine::Kernel => {
                 relay_port = adopt(device, &mut endpoints);
-                tracing::info!(device = config.device, peers = device.peers.len(), "device taken over");
+                tracing::info!(
+                    device = config.device,
+                    peers = device.peers.len(),
+                    "device taken over"
+                );
             }
             // The operator changed the engine: the kernel's device stands in the way.
             Some(_) => links::delete(&netlink, &config.device).await?,
@@ -111,10 +115,11 @@ impl Net {
         if leftover.is_none_or(|device| device.listen_port != config.port) {
             check_port(config.port)?;
         }
-        let relayed = Relayed::bind(relay_port, config.port).map_err(|source| NetError::Socket {
-            operation: "opening the relay socket on lo",
-            source,
-        })?;
+        let relayed =
+            Relayed::bind(relay_port, config.port).map_err(|source| NetError::Socket {
+                operation: "opening the relay socket on lo",
+                source,
+            })?;
         let relayed = Arc::new(relayed);
         let peers = Peers::default();
         let disco = Arc::new(Disco::new(config.disco));
@@ -144,7 +149,12 @@ impl Net {
         let tasks = [
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
-            tokio::spawn(repair(Arc::downgrade(&inner), config.device, watcher, events_sender)),
+            tokio::spawn(repair(
+                Arc::downgrade(&inner),
+                config.device,
+                watcher,
+                events_sender,
+            )),
         ];
         let net = Self {
             inner,
@@ -163,7 +173,11 @@ impl Net {
     ///
     /// Whatever the kernel refused; what was possible is done, and the rest is tried again until it
     /// works or something else is applied.
-    pub async fn apply(&mut self, node_key: &NodePrivate, desired: &Desired) -> Result<(), NetError> {
+    pub async fn apply(
+        &mut self,
+        node_key: &NodePrivate,
+        desired: &Desired,
+    ) -> Result<(), NetError> {
         let applied = self.inner.lock().await.apply(node_key, desired).await;
         let assignment = Assignment {
             map: desired.derp_map.clone(),
@@ -258,13 +272,16 @@ async fn choose_engine(
     config: &NetConfig,
 ) -> Result<(Box<dyn Tunnel>, String), NetError> {
     let kernel = || -> Box<dyn Tunnel> { Box::new(Kernel::new(netlink.clone(), &config.device)) };
-    let embedded =
-        || -> Box<dyn Tunnel> { Box::new(Embedded::new(netlink.clone(), &config.device, DEFAULT_MTU)) };
+    let embedded = || -> Box<dyn Tunnel> {
+        Box::new(Embedded::new(netlink.clone(), &config.device, DEFAULT_MTU))
+    };
     if config.engine == EngineChoice::Embedded {
         return Ok((embedded(), "asked for by --wireguard embedded".to_owned()));
     }
     match (Kernel::probe(netlink, &config.device).await, config.engine) {
-        (Ok(()), EngineChoice::Kernel) => Ok((kernel(), "asked for by --wireguard kernel".to_owned())),
+        (Ok(()), EngineChoice::Kernel) => {
+            Ok((kernel(), "asked for by --wireguard kernel".to_owned()))
+        }
         (Ok(()), _) => Ok((kernel(), "the kernel has WireGuard".to_owned())),
         (Err(error @ netlink::Error::NotPermitted { .. }), _) => Err(error.into()),
         (Err(error), EngineChoice::Kernel) => Err(NetError::NoKernelWireGuard(error)),
@@ -291,7 +308,9 @@ fn adopt(device: &wireguard::Device, endpoints: &mut Endpoints) -> Option<u16> {
 fn check_permission() -> Result<(), NetError> {
     match underlay::open_udp(false) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(NetError::NotPermitted),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(NetError::NotPermitted)
+        }
         Err(source) => Err(NetError::Socket {
             operation: "opening a UDP socket",
             source,
@@ -301,7 +320,10 @@ fn check_permission() -> Result<(), NetError> {
 
 /// Tells early, and in plain words, that somebody else has the port.
 fn check_port(port: u16) -> Result<(), NetError> {
-    let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+    let any = [
+        IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    ];
     for ip in any {
         if let Err(error) = UdpSocket::bind((ip, port))
             && error.kind() == io::ErrorKind::AddrInUse

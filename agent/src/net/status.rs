@@ -83,6 +83,8 @@ pub struct RelayStatus {
     pub connected: bool,
     /// Why it is not connected, or what the relay says about its own health.
     pub problem: Option<String>,
+    /// Packets dropped because the relay was too slow or not there.
+    pub dropped: u64,
 }
 
 /// One peer as the data plane sees it.

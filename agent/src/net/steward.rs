@@ -85,7 +85,7 @@ impl Steward {
                     self.last_full = None;
                     due = time::Instant::now();
                     if assignments.borrow().is_none() {
-                        self.forget().await;
+                        self.forget();
                     }
                 }
                 Some(notice) = notices.recv() => {
@@ -117,7 +117,9 @@ impl Steward {
     fn start_check(&mut self, map: DerpMap) -> JoinHandle<Report> {
         let now = Instant::now();
         self.last_check = Some(now);
-        let full = self.last_full.is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
+        let full = self
+            .last_full
+            .is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
             || self.report.latencies().is_empty();
         if full {
             self.last_full = Some(now);
@@ -136,7 +138,10 @@ impl Steward {
 
     async fn handle_report(&mut self, began: Instant, report: Report, assignment: &Assignment) {
         let latencies = report.latencies();
-        let home_heard = self.selector.home().and_then(|home| self.relays.last_heard(home));
+        let home_heard = self
+            .selector
+            .home()
+            .and_then(|home| self.relays.last_heard(home));
         let measured = Measured {
             began,
             latencies: &latencies,
@@ -196,7 +201,8 @@ impl Steward {
 
     /// Warns when there is no home relay for a while, and takes it back.
     async fn watch_connection(&mut self, assigned: bool) {
-        let connected = !assigned || (self.selector.home().is_some() && self.relays.is_home_connected());
+        let connected =
+            !assigned || (self.selector.home().is_some() && self.relays.is_home_connected());
         if connected {
             self.unconnected_since = None;
             if std::mem::take(&mut self.told_unconnected) {
@@ -207,14 +213,20 @@ impl Steward {
         let since = *self.unconnected_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= GRACE && !self.told_unconnected {
             self.told_unconnected = true;
-            let problem = self.relays.status().into_iter().find_map(|relay| relay.problem);
+            let problem = self
+                .relays
+                .status()
+                .into_iter()
+                .find_map(|relay| relay.problem);
             let problem = problem.unwrap_or_else(|| "no relay answered".to_owned());
-            let text = format!("not connected to a relay: {problem}; peers cannot reach this node through relays");
+            let text = format!(
+                "not connected to a relay: {problem}; peers cannot reach this node through relays"
+            );
             self.tell_health(NO_RELAY, Some(text)).await;
         }
     }
 
-    async fn forget(&mut self) {
+    fn forget(&mut self) {
         self.selector.reset();
         self.report = Report::default();
         self.told = None;

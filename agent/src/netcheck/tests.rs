@@ -18,8 +18,10 @@ fn an_incremental_plan_asks_home_most_and_only_the_fastest() {
         last: &last,
     };
 
-    let counts: Vec<(u16, usize)> =
-        tries(&map, &plan).iter().map(|(id, times)| (id.0, times.len())).collect();
+    let counts: Vec<(u16, usize)> = tries(&map, &plan)
+        .iter()
+        .map(|(id, times)| (id.0, times.len()))
+        .collect();
 
     assert_eq!(counts, [(1, 2), (2, 2), (3, 1), (5, 4)]);
 }
@@ -27,7 +29,9 @@ fn an_incremental_plan_asks_home_most_and_only_the_fastest() {
 #[test]
 fn a_region_never_meant_as_home_is_not_asked() {
     let mut map = map(&[(1, None), (2, None)]);
-    map.regions.entry(RegionId(2)).and_modify(|region| region.never_home = true);
+    map.regions
+        .entry(RegionId(2))
+        .and_modify(|region| region.never_home = true);
     assert_eq!(tries(&map, &Plan::Full).len(), 1);
 }
 
@@ -36,11 +40,17 @@ fn a_nat_that_varies_takes_two_servers_to_see() {
     let at = |text: &str| text.parse::<SocketAddr>().unwrap();
     let mut report = Report::default();
     assert_eq!(report.mapping_varies(), None);
-    report.mapped.insert(at("192.0.2.1:3478"), at("198.51.100.1:1000"));
+    report
+        .mapped
+        .insert(at("192.0.2.1:3478"), at("198.51.100.1:1000"));
     assert_eq!(report.mapping_varies(), None);
-    report.mapped.insert(at("192.0.2.2:3478"), at("198.51.100.1:1000"));
+    report
+        .mapped
+        .insert(at("192.0.2.2:3478"), at("198.51.100.1:1000"));
     assert_eq!(report.mapping_varies(), Some(false));
-    report.mapped.insert(at("192.0.2.3:3478"), at("198.51.100.1:1001"));
+    report
+        .mapped
+        .insert(at("192.0.2.3:3478"), at("198.51.100.1:1001"));
     assert_eq!(report.mapping_varies(), Some(true));
 }
 
@@ -70,7 +80,10 @@ async fn answer(socket: UdpSocket) {
     let mut buffer = [0; 1500];
     while let Ok((len, source)) = socket.recv_from(&mut buffer).await {
         let id = stun::parse_request(&buffer[..len]).unwrap();
-        socket.send_to(&stun::response(id, source), source).await.unwrap();
+        socket
+            .send_to(&stun::response(id, source), source)
+            .await
+            .unwrap();
     }
 }
 

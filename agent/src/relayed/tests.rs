@@ -19,7 +19,10 @@ fn only_wireguard_shapes_reach_wireguard() {
         packet[0] = kind;
         assert_eq!(is_wireguard(&packet), expected, "type {kind}, {len} bytes");
     }
-    assert!(!is_wireguard(&[4, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+    assert!(!is_wireguard(&[
+        4, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0
+    ]));
     assert!(!is_wireguard(&[]));
 }
 
@@ -40,7 +43,14 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
     };
 
     let mut delivery = inbound.delivery(RegionId(1));
-    let sent = [(alice, 100), (alice, 100), (alice, 60), (bob, 60), (alice, 80), (key(9), 50)];
+    let sent = [
+        (alice, 100),
+        (alice, 100),
+        (alice, 60),
+        (bob, 60),
+        (alice, 80),
+        (key(9), 50),
+    ];
     for (number, (source, len)) in sent.iter().enumerate() {
         delivery.handle(*source, &packet(number, *len)).await;
     }

@@ -63,7 +63,10 @@ impl From<&Identity> for Stored {
         Self {
             machine: identity.machine.to_text().to_string(),
             node: identity.node.to_text().to_string(),
-            next_node: identity.next_node.as_ref().map(|key| key.to_text().to_string()),
+            next_node: identity
+                .next_node
+                .as_ref()
+                .map(|key| key.to_text().to_string()),
             old_node: identity.old_node,
             disco: identity.disco.to_text().to_string(),
             log_id: identity.log_id.clone(),
@@ -78,7 +81,8 @@ impl TryFrom<Stored> for Identity {
 
     fn try_from(stored: Stored) -> Result<Self, String> {
         fn key<T: FromStr>(field: &str, text: &str) -> Result<T, String> {
-            text.parse().map_err(|_| format!("{field} is not a private key"))
+            text.parse()
+                .map_err(|_| format!("{field} is not a private key"))
         }
         Ok(Self {
             machine: Arc::new(key("Machine", &stored.machine)?),

@@ -76,7 +76,11 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let io = |operation, path: &Path| {
             let path = path.to_owned();
-            move |source| StateError::Io { operation, path, source }
+            move |source| StateError::Io {
+                operation,
+                path,
+                source,
+            }
         };
         DirBuilder::new()
             .recursive(true)
@@ -92,11 +96,16 @@ impl StateDir {
             .open(&lock_path)
             .map_err(io("open", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
             Err(TryLockError::WouldBlock) => Err(StateError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => {
-                Err(StateError::Io { operation: "lock", path: lock_path, source })
-            }
+            Err(TryLockError::Error(source)) => Err(StateError::Io {
+                operation: "lock",
+                path: lock_path,
+                source,
+            }),
         }
     }
 
@@ -179,9 +188,11 @@ impl StateDir {
     pub fn remove_netmap(&self) -> Result<(), StateError> {
         let path = self.path.join(NETMAP);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Io { operation: "remove", path, source: error })
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io {
+                operation: "remove",
+                path,
+                source: error,
+            }),
             _ => Ok(()),
         }
     }
@@ -195,12 +206,22 @@ impl StateDir {
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateError::Io { operation: "read", path, source }),
+            Err(source) => {
+                return Err(StateError::Io {
+                    operation: "read",
+                    path,
+                    source,
+                });
+            }
         };
         // As lenient as on the wire: the cached map is what came over it.
         match control_proto::json::from_slice(&text) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => Err(StateError::Damaged { path, problem: error.to_string(), fix }),
+            Err(error) => Err(StateError::Damaged {
+                path,
+                problem: error.to_string(),
+                fix,
+            }),
         }
     }
 
@@ -222,7 +243,11 @@ impl StateDir {
             std::fs::rename(&draft, &path)?;
             File::open(&self.path)?.sync_all()
         })();
-        result.map_err(|source| StateError::Io { operation: "write", path, source })
+        result.map_err(|source| StateError::Io {
+            operation: "write",
+            path,
+            source,
+        })
     }
 }
 
@@ -255,7 +280,10 @@ mod tests {
         state.identity().unwrap();
         state.save_prefs(&Prefs::default()).unwrap();
         for name in [IDENTITY, PREFS] {
-            let mode = std::fs::metadata(state.path().join(name)).unwrap().permissions().mode();
+            let mode = std::fs::metadata(state.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
     }
@@ -266,7 +294,12 @@ mod tests {
         state.identity().unwrap();
         let path = state.path().join(IDENTITY);
         let whole = std::fs::read_to_string(&path).unwrap();
-        for damaged in ["", "{", &whole[..whole.len() / 2], &whole.replace("privkey:", "privkey:z")] {
+        for damaged in [
+            "",
+            "{",
+            &whole[..whole.len() / 2],
+            &whole.replace("privkey:", "privkey:z"),
+        ] {
             std::fs::write(&path, damaged).unwrap();
             let error = state.identity().unwrap_err().to_string();
             assert!(error.contains("identity.json is damaged"), "{error}");
@@ -299,7 +332,10 @@ mod tests {
     #[test]
     fn a_half_written_file_of_a_crash_does_not_matter() {
         let (_folder, state) = open();
-        let prefs = Prefs { hostname: "kept".into(), ..Prefs::default() };
+        let prefs = Prefs {
+            hostname: "kept".into(),
+            ..Prefs::default()
+        };
         state.save_prefs(&prefs).unwrap();
         std::fs::write(state.path().join("prefs.json.new"), "{\"Hostn").unwrap();
         assert_eq!(state.prefs().unwrap(), prefs);

@@ -78,13 +78,14 @@ impl Embedded {
     }
 
     async fn start(&self, port: u16, mark: u32) -> Result<Running, NetError> {
-        let tun = Tun::create(&self.name, self.mtu).map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => NetError::NotPermitted,
-            Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
-                name: self.name.clone(),
-            },
-            _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
-        })?;
+        let tun =
+            Tun::create(&self.name, self.mtu).map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => NetError::NotPermitted,
+                Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
+                    name: self.name.clone(),
+                },
+                _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
+            })?;
         let link = links::get(&self.netlink, &self.name).await?;
         // Without key and peers gotatun opens no socket yet; the key comes with the first plan.
         let device = gotatun::device::build()
@@ -107,6 +108,10 @@ impl Embedded {
     async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.device.stop().await;
+            // The last holder of the TUN may let go of it a moment later; what follows relies on it being gone.
+            if let Err(error) = links::delete(&self.netlink, &self.name).await {
+                tracing::warn!(%error, device = self.name, "the overlay device was not removed");
+            }
         }
     }
 }
@@ -124,7 +129,12 @@ impl Running {
                 .map(|found| {
                     let peer = Peer {
                         endpoint: found.peer.endpoint,
-                        allowed_ips: found.peer.allowed_ips.iter().filter_map(from_network).collect(),
+                        allowed_ips: found
+                            .peer
+                            .allowed_ips
+                            .iter()
+                            .filter_map(from_network)
+                            .collect(),
                     };
                     (key_of(&found.peer.public_key), peer)
                 })
@@ -168,7 +178,9 @@ async fn execute<T: DeviceTransports>(
             device.remove_peer(&to_public(&key)).await;
         }
         Change::SetPrivateKey(key) => {
-            device.set_private_key(StaticSecret::from(*key.as_bytes())).await;
+            device
+                .set_private_key(StaticSecret::from(*key.as_bytes()))
+                .await;
         }
         Change::SetListenPort(port) => device.set_listen_port(port),
         Change::SetFwmark(mark) => device.set_fwmark(mark)?,

@@ -35,7 +35,10 @@ impl Kernel {
     ///
     /// [`Error::NoWireGuard`] or [`Error::NotPermitted`].
     pub(crate) async fn probe(netlink: &Netlink, device: &str) -> Result<(), Error> {
-        if links::get(netlink, device).await?.is_some_and(|link| link.kind == Kind::WireGuard) {
+        if links::get(netlink, device)
+            .await?
+            .is_some_and(|link| link.kind == Kind::WireGuard)
+        {
             return Ok(());
         }
         let name = probe_name(device);
@@ -101,7 +104,9 @@ impl Tunnel for Kernel {
         async move {
             let dump = match wireguard::dump(&self.netlink, &self.device).await {
                 Ok(dump) => dump,
-                Err(Error::NoDevice { .. } | Error::NoWireGuard { .. }) => return Ok(BTreeMap::new()),
+                Err(Error::NoDevice { .. } | Error::NoWireGuard { .. }) => {
+                    return Ok(BTreeMap::new());
+                }
                 Err(error) => return Err(error.into()),
             };
             let peers = dump.device.peers.into_iter();

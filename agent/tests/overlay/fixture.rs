@@ -60,7 +60,8 @@ impl Overlay {
         let mut lab = Lab::new()?;
         let host = lab.server("relay")?;
         let state = tempfile::tempdir()?;
-        let identity = relay::tls::Identity::self_signed(state.path(), &host.address().to_string())?;
+        let identity =
+            relay::tls::Identity::self_signed(state.path(), &host.address().to_string())?;
         let certificate = Certificate::parse(&identity.pin(), false)?;
         let relay = Relay {
             host,
@@ -92,7 +93,11 @@ impl Overlay {
             wait_until(START, "the node has a home relay", || {
                 let status = self.status(index)?;
                 ensure!(status.home.is_some(), "{:?}", status.relays);
-                ensure!(status.relays.iter().any(|relay| relay.connected), "{:?}", status.relays);
+                ensure!(
+                    status.relays.iter().any(|relay| relay.connected),
+                    "{:?}",
+                    status.relays
+                );
                 Ok(())
             })?;
             self.nodes[index].expect_net_info()?;
@@ -102,7 +107,11 @@ impl Overlay {
 
     /// Applies what the network map would say.
     pub(crate) fn apply(&mut self, index: usize) -> Result<()> {
-        let peers = self.nodes.iter().enumerate().filter(|(other, _)| *other != index);
+        let peers = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index);
         let peers: BTreeMap<NodePublic, DesiredPeer> = peers
             .map(|(id, node)| {
                 let peer = DesiredPeer {
@@ -118,11 +127,20 @@ impl Overlay {
         let desired = Desired {
             addresses: self.nodes[index].addresses.clone(),
             mtu: DEFAULT_MTU,
-            routes: peers.values().flat_map(|peer| peer.allowed_ips.clone()).collect(),
+            routes: peers
+                .values()
+                .flat_map(|peer| peer.allowed_ips.clone())
+                .collect(),
             peers,
             derp_map: self.derp_map(),
         };
-        let Node { host, net, runtime, key, .. } = &mut self.nodes[index];
+        let Node {
+            host,
+            net,
+            runtime,
+            key,
+            ..
+        } = &mut self.nodes[index];
         let net = net.as_mut().context("not started")?;
         Ok(inside(host, runtime, net.apply(key, &desired))??)
     }
@@ -134,29 +152,50 @@ impl Overlay {
         self.apply(BOB)
     }
 
+    /// Lets go of a node's data plane as SIGTERM does, and starts it anew.
+    pub(crate) fn restart(&mut self, index: usize) -> Result<()> {
+        let node = &mut self.nodes[index];
+        let net = node.net.take().context("not started")?;
+        inside(&node.host, &node.runtime, net.detach())?;
+        node.start()?;
+        self.apply(index)
+    }
+
     pub(crate) fn idle(&mut self, index: usize) -> Result<()> {
-        let Node { host, net, runtime, .. } = &mut self.nodes[index];
+        let Node {
+            host, net, runtime, ..
+        } = &mut self.nodes[index];
         let net = net.as_mut().context("not started")?;
         Ok(inside(host, runtime, net.idle())??)
     }
 
     pub(crate) fn down(&mut self, index: usize) -> Result<()> {
-        let Node { host, net, runtime, .. } = &mut self.nodes[index];
+        let Node {
+            host, net, runtime, ..
+        } = &mut self.nodes[index];
         let net = net.take().context("not started")?;
         Ok(inside(host, runtime, net.down())??)
     }
 
     pub(crate) fn status(&self, index: usize) -> Result<NetStatus> {
-        let Node { host, net, runtime, .. } = &self.nodes[index];
+        let Node {
+            host, net, runtime, ..
+        } = &self.nodes[index];
         let net = net.as_ref().context("not started")?;
         inside(host, runtime, net.status())
     }
 
     pub(crate) fn disco_ping(&self, from: usize, to: usize) -> Result<PingReply> {
-        let Node { host, net, runtime, .. } = &self.nodes[from];
+        let Node {
+            host, net, runtime, ..
+        } = &self.nodes[from];
         let key = self.key(to);
         let net = net.as_ref().context("not started")?;
-        Ok(inside(host, runtime, net.ping(&key, Duration::from_secs(5)))??)
+        Ok(inside(
+            host,
+            runtime,
+            net.ping(&key, Duration::from_secs(5)),
+        )??)
     }
 
     pub(crate) fn key(&self, index: usize) -> NodePublic {
@@ -183,7 +222,10 @@ impl Overlay {
     }
 
     pub(crate) fn device_number(&self, index: usize) -> Result<String> {
-        let text = self.node(index).namespace().ip("-o link show dev tailrace0")?;
+        let text = self
+            .node(index)
+            .namespace()
+            .ip("-o link show dev tailrace0")?;
         Ok(text.split(':').next().unwrap_or_default().to_owned())
     }
 
@@ -262,7 +304,10 @@ impl Node {
             engine,
             key: NodePrivate::generate(),
             disco: DiscoPrivate::generate(),
-            addresses: addresses.iter().map(|a| a.parse()).collect::<Result<_, _>>()?,
+            addresses: addresses
+                .iter()
+                .map(|a| a.parse())
+                .collect::<Result<_, _>>()?,
             net: None,
             events: None,
         })
@@ -279,14 +324,16 @@ impl Node {
     /// Waits for the event that tells control about the home relay.
     fn expect_net_info(&mut self) -> Result<()> {
         let events = self.events.as_mut().context("not started")?;
-        wait_until(START, "the home relay is told", || match events.try_recv()? {
-            NetEvent::NetInfo(info) => {
-                ensure!(info.preferred_derp == i32::from(REGION.0), "{info:?}");
-                ensure!(info.working_udp == Some(true), "{info:?}");
-                ensure!(!info.derp_latency.is_empty(), "{info:?}");
-                Ok(())
+        wait_until(START, "the home relay is told", || {
+            match events.try_recv()? {
+                NetEvent::NetInfo(info) => {
+                    ensure!(info.preferred_derp == i32::from(REGION.0), "{info:?}");
+                    ensure!(info.working_udp == Some(true), "{info:?}");
+                    ensure!(!info.derp_latency.is_empty(), "{info:?}");
+                    Ok(())
+                }
+                other => anyhow::bail!("another event: {other:?}"),
             }
-            other => anyhow::bail!("another event: {other:?}"),
         })
     }
 }

@@ -6,7 +6,7 @@ mod fixture;
 
 use std::time::Duration;
 
-use agent::net::{CountersState, EngineChoice, NetError};
+use agent::net::{CountersState, Engine, EngineChoice, NetError};
 use anyhow::{Context, Result, bail, ensure};
 use fixture::{ALICE, BOB, Overlay, START};
 use testnet::wait_until;
@@ -30,9 +30,15 @@ fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
         assert_eq!(peer.relay, "lab");
         assert_eq!(peer.cur_addr, None);
         if status.counters == CountersState::Ebpf {
-            assert!(peer.rx_packets > Some(0) && peer.tx_packets > Some(0), "{peer:?}");
+            assert!(
+                peer.rx_packets > Some(0) && peer.tx_packets > Some(0),
+                "{peer:?}"
+            );
         }
-        println!("{:?}: {}, counters {:?}", status.engine, status.engine_reason, status.counters);
+        println!(
+            "{:?}: {}, counters {:?}",
+            status.engine, status.engine_reason, status.counters
+        );
     }
     Ok(())
 }
@@ -52,7 +58,9 @@ fn a_relay_that_comes_back_is_found_again() -> Result<()> {
     })?;
     overlay.start_relay()?;
 
-    wait_until(Duration::from_secs(15), "the overlay heals", || overlay.ping_once(ALICE, BOB))?;
+    wait_until(Duration::from_secs(15), "the overlay heals", || {
+        overlay.ping_once(ALICE, BOB)
+    })?;
     Ok(())
 }
 
@@ -70,12 +78,19 @@ fn applying_again_changes_nothing_and_a_lost_device_comes_back() -> Result<()> {
     assert_eq!(overlay.device_number(ALICE)?, device);
     overlay.ping_once(ALICE, BOB)?;
     let now = overlay.status(ALICE)?.peers[&overlay.key(BOB)].last_handshake;
-    let moved = now.zip(handshake).map(|(now, then)| now.duration_since(then));
+    let moved = now
+        .zip(handshake)
+        .map(|(now, then)| now.duration_since(then));
     let moved = moved.and_then(Result::ok).unwrap_or_default();
-    assert!(moved < Duration::from_secs(2), "the session was lost: {moved:?}");
+    assert!(
+        moved < Duration::from_secs(2),
+        "the session was lost: {moved:?}"
+    );
 
     overlay.node(ALICE).namespace().ip("link del tailrace0")?;
-    wait_until(Duration::from_secs(15), "the device is back", || overlay.ping_once(ALICE, BOB))?;
+    wait_until(Duration::from_secs(15), "the device is back", || {
+        overlay.ping_once(ALICE, BOB)
+    })?;
     assert_ne!(overlay.device_number(ALICE)?, device);
     Ok(())
 }
@@ -93,10 +108,39 @@ fn down_leaves_nothing_behind_and_idle_keeps_running() -> Result<()> {
     assert!(!overlay.status(ALICE)?.device_up);
 
     overlay.apply(ALICE)?;
-    wait_until(START, "the overlay is back", || overlay.ping_once(ALICE, BOB))?;
+    wait_until(START, "the overlay is back", || {
+        overlay.ping_once(ALICE, BOB)
+    })?;
 
     overlay.down(ALICE)?;
     assert_eq!(overlay.traces(ALICE)?, before);
+    Ok(())
+}
+
+#[test]
+fn a_restarted_agent_takes_over_what_it_left() -> Result<()> {
+    testnet::skip_unless_available!("ping");
+    let mut overlay = Overlay::new(EngineChoice::Auto)?;
+    overlay.join()?;
+    overlay.ping(ALICE, BOB)?;
+    let before = overlay.status(ALICE)?;
+    let device = overlay.device_number(ALICE)?;
+
+    overlay.restart(ALICE)?;
+
+    wait_until(START, "the overlay is back", || {
+        overlay.ping_once(ALICE, BOB)
+    })?;
+    if before.engine == Engine::Kernel {
+        let (old, new) = (before, overlay.status(ALICE)?);
+        let bob = overlay.key(BOB);
+        assert_eq!(overlay.device_number(ALICE)?, device);
+        assert_eq!(
+            new.peers[&bob].last_handshake,
+            old.peers[&bob].last_handshake
+        );
+        assert!(new.peers[&bob].rx_packets > old.peers[&bob].rx_packets);
+    }
     Ok(())
 }
 
@@ -109,7 +153,9 @@ fn a_new_node_key_is_used_everywhere() -> Result<()> {
 
     overlay.rotate(ALICE)?;
 
-    wait_until(Duration::from_secs(15), "the new key works", || overlay.ping_once(BOB, ALICE))?;
+    wait_until(Duration::from_secs(15), "the new key works", || {
+        overlay.ping_once(BOB, ALICE)
+    })?;
     Ok(())
 }
 
@@ -126,7 +172,10 @@ fn a_busy_port_is_named_with_its_flag() -> Result<()> {
     match fixture::start(node, EngineChoice::Auto) {
         Err(error) => {
             let text = error.to_string();
-            assert!(matches!(error, NetError::PortInUse { port: 41641 }), "{text}");
+            assert!(
+                matches!(error, NetError::PortInUse { port: 41641 }),
+                "{text}"
+            );
             assert!(text.contains("--port"), "{text}");
             Ok(())
         }

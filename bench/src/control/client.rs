@@ -20,7 +20,9 @@ use tokio::net::TcpStream;
 
 /// Asks a server for its Noise key, over plain HTTP.
 pub(crate) async fn server_key(server: SocketAddr) -> anyhow::Result<MachinePublic> {
-    let socket = TcpStream::connect(server).await.context("cannot reach the server")?;
+    let socket = TcpStream::connect(server)
+        .await
+        .context("cannot reach the server")?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     let driver = tokio::spawn(connection);
@@ -28,7 +30,11 @@ pub(crate) async fn server_key(server: SocketAddr) -> anyhow::Result<MachinePubl
         .header("Host", server.to_string())
         .body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
-    ensure!(response.status() == StatusCode::OK, "/key answered {}", response.status());
+    ensure!(
+        response.status() == StatusCode::OK,
+        "/key answered {}",
+        response.status()
+    );
     let body = response.into_body().collect().await?.to_bytes();
     driver.abort();
     Ok(json::from_slice::<ServerKeys>(&body)?.public_key)
@@ -65,7 +71,10 @@ impl Identity {
             os: "linux".to_owned(),
             ipn_version: "1.98.9".to_owned(),
             backend_log_id: "0".repeat(64),
-            net_info: Some(NetInfo { preferred_derp: 900, ..NetInfo::default() }),
+            net_info: Some(NetInfo {
+                preferred_derp: 900,
+                ..NetInfo::default()
+            }),
             ..Hostinfo::default()
         }
     }
@@ -76,8 +85,10 @@ impl Identity {
             version: CapabilityVersion(117),
             node_key: self.node.public(),
             hostinfo: Some(self.hostinfo()),
-            auth: auth_key
-                .map(|key| RegisterAuth { auth_key: key.to_owned(), ..RegisterAuth::default() }),
+            auth: auth_key.map(|key| RegisterAuth {
+                auth_key: key.to_owned(),
+                ..RegisterAuth::default()
+            }),
             ..RegisterRequest::default()
         }
     }
@@ -121,7 +132,9 @@ impl Client {
         key: &MachinePublic,
         machine: &MachinePrivate,
     ) -> anyhow::Result<Self> {
-        let socket = TcpStream::connect(server).await.context("cannot reach the server")?;
+        let socket = TcpStream::connect(server)
+            .await
+            .context("cannot reach the server")?;
         socket.set_nodelay(true)?;
         let noise =
             noise_io::upgrade_client(socket, &server.to_string(), machine, key, 117).await?;
@@ -132,10 +145,19 @@ impl Client {
     }
 
     /// Registers.
-    pub(crate) async fn register(&self, request: &RegisterRequest) -> anyhow::Result<RegisterResponse> {
-        let response = self.post("/machine/register", json::to_vec(request)?).await?;
+    pub(crate) async fn register(
+        &self,
+        request: &RegisterRequest,
+    ) -> anyhow::Result<RegisterResponse> {
+        let response = self
+            .post("/machine/register", json::to_vec(request)?)
+            .await?;
         let (status, body) = finish(response).await?;
-        ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&body));
+        ensure!(
+            status == StatusCode::OK,
+            "{status}: {}",
+            String::from_utf8_lossy(&body)
+        );
         Ok(json::from_slice(&body)?)
     }
 
@@ -143,7 +165,11 @@ impl Client {
     pub(crate) async fn update(&self, request: &MapRequest) -> anyhow::Result<()> {
         let response = self.post("/machine/map", json::to_vec(request)?).await?;
         let (status, body) = finish(response).await?;
-        ensure!(status == StatusCode::OK, "{status}: {}", String::from_utf8_lossy(&body));
+        ensure!(
+            status == StatusCode::OK,
+            "{status}: {}",
+            String::from_utf8_lossy(&body)
+        );
         Ok(())
     }
 
@@ -155,7 +181,11 @@ impl Client {
             bail!("{status}: {}", String::from_utf8_lossy(&body));
         }
         let body = response.into_body();
-        Ok(MapStream { body, buffer: BytesMut::new(), compress: request.compress })
+        Ok(MapStream {
+            body,
+            buffer: BytesMut::new(),
+            compress: request.compress,
+        })
     }
 
     /// Posts any body.
@@ -164,8 +194,8 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> anyhow::Result<http::Response<Incoming>> {
-        let request = Request::post(format!("https://unused{path}"))
-            .body(Full::new(Bytes::from(body)))?;
+        let request =
+            Request::post(format!("https://unused{path}")).body(Full::new(Bytes::from(body)))?;
         let mut sender = self.sender.clone();
         sender.ready().await?;
         Ok(sender.send_request(request).await?)
@@ -173,7 +203,9 @@ impl Client {
 }
 
 /// Status and whole body of a response.
-pub(crate) async fn finish(response: http::Response<Incoming>) -> anyhow::Result<(StatusCode, Bytes)> {
+pub(crate) async fn finish(
+    response: http::Response<Incoming>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     let status = response.status();
     Ok((status, response.into_body().collect().await?.to_bytes()))
 }

@@ -179,12 +179,24 @@ async fn status(State(control): Shared) -> Json<StatusJson> {
 
 async fn users(State(control): Shared) -> Json<Vec<UserJson>> {
     let users = control.engine().users().into_iter();
-    Json(users.map(|user| UserJson { id: user.id, name: user.name, created: user.created }).collect())
+    Json(
+        users
+            .map(|user| UserJson {
+                id: user.id,
+                name: user.name,
+                created: user.created,
+            })
+            .collect(),
+    )
 }
 
 async fn create_user(State(control): Shared, Json(new): Json<NewUser>) -> Answer<UserJson> {
     let user = control.create_user(&new.name).await?;
-    Ok(Json(UserJson { id: user.id, name: user.name, created: user.created }))
+    Ok(Json(UserJson {
+        id: user.id,
+        name: user.name,
+        created: user.created,
+    }))
 }
 
 async fn delete_user(State(control): Shared, Path(name): Path<String>) -> Answer<()> {
@@ -193,7 +205,11 @@ async fn delete_user(State(control): Shared, Path(name): Path<String>) -> Answer
 
 async fn keys(State(control): Shared) -> Answer<Vec<AuthKeyJson>> {
     let keys = control.auth_keys().await?;
-    Ok(Json(keys.into_iter().map(|key| auth_key(&control, key, None)).collect()))
+    Ok(Json(
+        keys.into_iter()
+            .map(|key| auth_key(&control, key, None))
+            .collect(),
+    ))
 }
 
 async fn create_key(State(control): Shared, Json(new): Json<NewKey>) -> Answer<AuthKeyJson> {
@@ -263,17 +279,32 @@ async fn tag(
 
 async fn delete_node(State(control): Shared, Path(text): Path<String>) -> Answer<NodeJson> {
     let deleted = control.delete_node(&text).await?;
-    Ok(Json(node(&control, NodeView { node: deleted, online: false })))
+    Ok(Json(node(
+        &control,
+        NodeView {
+            node: deleted,
+            online: false,
+        },
+    )))
 }
 
 /// The node as the engine has it now.
 fn current(control: &Control, changed: Node) -> NodeJson {
     let view = control.engine().node(changed.id);
-    node(control, view.unwrap_or(NodeView { node: changed, online: false }))
+    node(
+        control,
+        view.unwrap_or(NodeView {
+            node: changed,
+            online: false,
+        }),
+    )
 }
 
 fn node(control: &Control, NodeView { node, online }: NodeView) -> NodeJson {
-    let owner = control.engine().user(node.user).filter(|_| !node.is_tagged());
+    let owner = control
+        .engine()
+        .user(node.user)
+        .filter(|_| !node.is_tagged());
     NodeJson {
         id: node.id,
         fqdn: control.engine().settings().fqdn(&node.name),
@@ -309,7 +340,10 @@ fn auth_key(control: &Control, key: AuthKey, secret: Option<String>) -> AuthKeyJ
     };
     AuthKeyJson {
         id: key.id,
-        user: control.engine().user(key.user).map_or_else(String::new, |user| user.name),
+        user: control
+            .engine()
+            .user(key.user)
+            .map_or_else(String::new, |user| user.name),
         prefix: key.prefix,
         reusable: key.reusable,
         ephemeral: key.ephemeral,
@@ -329,6 +363,12 @@ impl IntoResponse for ServiceError {
             ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
             ServiceError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        (status, Json(ErrorJson { error: self.to_string() })).into_response()
+        (
+            status,
+            Json(ErrorJson {
+                error: self.to_string(),
+            }),
+        )
+            .into_response()
     }
 }

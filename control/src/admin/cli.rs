@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 use super::api::{
     Approve, AuthKeyJson, NewKey, NewUser, NodeJson, NodesJson, Rename, StatusJson, Tag, UserJson,
 };
-use super::client::{Client, segment};
 pub use super::client::ClientError;
+use super::client::{Client, segment};
 use crate::config::parse_duration;
 
 /// What an administrator can ask of a running server.
@@ -146,7 +146,10 @@ pub async fn run(command: AdminCommand, state_dir: &Path) -> Result<(), ClientEr
             if output.json {
                 return json(&status);
             }
-            println!("tailrace-control {} at {}", status.version, status.server_url);
+            println!(
+                "tailrace-control {} at {}",
+                status.version, status.server_url
+            );
             println!("up since   {}", day_and_time(Some(status.started)));
             println!("domain     {}", status.base_domain);
             println!(
@@ -179,7 +182,9 @@ async fn users(client: &Client, command: UsersCommand) -> Result<(), ClientError
             table(["ID", "NAME", "CREATED"], rows);
         }
         UsersCommand::Delete { name } => {
-            client.delete::<()>(&format!("/v1/users/{}", segment(&name))).await?;
+            client
+                .delete::<()>(&format!("/v1/users/{}", segment(&name)))
+                .await?;
             println!("deleted user {name}");
         }
     }
@@ -188,9 +193,22 @@ async fn users(client: &Client, command: UsersCommand) -> Result<(), ClientError
 
 async fn keys(client: &Client, command: KeysCommand) -> Result<(), ClientError> {
     match command {
-        KeysCommand::Create { user, reusable, ephemeral, tags, expiry, output } => {
+        KeysCommand::Create {
+            user,
+            reusable,
+            ephemeral,
+            tags,
+            expiry,
+            output,
+        } => {
             let expiry_seconds = expiry.as_secs();
-            let new = NewKey { user, reusable, ephemeral, tags, expiry_seconds };
+            let new = NewKey {
+                user,
+                reusable,
+                ephemeral,
+                tags,
+                expiry_seconds,
+            };
             let key: AuthKeyJson = client.post("/v1/keys", &new).await?;
             if output.json {
                 return json(&key);
@@ -216,7 +234,10 @@ async fn keys(client: &Client, command: KeysCommand) -> Result<(), ClientError> 
                     day_and_time(key.expires),
                 ]
             });
-            table(["ID", "USER", "KEY", "STATE", "KIND", "TAGS", "EXPIRES"], rows);
+            table(
+                ["ID", "USER", "KEY", "STATE", "KIND", "TAGS", "EXPIRES"],
+                rows,
+            );
         }
         KeysCommand::Revoke { id } => {
             client.delete::<()>(&format!("/v1/keys/{id}")).await?;
@@ -250,12 +271,18 @@ async fn nodes(client: &Client, command: NodesCommand) -> Result<(), ClientError
             println!("deleted {}", node.name);
         }
         NodesCommand::Rename { node, name } => {
-            let node: NodeJson = client.post(&path(&node, "/rename"), &Rename { name }).await?;
+            let node: NodeJson = client
+                .post(&path(&node, "/rename"), &Rename { name })
+                .await?;
             println!("renamed to {}", node.name);
         }
         NodesCommand::Tag { node, tags } => {
             let node: NodeJson = client.post(&path(&node, "/tag"), &Tag { tags }).await?;
-            let tags = if node.tags.is_empty() { "none".to_owned() } else { node.tags.join(",") };
+            let tags = if node.tags.is_empty() {
+                "none".to_owned()
+            } else {
+                node.tags.join(",")
+            };
             println!("tags of {}: {tags}", node.name);
         }
     }
@@ -279,11 +306,25 @@ fn print_nodes(list: NodesJson) {
             day_and_time(node.expires),
         ]
     });
-    table(["ID", "NAME", "ADDRESS", "OWNER", "STATE", "OS", "KEY EXPIRES"], rows);
+    table(
+        [
+            "ID",
+            "NAME",
+            "ADDRESS",
+            "OWNER",
+            "STATE",
+            "OS",
+            "KEY EXPIRES",
+        ],
+        rows,
+    );
     if !list.waiting.is_empty() {
         println!("\nwaiting for `tailrace-control nodes approve CODE --user NAME`:");
         let rows = list.waiting.into_iter();
-        table(["CODE", "HOST", "NODE KEY"], rows.map(|l| [l.code, l.hostname, l.node_key]));
+        table(
+            ["CODE", "HOST", "NODE KEY"],
+            rows.map(|l| [l.code, l.hostname, l.node_key]),
+        );
     }
 }
 
@@ -303,13 +344,18 @@ fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; 
         }
     }
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
 
 fn day_and_time(at: Option<OffsetDateTime>) -> String {
-    let Some(at) = at else { return "never".to_owned() };
+    let Some(at) = at else {
+        return "never".to_owned();
+    };
     let (date, hour, minute) = (at.date(), at.hour(), at.minute());
     format!("{date} {hour:02}:{minute:02}Z")
 }

@@ -53,7 +53,9 @@ pub enum ClientError {
 
 impl Client {
     pub(super) fn new(state_dir: &Path) -> Self {
-        Self { path: state::socket(state_dir) }
+        Self {
+            path: state::socket(state_dir),
+        }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -69,7 +71,8 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        self.send(Method::POST, path, serde_json::to_vec(body)?.into()).await
+        self.send(Method::POST, path, serde_json::to_vec(body)?.into())
+            .await
     }
 
     async fn send<T: DeserializeOwned>(
@@ -82,7 +85,10 @@ impl Client {
             if source.kind() == io::ErrorKind::PermissionDenied {
                 ClientError::NotPermitted(self.path.clone())
             } else {
-                ClientError::NoServer { path: self.path.clone(), source }
+                ClientError::NoServer {
+                    path: self.path.clone(),
+                    source,
+                }
             }
         })?;
         let (mut sender, connection) =
@@ -101,10 +107,12 @@ impl Client {
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        Err(ClientError::Refused(match serde_json::from_slice::<ErrorJson>(&body) {
-            Ok(refusal) => refusal.error,
-            Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
-        }))
+        Err(ClientError::Refused(
+            match serde_json::from_slice::<ErrorJson>(&body) {
+                Ok(refusal) => refusal.error,
+                Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
+            },
+        ))
     }
 }
 

@@ -39,7 +39,10 @@ impl Socket {
     ///
     /// The system says no.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError { path: path.to_owned(), source };
+        let failed = |source| SocketError {
+            path: path.to_owned(),
+            source,
+        };
         // Bound under another name, so that it never stands there with wider rights.
         let aside = path.with_extension("new");
         for stale in [path, aside.as_path()] {
@@ -52,7 +55,10 @@ impl Socket {
         std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))
             .and_then(|()| std::fs::rename(&aside, path))
             .map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves administrators until dropped.

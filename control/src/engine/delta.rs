@@ -61,7 +61,10 @@ impl Parts {
             out.array("PeersChanged", self.changed.values());
         }
         if !self.patches.is_empty() {
-            out.value("PeersChangedPatch", &self.patches.values().collect::<Vec<_>>());
+            out.value(
+                "PeersChangedPatch",
+                &self.patches.values().collect::<Vec<_>>(),
+            );
         }
     }
 }
@@ -95,7 +98,10 @@ pub(super) struct Delta {
 
 impl Delta {
     pub(super) fn new(parts: Parts) -> Self {
-        Self { parts, ..Self::default() }
+        Self {
+            parts,
+            ..Self::default()
+        }
     }
 
     /// The frame for a viewer that is sent this change alone.

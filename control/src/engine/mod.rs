@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use control_proto::tailcfg::{Compress, Hostinfo, PeerChange};
+use control_proto::tailcfg::{Compress, Hostinfo, PeerChange, RegionId};
 use keys::{DiscoPublic, MachinePublic, NodePublic};
 use time::OffsetDateTime;
 
@@ -21,6 +21,8 @@ mod delta;
 mod render;
 mod session;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use delta::{Delta, Parts};
@@ -51,6 +53,9 @@ struct State {
     sessions_opened: u64,
     /// Nodes whose reports are not in the database yet.
     unsaved: BTreeSet<NodeId>,
+    /// Nodes that have not reported since the server started: what the database says of them may
+    /// be older than the end of the server before.
+    unheard: BTreeSet<NodeId>,
 }
 
 /// A node with what is only in memory.
@@ -119,15 +124,23 @@ impl Engine {
     pub fn new(settings: MapSettings, loaded: Loaded, now: OffsetDateTime) -> Self {
         let mut state = State {
             number: loaded.number,
-            users: loaded.users.into_iter().map(|user| (user.id, user)).collect(),
+            users: loaded
+                .users
+                .into_iter()
+                .map(|user| (user.id, user))
+                .collect(),
             ..State::default()
         };
         for node in loaded.nodes {
             state.by_key.insert(node.key, node.id);
+            state.unheard.insert(node.id);
             let member = Member::new(&settings, node, now);
             state.members.insert(member.node.id, member);
         }
-        Self { settings, state: Mutex::new(state) }
+        Self {
+            settings,
+            state: Mutex::new(state),
+        }
     }
 
     /// What all map responses have in common.
@@ -146,8 +159,16 @@ impl Engine {
             number: state.number,
             users: state.users.len(),
             nodes: state.members.len(),
-            online: state.members.values().filter(|member| member.online).count(),
-            sessions: state.members.values().filter(|member| member.session.is_some()).count(),
+            online: state
+                .members
+                .values()
+                .filter(|member| member.online)
+                .count(),
+            sessions: state
+                .members
+                .values()
+                .filter(|member| member.session.is_some())
+                .count(),
         }
     }
 
@@ -166,7 +187,11 @@ impl Engine {
     /// The user with this name.
     #[must_use]
     pub fn user_named(&self, name: &str) -> Option<User> {
-        self.state().users.values().find(|user| user.name == name).cloned()
+        self.state()
+            .users
+            .values()
+            .find(|user| user.name == name)
+            .cloned()
     }
 
     /// All nodes.
@@ -194,7 +219,10 @@ impl Engine {
     pub fn identity(&self, key: &NodePublic) -> Option<(NodeId, MachinePublic)> {
         let state = self.state();
         let id = state.by_key.get(key)?;
-        state.members.get(id).map(|member| (*id, member.node.machine))
+        state
+            .members
+            .get(id)
+            .map(|member| (*id, member.node.machine))
     }
 
     /// May this key use the relay: is it the unexpired key of a node?
@@ -212,7 +240,10 @@ impl Engine {
     #[must_use]
     pub fn nodes_of_machine(&self, machine: &MachinePublic) -> Vec<Node> {
         let state = self.state();
-        let of_machine = state.members.values().filter(|member| member.node.machine == *machine);
+        let of_machine = state
+            .members
+            .values()
+            .filter(|member| member.node.machine == *machine);
         of_machine.map(|member| member.node.clone()).collect()
     }
 
@@ -223,13 +254,21 @@ impl Engine {
             IpAddr::V4(v4) => node.addresses.v4 == v4,
             IpAddr::V6(v6) => node.addresses.v6 == v6,
         };
-        self.state().members.values().find(|member| has(&member.node)).map(Member::view)
+        self.state()
+            .members
+            .values()
+            .find(|member| has(&member.node))
+            .map(Member::view)
     }
 
     /// The node with this name.
     #[must_use]
     pub fn node_named(&self, name: &str) -> Option<NodeView> {
-        self.state().members.values().find(|member| member.node.name == name).map(Member::view)
+        self.state()
+            .members
+            .values()
+            .find(|member| member.node.name == name)
+            .map(Member::view)
     }
 
     /// All names and IPv4 addresses that are taken.
@@ -244,6 +283,11 @@ impl Engine {
     }
 
     // ---- Changes that were committed ----
+
+    /// Takes note of a change that no map shows, such as an auth key.
+    pub fn put_nothing(&self, number: ChangeNumber) {
+        self.state().number = number;
+    }
 
     /// Takes in a new user.
     pub fn put_user(&self, number: ChangeNumber, user: User) {
@@ -300,7 +344,10 @@ impl Engine {
         let mut state = self.state();
         state.number = number;
         state.unsaved.remove(&id);
-        let Some(member) = state.members.remove(&id) else { return };
+        state.unheard.remove(&id);
+        let Some(member) = state.members.remove(&id) else {
+            return;
+        };
         state.by_key.remove(&member.node.key);
         state.removals.push_back(id);
         if state.removals.len() > REMOVALS_KEPT {
@@ -308,20 +355,38 @@ impl Engine {
             state.removals_forgotten += 1;
         }
         if let Some(session) = &member.session {
-            let gone = Node { expires: Some(now - time::Duration::seconds(1)), ..member.node };
+            let gone = Node {
+                expires: Some(now - time::Duration::seconds(1)),
+                ..member.node
+            };
             session.push_own(render::own(&self.settings, &gone));
             session.end();
         }
-        let parts = Parts { removed: [id].into(), ..Parts::default() };
+        let parts = Parts {
+            removed: [id].into(),
+            ..Parts::default()
+        };
         state.announce(id, parts);
     }
 
     // ---- Changes that are written behind ----
 
+    /// Has the node not reported since the server started?
+    #[must_use]
+    pub fn is_unheard(&self, id: NodeId) -> bool {
+        self.state().unheard.contains(&id)
+    }
+
     /// Takes in what a node says about itself; tells viewers what really changed.
     pub fn report(&self, id: NodeId, report: Report, now: OffsetDateTime) {
         let mut state = self.state();
-        let Some(member) = state.members.get_mut(&id) else { return };
+        // A registration brings no disco key; it is not the report that peers wait for.
+        if report.disco.is_some() {
+            state.unheard.remove(&id);
+        }
+        let Some(member) = state.members.get_mut(&id) else {
+            return;
+        };
         let before = member.node.clone();
         let node = &mut member.node;
         node.capver = report.capver;
@@ -330,9 +395,7 @@ impl Engine {
             if hostinfo.net_info.is_none() {
                 hostinfo.net_info = node.hostinfo.net_info.take();
             }
-            if let Some(net) = hostinfo.net_info.as_ref().filter(|net| net.preferred_derp > 0) {
-                node.home_derp = net.preferred_derp;
-            }
+            node.home_derp = home_derp(&hostinfo).unwrap_or(node.home_derp);
             node.hostinfo = hostinfo;
         }
         if let Some(endpoints) = report.endpoints {
@@ -347,7 +410,10 @@ impl Engine {
 
         let whole = node.capver != before.capver
             || render::peer_hostinfo(&node.hostinfo) != render::peer_hostinfo(&before.hostinfo);
-        let mut patch = PeerChange { node_id: id, ..PeerChange::default() };
+        let mut patch = PeerChange {
+            node_id: id,
+            ..PeerChange::default()
+        };
         if node.endpoints != before.endpoints {
             patch.endpoints = Some(node.endpoints.clone());
         }
@@ -358,9 +424,17 @@ impl Engine {
             // Clients ignore a key that comes without an honest word on liveness (4.4).
             patch.disco_key = node.disco;
             patch.online = Some(member.online);
-            patch.last_seen = if member.online { None } else { node.last_seen.map(render::timestamp) };
+            patch.last_seen = if member.online {
+                None
+            } else {
+                node.last_seen.map(render::timestamp)
+            };
         }
-        let visible = patch != PeerChange { node_id: id, ..PeerChange::default() };
+        let visible = patch
+            != PeerChange {
+                node_id: id,
+                ..PeerChange::default()
+            };
         if whole || visible {
             member.rendered(&self.settings, now);
         }
@@ -368,7 +442,13 @@ impl Engine {
         if whole {
             state.announce_whole(&self.settings, id);
         } else if visible {
-            state.announce(id, Parts { patches: [(id, patch)].into(), ..Parts::default() });
+            state.announce(
+                id,
+                Parts {
+                    patches: [(id, patch)].into(),
+                    ..Parts::default()
+                },
+            );
         }
     }
 
@@ -383,7 +463,9 @@ impl Engine {
 
     /// Puts nodes back whose reports could not be written.
     pub fn put_back_unsaved(&self, nodes: &[Node]) {
-        self.state().unsaved.extend(nodes.iter().map(|node| node.id));
+        self.state()
+            .unsaved
+            .extend(nodes.iter().map(|node| node.id));
     }
 
     // ---- Streams ----
@@ -407,9 +489,18 @@ impl Engine {
         if !member.online {
             member.online = true;
             member.rendered(&self.settings, now);
-            let patch =
-                PeerChange { node_id: id, online: Some(true), ..PeerChange::default() };
-            state.announce(id, Parts { patches: [(id, patch)].into(), ..Parts::default() });
+            let patch = PeerChange {
+                node_id: id,
+                online: Some(true),
+                ..PeerChange::default()
+            };
+            state.announce(
+                id,
+                Parts {
+                    patches: [(id, patch)].into(),
+                    ..Parts::default()
+                },
+            );
         }
         let snapshot = state.snapshot(&self.settings, id)?;
         Some((session, snapshot))
@@ -432,7 +523,9 @@ impl Engine {
         let mut snapshot = state.snapshot(&self.settings, session.node)?;
         if snapshot.is_lonely() {
             // An empty list of peers clears nothing: name those that are gone (pitfall 24).
-            let skip = session.removals_seen.checked_sub(state.removals_forgotten)?;
+            let skip = session
+                .removals_seen
+                .checked_sub(state.removals_forgotten)?;
             let skip = usize::try_from(skip).ok()?;
             snapshot.removed = state.removals.iter().skip(skip).copied().collect();
         }
@@ -445,7 +538,11 @@ impl Engine {
     pub fn disconnect(&self, session: &Session, now: OffsetDateTime) -> Option<Absence> {
         let mut state = self.state();
         let member = state.members.get_mut(&session.node)?;
-        if member.session.as_ref().is_some_and(|current| current.number == session.number) {
+        if member
+            .session
+            .as_ref()
+            .is_some_and(|current| current.number == session.number)
+        {
             member.session = None;
         }
         // A stream that was ended on re-keying is gone from here already.
@@ -455,7 +552,10 @@ impl Engine {
         member.node.last_seen = Some(now);
         member.absent_since = now;
         member.absences += 1;
-        let absence = Absence { node: session.node, number: member.absences };
+        let absence = Absence {
+            node: session.node,
+            number: member.absences,
+        };
         state.unsaved.insert(session.node);
         Some(absence)
     }
@@ -465,7 +565,9 @@ impl Engine {
     pub fn end_grace(&self, absence: Absence, now: OffsetDateTime) {
         let mut state = self.state();
         let id = absence.node;
-        let Some(member) = state.members.get_mut(&id) else { return };
+        let Some(member) = state.members.get_mut(&id) else {
+            return;
+        };
         if !member.online || member.session.is_some() || member.absences != absence.number {
             return;
         }
@@ -477,7 +579,13 @@ impl Engine {
             last_seen: member.node.last_seen.map(render::timestamp),
             ..PeerChange::default()
         };
-        state.announce(id, Parts { patches: [(id, patch)].into(), ..Parts::default() });
+        state.announce(
+            id,
+            Parts {
+                patches: [(id, patch)].into(),
+                ..Parts::default()
+            },
+        );
     }
 
     // ---- Time ----
@@ -528,10 +636,22 @@ impl Engine {
     }
 }
 
+/// The home relay that a host tells of; none is not "no home" (pitfall 35).
+pub(crate) fn home_derp(hostinfo: &Hostinfo) -> Option<RegionId> {
+    hostinfo
+        .net_info
+        .as_ref()
+        .map(|net| net.preferred_derp)
+        .filter(|region| *region > 0)
+}
+
 impl State {
     /// The nodes that see `id`. Under the default policy everybody sees everybody.
     fn viewers(&self, id: NodeId) -> impl Iterator<Item = &Arc<Session>> {
-        let others = self.members.values().filter(move |member| member.node.id != id);
+        let others = self
+            .members
+            .values()
+            .filter(move |member| member.node.id != id);
         others.filter_map(|member| member.session.as_ref())
     }
 
@@ -543,7 +663,9 @@ impl State {
     }
 
     fn announce_whole(&self, settings: &MapSettings, id: NodeId) {
-        let Some(member) = self.members.get(&id) else { return };
+        let Some(member) = self.members.get(&id) else {
+            return;
+        };
         let owner = render::owner(&member.node);
         let parts = Parts {
             changed: [(id, member.peer.clone())].into(),
@@ -567,7 +689,10 @@ impl State {
             prelude: settings.prelude.clone(),
             own: render::own(settings, own),
             peers: peers().map(|member| member.peer.clone()).collect(),
-            profiles: owners.into_iter().map(|id| self.profile(settings, id)).collect(),
+            profiles: owners
+                .into_iter()
+                .map(|id| self.profile(settings, id))
+                .collect(),
             removed: Vec::new(),
         })
     }
@@ -593,6 +718,9 @@ impl Member {
     }
 
     fn view(&self) -> NodeView {
-        NodeView { node: self.node.clone(), online: self.online }
+        NodeView {
+            node: self.node.clone(),
+            online: self.online,
+        }
     }
 }

@@ -42,7 +42,10 @@ impl MapSettings {
         // Clients would upload their logs to their vendor otherwise (pitfall 64).
         out.raw("Debug", br#"{"DisableLogTail":true}"#);
         out.raw("Health", b"[]");
-        Self { base_domain: base_domain.to_owned(), prelude: out.into_open().into() }
+        Self {
+            base_domain: base_domain.to_owned(),
+            prelude: out.into_open().into(),
+        }
     }
 
     /// The domain that nodes are named below.
@@ -71,7 +74,11 @@ fn dns_config(base_domain: &str) -> tailcfg::DnsConfig {
 
 /// The owner that viewers are told.
 pub(super) fn owner(node: &Node) -> UserId {
-    if node.is_tagged() { TAGGED_DEVICES } else { node.user }
+    if node.is_tagged() {
+        TAGGED_DEVICES
+    } else {
+        node.user
+    }
 }
 
 /// A node as its peers see it.
@@ -87,7 +94,11 @@ pub(super) fn peer(
     wire.home_derp = node.home_derp;
     wire.cap = CapabilityVersion(node.capver);
     wire.online = Some(online);
-    wire.last_seen = if online { None } else { node.last_seen.map(timestamp) };
+    wire.last_seen = if online {
+        None
+    } else {
+        node.last_seen.map(timestamp)
+    };
     wire.expired = node.is_expired(now);
     wire.hostinfo = peer_hostinfo(&node.hostinfo);
     to_json(&wire).into()
@@ -166,8 +177,12 @@ pub(super) fn profile(settings: &MapSettings, id: UserId, user: Option<&User>) -
         Some(user) => (login_name(settings, user), user.name.clone()),
         None => (TAGGED_NAME.to_owned(), "Tagged Devices".to_owned()),
     };
-    let profile =
-        tailcfg::UserProfile { id, login_name, display_name, ..Default::default() };
+    let profile = tailcfg::UserProfile {
+        id,
+        login_name,
+        display_name,
+        ..Default::default()
+    };
     to_json(&profile).into()
 }
 

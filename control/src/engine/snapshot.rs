@@ -27,7 +27,12 @@ impl Snapshot {
     /// `None`, logged, without memory for it.
     #[must_use]
     pub fn frame(&self, compress: Compress, now: OffsetDateTime) -> Option<Bytes> {
-        let room: usize = self.peers.iter().chain(&self.profiles).map(|part| part.len() + 1).sum();
+        let room: usize = self
+            .peers
+            .iter()
+            .chain(&self.profiles)
+            .map(|part| part.len() + 1)
+            .sum();
         let mut out = wire::Writer::continuing(&self.prelude, room + self.own.len() + 256);
         out.raw("Node", &self.own);
         // An empty list would clear nothing and cost the client a rebuild.

@@ -37,9 +37,10 @@ pub(super) async fn answer(
     let answered = match (&head.method, head.uri.path()) {
         (&Method::POST, "/machine/register") => register(control, machine, body).await,
         (&Method::POST, "/machine/map") => map(control, machine, body).await,
-        (_, path) if path.starts_with("/machine/") => {
-            Err(Refusal(StatusCode::NOT_IMPLEMENTED, "not implemented by this server".into()))
-        }
+        (_, path) if path.starts_with("/machine/") => Err(Refusal(
+            StatusCode::NOT_IMPLEMENTED,
+            "not implemented by this server".into(),
+        )),
         _ => Err(Refusal(StatusCode::NOT_FOUND, "not found".into())),
     };
     answered.unwrap_or_else(|Refusal(status, text)| {
@@ -76,6 +77,7 @@ async fn map(
     let id = control.identify(machine, &request)?;
     let compress = request.compress;
     if request.stream {
+        control.catch_up(id, &request).await?;
         let stream = stream::open(control, id, compress).ok_or(MapRefusal::UnknownNode)?;
         return Ok(Response::new(stream));
     }
@@ -87,18 +89,28 @@ async fn map(
             return Ok(Response::new(Body::empty()));
         }
     }
-    let snapshot = control.engine().snapshot(id).ok_or(MapRefusal::UnknownNode)?;
+    let snapshot = control
+        .engine()
+        .snapshot(id)
+        .ok_or(MapRefusal::UnknownNode)?;
     let frame = snapshot.frame(compress, now());
     let frame = frame.ok_or_else(|| {
-        Refusal(StatusCode::SERVICE_UNAVAILABLE, "out of memory; try again".into())
+        Refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "out of memory; try again".into(),
+        )
     })?;
     Ok(Response::new(Body::from(frame)))
 }
 
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
     let bytes = collect(body).await?;
-    json::from_slice(&bytes)
-        .map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("bad request body: {error}")))
+    json::from_slice(&bytes).map_err(|error| {
+        Refusal(
+            StatusCode::BAD_REQUEST,
+            format!("bad request body: {error}"),
+        )
+    })
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
@@ -109,8 +121,14 @@ async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("request body exceeds {MAX_BODY} bytes"),
         )),
-        Ok(Err(error)) => Err(Refusal(StatusCode::BAD_REQUEST, format!("request body: {error}"))),
-        Err(_) => Err(Refusal(StatusCode::REQUEST_TIMEOUT, "request body too slow".into())),
+        Ok(Err(error)) => Err(Refusal(
+            StatusCode::BAD_REQUEST,
+            format!("request body: {error}"),
+        )),
+        Err(_) => Err(Refusal(
+            StatusCode::REQUEST_TIMEOUT,
+            "request body too slow".into(),
+        )),
     }
 }
 

@@ -49,7 +49,11 @@ async fn key(State(shared): State<Shared>, Query(query): Query<KeyQuery>) -> Res
         let text = "this client is too old, or ?v= is missing\n";
         return (StatusCode::BAD_REQUEST, text).into_response();
     }
-    Json(ServerKeys { public_key: shared.noise_key, ..ServerKeys::default() }).into_response()
+    Json(ServerKeys {
+        public_key: shared.noise_key,
+        ..ServerKeys::default()
+    })
+    .into_response()
 }
 
 /// May a node use a relay? Asked by relays, with the node's key.
@@ -67,9 +71,17 @@ async fn verify(State(shared): State<Shared>, body: Bytes) -> Response {
 async fn register(State(shared): State<Shared>, Path(code): Path<String>) -> Response {
     let Some(login) = shared.control.logins().get(&code) else {
         let text = "This login is unknown, or it timed out. Start it again on the machine.";
-        return (StatusCode::NOT_FOUND, page("Login not found", &escape(text))).into_response();
+        return (
+            StatusCode::NOT_FOUND,
+            page("Login not found", &escape(text)),
+        )
+            .into_response();
     };
-    let hostname = login.request.hostinfo.as_ref().map_or("", |host| host.hostname.as_str());
+    let hostname = login
+        .request
+        .hostinfo
+        .as_ref()
+        .map_or("", |host| host.hostname.as_str());
     let body = format!(
         "<p>The machine <b>{}</b> with the node key <code>{}</code> wants to join.</p>\
          <p>If you started this login, an administrator lets the machine in by</p>\
@@ -92,10 +104,12 @@ async fn health(State(shared): State<Shared>) -> Response {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    match shared.control.metrics().encode(shared.control.engine().counts()) {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
-        }
+    match shared
+        .control
+        .metrics()
+        .encode(shared.control.engine().counts())
+    {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

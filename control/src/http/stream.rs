@@ -35,16 +35,18 @@ pub(super) fn open(control: &Arc<Control>, id: NodeId, compress: Compress) -> Op
         control: Arc::clone(control),
         session,
         first: None,
-        keep_alive: KEEP_ALIVE
-            + Duration::from_secs(rand::random_range(0..KEEP_ALIVE_SPREAD_SECS)),
+        keep_alive: KEEP_ALIVE + Duration::from_secs(rand::random_range(0..KEEP_ALIVE_SPREAD_SECS)),
     };
     open.first = Some(snapshot.frame(compress, now())?);
     control.metrics().full_frames.inc();
-    Some(Body::from_stream(stream::unfold(open, |mut open| async move {
-        let frame = open.next().await?;
-        open.control.metrics().frames.inc();
-        Some((Ok::<_, Infallible>(frame), open))
-    })))
+    Some(Body::from_stream(stream::unfold(
+        open,
+        |mut open| async move {
+            let frame = open.next().await?;
+            open.control.metrics().frames.inc();
+            Some((Ok::<_, Infallible>(frame), open))
+        },
+    )))
 }
 
 impl MapStream {

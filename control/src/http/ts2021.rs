@@ -49,7 +49,10 @@ impl Front {
         let mut answer = Response::new(Body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = answer.headers_mut();
-        headers.insert(UPGRADE, HeaderValue::from_static(noise_io::UPGRADE_PROTOCOL));
+        headers.insert(
+            UPGRADE,
+            HeaderValue::from_static(noise_io::UPGRADE_PROTOCOL),
+        );
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         answer
     }

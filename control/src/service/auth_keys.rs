@@ -66,7 +66,11 @@ impl Control {
             expires: Some(expires),
         };
         let committed = self.store.create_auth_key(&new, &hash(&secret)).await?;
-        Ok(IssuedKey { key: committed.value, secret })
+        self.engine.put_nothing(committed.number);
+        Ok(IssuedKey {
+            key: committed.value,
+            secret,
+        })
     }
 
     /// All auth keys, without their secrets.
@@ -85,7 +89,9 @@ impl Control {
     /// There is no such key.
     pub async fn revoke_auth_key(&self, id: AuthKeyId) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
-        if self.store.revoke_auth_key(id, now()).await? {
+        let revoked = self.store.revoke_auth_key(id, now()).await?;
+        self.engine.put_nothing(revoked.number);
+        if revoked.value {
             Ok(())
         } else {
             Err(ServiceError::NotFound(format!(
@@ -96,7 +102,11 @@ impl Control {
 
     /// The auth key with this text, if it admits a node now.
     pub(super) async fn check_auth_key(&self, secret: &str) -> Result<AuthKey, StoreError> {
-        let key = self.store.find_auth_key(&hash(secret)).await?.ok_or(KeyRefusal::Unknown)?;
+        let key = self
+            .store
+            .find_auth_key(&hash(secret))
+            .await?
+            .ok_or(KeyRefusal::Unknown)?;
         key.check(now())?;
         Ok(key)
     }
@@ -105,8 +115,16 @@ impl Control {
 /// Accepts `tag:a` and `a`; sorted, each once.
 pub(super) fn parse_tags(tags: &[String]) -> Result<Vec<String>, ServiceError> {
     let mut parsed = Vec::with_capacity(tags.len());
-    for text in tags.iter().map(|tag| tag.trim()).filter(|tag| !tag.is_empty()) {
-        let tag = if text.starts_with("tag:") { text.to_owned() } else { format!("tag:{text}") };
+    for text in tags
+        .iter()
+        .map(|tag| tag.trim())
+        .filter(|tag| !tag.is_empty())
+    {
+        let tag = if text.starts_with("tag:") {
+            text.to_owned()
+        } else {
+            format!("tag:{text}")
+        };
         if !names::is_tag(&tag) {
             return Err(ServiceError::Invalid(format!(
                 "{text:?} is not a tag: use letters, digits and -, a letter first"

@@ -58,6 +58,30 @@ impl Control {
         Ok(self.take_report(&node, report).await?)
     }
 
+    /// Takes in what opens a stream, if the server may have lost the node's last lite update.
+    ///
+    /// Official clients send none after a stream that broke, only this request. It counts as far
+    /// as it says something: at a client's start it may come before endpoints and home are known.
+    ///
+    /// # Errors
+    ///
+    /// The node is gone, or the database failed.
+    pub async fn catch_up(&self, id: NodeId, request: &MapRequest) -> Result<(), MapRefusal> {
+        if !self.engine.is_unheard(id) {
+            return Ok(());
+        }
+        let node = self.engine.node(id).ok_or(MapRefusal::UnknownNode)?.node;
+        let mut endpoints = request.endpoints.clone();
+        endpoints.truncate(MAX_ENDPOINTS);
+        let report = Report {
+            capver: request.version.0,
+            hostinfo: request.hostinfo.clone(),
+            endpoints: Some(endpoints).filter(|known| !known.is_empty()),
+            disco: Some(request.disco_key).filter(|key| !key.is_zero()),
+        };
+        Ok(self.take_report(&node, report).await?)
+    }
+
     /// Takes in a report, and follows a changed host name unless an administrator chose the name.
     pub(super) async fn take_report(
         &self,
@@ -78,7 +102,9 @@ impl Control {
 
     async fn follow_hostname(&self, id: NodeId, hostname: &str) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
-        let Some(view) = self.engine.node(id) else { return Ok(()) };
+        let Some(view) = self.engine.node(id) else {
+            return Ok(());
+        };
         let mut node = view.node;
         let (mut taken, _) = self.engine.taken();
         taken.remove(&node.name);

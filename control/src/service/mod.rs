@@ -98,7 +98,9 @@ type KeyGone = Box<dyn Fn(NodePublic) + Send + Sync>;
 
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Control").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Control")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,7 +119,9 @@ impl Control {
         let started = now();
         let logins = Logins::new(settings.login_timeout);
         Ok(Arc::new(Self {
-            writer: Mutex::new(Writer { address_cursor: loaded.address_cursor }),
+            writer: Mutex::new(Writer {
+                address_cursor: loaded.address_cursor,
+            }),
             engine: Engine::new(map, loaded, started),
             store,
             logins,
@@ -189,8 +193,12 @@ impl Control {
 
     /// A stream's connection is gone: the node is offline after the grace period, unless it is back.
     pub fn disconnected(self: &Arc<Self>, session: &Session) {
-        let Some(absence) = self.engine.disconnect(session, now()) else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Some(absence) = self.engine.disconnect(session, now()) else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         let control = Arc::clone(self);
         runtime.spawn(async move { control.grace(absence).await });
     }
@@ -263,5 +271,7 @@ pub(crate) fn random_text(length: usize) -> String {
     use rand::Rng;
     const LETTERS: &[u8; 31] = b"abcdefghjkmnpqrstuvwxyz23456789";
     let mut rng = rand::rng();
-    (0..length).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
+    (0..length)
+        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+        .collect()
 }

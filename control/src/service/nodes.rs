@@ -24,7 +24,12 @@ impl Control {
             self.engine
                 .node_named(&label.to_lowercase())
                 .or_else(|| self.engine.node(NodeId(text.parse().ok()?)))
-                .or_else(|| self.engine.nodes().into_iter().find(|v| v.node.stable_id == text))
+                .or_else(|| {
+                    self.engine
+                        .nodes()
+                        .into_iter()
+                        .find(|v| v.node.stable_id == text)
+                })
         };
         found.ok_or_else(|| {
             ServiceError::NotFound(format!(
@@ -128,7 +133,9 @@ impl Control {
 
     pub(super) async fn remove_node(&self, id: NodeId) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
-        let Some(view) = self.engine.node(id) else { return Ok(()) };
+        let Some(view) = self.engine.node(id) else {
+            return Ok(());
+        };
         let committed = self.store.delete_node(id).await?;
         self.engine.remove_node(committed.number, id, now());
         self.key_gone(view.node.key);

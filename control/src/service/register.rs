@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use control_proto::tailcfg::{Hostinfo, Login as WireLogin, RegisterRequest, RegisterResponse, User as WireUser};
+use control_proto::tailcfg::{
+    Hostinfo, Login as WireLogin, RegisterRequest, RegisterResponse, User as WireUser,
+};
 use keys::{MachinePublic, NodePublic};
 use time::OffsetDateTime;
 
 use super::{Control, ServiceError, now, random_text};
 use crate::address::Addresses;
-use crate::engine::{Report, TAGGED_DEVICES, login_name};
+use crate::engine::{Report, TAGGED_DEVICES, home_derp, login_name};
 use crate::login::Login;
 use crate::model::{AuthKey, AuthKeyId, Node, NodeId, User, UserId};
 use crate::names;
@@ -72,7 +74,9 @@ impl Control {
         }
         match auth_key(&request) {
             Some(secret) => match self.try_auth_key(secret).await? {
-                KeyOutcome::Valid(key, user) => Ok(self.admit_key(machine, &request, &key, &user).await?),
+                KeyOutcome::Valid(key, user) => {
+                    Ok(self.admit_key(machine, &request, &key, &user).await?)
+                }
                 KeyOutcome::Refused(reason) => Ok(refused(reason)),
             },
             None => Ok(self.start_login(machine, request)),
@@ -81,16 +85,28 @@ impl Control {
 
     /// An expiry in the past is a logout.
     async fn log_out(&self, known: Option<Node>) -> Result<RegisterResponse, ServiceError> {
-        let Some(node) = known else { return Ok(RegisterResponse::default()) };
+        let Some(node) = known else {
+            return Ok(RegisterResponse::default());
+        };
         tracing::info!(node = %node.name, "logged out");
         if node.ephemeral {
             self.remove_node(node.id).await?;
         } else if !node.is_expired(now()) {
             let key = node.key;
-            self.replace_node(Node { expires: Some(now()), ..node }, None).await?;
+            self.replace_node(
+                Node {
+                    expires: Some(now()),
+                    ..node
+                },
+                None,
+            )
+            .await?;
             self.key_gone(key);
         }
-        Ok(RegisterResponse { node_key_expired: true, ..RegisterResponse::default() })
+        Ok(RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        })
     }
 
     /// A restart of a node that is in, or one whose key has expired.
@@ -112,7 +128,14 @@ impl Control {
         // A nearer end than the stored one is a wish to expire sooner; a later one is not granted.
         let sooner = wanted_expiry.filter(|at| node.expires.is_some_and(|stored| *at < stored));
         if let Some(at) = sooner {
-            self.replace_node(Node { expires: Some(at), ..node.clone() }, None).await?;
+            self.replace_node(
+                Node {
+                    expires: Some(at),
+                    ..node.clone()
+                },
+                None,
+            )
+            .await?;
         }
         Ok(self.success(&node))
     }
@@ -123,9 +146,13 @@ impl Control {
         node: Node,
         request: &RegisterRequest,
     ) -> Result<RegisterResponse, ServiceError> {
-        let expired =
-            || RegisterResponse { node_key_expired: true, ..RegisterResponse::default() };
-        let Some(secret) = auth_key(request) else { return Ok(expired()) };
+        let expired = || RegisterResponse {
+            node_key_expired: true,
+            ..RegisterResponse::default()
+        };
+        let Some(secret) = auth_key(request) else {
+            return Ok(expired());
+        };
         let KeyOutcome::Valid(key, user) = self.try_auth_key(secret).await? else {
             return Ok(expired());
         };
@@ -141,7 +168,9 @@ impl Control {
         };
         match self.replace_node(renewed.clone(), admission.spend).await {
             Ok(()) => Ok(self.success(&renewed)),
-            Err(ServiceError::Store(StoreError::Refused(reason))) => Ok(refused(reason.to_string())),
+            Err(ServiceError::Store(StoreError::Refused(reason))) => {
+                Ok(refused(reason.to_string()))
+            }
             Err(error) => Err(error),
         }
     }
@@ -153,10 +182,13 @@ impl Control {
         request: RegisterRequest,
     ) -> Result<RegisterResponse, ServiceError> {
         let code = request.followup.rsplit('/').next().unwrap_or_default();
-        let login = self.logins.get(code).filter(|login| {
-            login.machine == machine && login.request.node_key == request.node_key
-        });
-        let Some(login) = login else { return Ok(self.start_login(machine, request)) };
+        let login = self
+            .logins
+            .get(code)
+            .filter(|login| login.machine == machine && login.request.node_key == request.node_key);
+        let Some(login) = login else {
+            return Ok(self.start_login(machine, request));
+        };
         if login.wait(self.settings.followup_hold).await
             && let Some(node) = self.engine.node_by_key(&request.node_key)
         {
@@ -211,8 +243,12 @@ impl Control {
         login: &Login,
         user: &User,
     ) -> Result<Node, ServiceError> {
-        let admission =
-            Admission { user, tags: &[], ephemeral: login.request.ephemeral, spend: None };
+        let admission = Admission {
+            user,
+            tags: &[],
+            ephemeral: login.request.ephemeral,
+            spend: None,
+        };
         self.admit(login.machine, &login.request, &admission).await
     }
 
@@ -229,9 +265,14 @@ impl Control {
         {
             return Ok(refused(reason));
         }
-        match self.admit(machine, request, &Admission::by_key(key, user)).await {
+        match self
+            .admit(machine, request, &Admission::by_key(key, user))
+            .await
+        {
             Ok(node) => Ok(self.success(&node)),
-            Err(ServiceError::Store(StoreError::Refused(reason))) => Ok(refused(reason.to_string())),
+            Err(ServiceError::Store(StoreError::Refused(reason))) => {
+                Ok(refused(reason.to_string()))
+            }
             Err(error) => Err(error),
         }
     }
@@ -276,8 +317,8 @@ impl Control {
         let (names, addresses) = self.engine.taken();
         let (pair, cursor) = Addresses::next(writer.address_cursor, |v4| addresses.contains(&v4))
             .ok_or_else(|| {
-                ServiceError::Conflict("all overlay addresses are taken: delete nodes".to_owned())
-            })?;
+            ServiceError::Conflict("all overlay addresses are taken: delete nodes".to_owned())
+        })?;
         let mut node = Node {
             id: NodeId::default(),
             stable_id: format!("n{}", random_text(16)),
@@ -285,20 +326,25 @@ impl Control {
             machine,
             key: request.node_key,
             disco: None,
-            name: names::unique(&names::label(&hostinfo.hostname), |name| names.contains(name)),
+            name: names::unique(&names::label(&hostinfo.hostname), |name| {
+                names.contains(name)
+            }),
             renamed: false,
             addresses: pair,
             tags: admission.tags.to_vec(),
             ephemeral: admission.ephemeral,
             capver: request.version.0,
-            home_derp: 0,
+            home_derp: home_derp(&hostinfo).unwrap_or_default(),
             hostinfo,
             endpoints: Vec::new(),
             created: now,
             expires,
             last_seen: None,
         };
-        let committed = self.store.insert_node(&node, cursor, admission.spend, now).await?;
+        let committed = self
+            .store
+            .insert_node(&node, cursor, admission.spend, now)
+            .await?;
         writer.address_cursor = cursor;
         node.id = committed.value;
         self.engine.put_node(committed.number, node.clone(), now);
@@ -335,15 +381,13 @@ impl Control {
         };
         match self.engine.user(key.user) {
             Some(user) => Ok(KeyOutcome::Valid(key, user)),
-            None => Ok(KeyOutcome::Refused("the user of this auth key was deleted".to_owned())),
+            None => Ok(KeyOutcome::Refused(
+                "the user of this auth key was deleted".to_owned(),
+            )),
         }
     }
 
-    async fn replace_node(
-        &self,
-        node: Node,
-        spend: Option<AuthKeyId>,
-    ) -> Result<(), ServiceError> {
+    async fn replace_node(&self, node: Node, spend: Option<AuthKeyId>) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
         let committed = self.store.update_node(&node, spend, now()).await?;
         self.engine.put_node(committed.number, node, now());
@@ -365,11 +409,23 @@ impl Control {
 
     fn success(&self, node: &Node) -> RegisterResponse {
         let (id, login, display) = match self.engine.user(node.user).filter(|_| !node.is_tagged()) {
-            Some(user) => (user.id, login_name(self.engine.settings(), &user), user.name),
-            None => (TAGGED_DEVICES, "tagged-devices".to_owned(), "Tagged Devices".to_owned()),
+            Some(user) => (
+                user.id,
+                login_name(self.engine.settings(), &user),
+                user.name,
+            ),
+            None => (
+                TAGGED_DEVICES,
+                "tagged-devices".to_owned(),
+                "Tagged Devices".to_owned(),
+            ),
         };
         RegisterResponse {
-            user: WireUser { id, display_name: display.clone(), ..WireUser::default() },
+            user: WireUser {
+                id,
+                display_name: display.clone(),
+                ..WireUser::default()
+            },
             login: WireLogin {
                 id: user_number(id),
                 provider: "tailrace".to_owned(),
@@ -385,7 +441,12 @@ impl Control {
 
 impl<'a> Admission<'a> {
     fn by_key(key: &'a AuthKey, user: &'a User) -> Self {
-        Self { user, tags: &key.tags, ephemeral: key.ephemeral, spend: Some(key.id) }
+        Self {
+            user,
+            tags: &key.tags,
+            ephemeral: key.ephemeral,
+            spend: Some(key.id),
+        }
     }
 
     /// Would a node that is admitted like this be the same as `node`?
@@ -429,5 +490,8 @@ fn unwanted_tags(request: &RegisterRequest) -> Option<String> {
 }
 
 fn refused(reason: String) -> RegisterResponse {
-    RegisterResponse { error: reason, ..RegisterResponse::default() }
+    RegisterResponse {
+        error: reason,
+        ..RegisterResponse::default()
+    }
 }

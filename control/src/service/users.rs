@@ -18,9 +18,13 @@ impl Control {
             )));
         }
         let _writer = self.writer().await;
-        let committed =
-            self.store.create_user(name, now()).await.map_err(|error| conflict(error, name))?;
-        self.engine.put_user(committed.number, committed.value.clone());
+        let committed = self
+            .store
+            .create_user(name, now())
+            .await
+            .map_err(|error| conflict(error, name))?;
+        self.engine
+            .put_user(committed.number, committed.value.clone());
         Ok(committed.value)
     }
 
@@ -32,12 +36,16 @@ impl Control {
     pub async fn delete_user(&self, name: &str) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
         let user = self.find_user(name)?;
-        let committed = self.store.delete_user(user.id).await.map_err(|error| match error {
-            StoreError::InUse => ServiceError::Conflict(format!(
-                "user {name} still has nodes: delete them first (`tailrace-control nodes list`)"
-            )),
-            other => ServiceError::Store(other),
-        })?;
+        let committed = self
+            .store
+            .delete_user(user.id)
+            .await
+            .map_err(|error| match error {
+                StoreError::InUse => ServiceError::Conflict(format!(
+                    "user {name} still has nodes: delete them first (`tailrace-control nodes list`)"
+                )),
+                other => ServiceError::Store(other),
+            })?;
         self.engine.remove_user(committed.number, user.id);
         Ok(())
     }

@@ -10,6 +10,8 @@ use crate::address::Addresses;
 use crate::model::{AuthKey, AuthKeyId, ChangeNumber, KeyRefusal, Node, NodeId, User, UserId};
 
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 
 /// Result of a [`Store`] operation, to be awaited.
 pub type Pending<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -20,8 +22,11 @@ pub trait Store: Send + Sync {
     fn load(&self) -> Pending<'_, Loaded>;
 
     /// Adds a user; [`StoreError::Taken`] if the name exists.
-    fn create_user<'a>(&'a self, name: &'a str, now: OffsetDateTime)
-    -> Pending<'a, Committed<User>>;
+    fn create_user<'a>(
+        &'a self,
+        name: &'a str,
+        now: OffsetDateTime,
+    ) -> Pending<'a, Committed<User>>;
 
     /// Deletes a user and its auth keys; [`StoreError::InUse`] while nodes belong to it.
     fn delete_user(&self, id: UserId) -> Pending<'_, Committed<()>>;
@@ -40,7 +45,7 @@ pub trait Store: Send + Sync {
     fn find_auth_key<'a>(&'a self, secret_hash: &'a str) -> Pending<'a, Option<AuthKey>>;
 
     /// Withdraws an auth key; `false` if there is none with that number.
-    fn revoke_auth_key(&self, id: AuthKeyId, now: OffsetDateTime) -> Pending<'_, bool>;
+    fn revoke_auth_key(&self, id: AuthKeyId, now: OffsetDateTime) -> Pending<'_, Committed<bool>>;
 
     /// Adds a node; its `id` is ignored and chosen by the database. With `spend`, in the same
     /// transaction, marks that auth key used: [`StoreError::Refused`] if it admits nobody now.
@@ -132,7 +137,9 @@ pub enum StoreError {
     #[error(transparent)]
     Refused(#[from] KeyRefusal),
     /// Another process has the database.
-    #[error("the database is in use by another tailrace-control: stop it first, or choose another --state-dir")]
+    #[error(
+        "the database is in use by another tailrace-control: stop it first, or choose another --state-dir"
+    )]
     Locked,
     /// A row does not hold what this version writes.
     #[error("the database holds a bad {column}: {reason}; restore a backup")]

@@ -1,5 +1,6 @@
 //! The database as one SQLite file.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -39,9 +40,15 @@ impl SqliteStore {
     ///
     /// [`StoreError::Locked`] if another server has the file; else what SQLite says.
     pub async fn open(path: &Path, tailnet: TailnetId) -> Result<Self, StoreError> {
+        // Made here for its mode; SQLite gives the files beside it the same.
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .locking_mode(SqliteLockingMode::Exclusive)
             .synchronous(SqliteSynchronous::Full)
@@ -55,10 +62,13 @@ impl SqliteStore {
             .connect_with(options)
             .await
             .map_err(refine)?;
-        sqlx::migrate!("./migrations").run(&pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(inner) => refine(inner),
-            other => StoreError::Migration(other),
-        })?;
+        sqlx::migrate!("./migrations")
+            .run(&pool)
+            .await
+            .map_err(|error| match error {
+                sqlx::migrate::MigrateError::Execute(inner) => refine(inner),
+                other => StoreError::Migration(other),
+            })?;
         Ok(Self { pool, tailnet })
     }
 
@@ -181,8 +191,11 @@ impl Store for SqliteStore {
             .await
             .map_err(refine)?;
             let number = self.commit(tx, "user", id).await?;
-            let value =
-                User { id: UserId(id), name: name.to_owned(), created: whole_seconds(now) };
+            let value = User {
+                id: UserId(id),
+                name: name.to_owned(),
+                created: whole_seconds(now),
+            };
             Ok(Committed { value, number })
         }
         .boxed()
@@ -269,7 +282,7 @@ impl Store for SqliteStore {
         .boxed()
     }
 
-    fn revoke_auth_key(&self, id: AuthKeyId, now: OffsetDateTime) -> Pending<'_, bool> {
+    fn revoke_auth_key(&self, id: AuthKeyId, now: OffsetDateTime) -> Pending<'_, Committed<bool>> {
         async move {
             let mut tx = self.begin().await?;
             let revoked = sqlx::query(
@@ -282,8 +295,11 @@ impl Store for SqliteStore {
             .execute(&mut *tx)
             .await
             .map_err(refine)?;
-            self.commit(tx, "auth_key", id.0).await?;
-            Ok(revoked.rows_affected() == 1)
+            let number = self.commit(tx, "auth_key", id.0).await?;
+            Ok(Committed {
+                value: revoked.rows_affected() == 1,
+                number,
+            })
         }
         .boxed()
     }
@@ -335,7 +351,10 @@ impl Store for SqliteStore {
                 .await
                 .map_err(refine)?;
             let number = self.commit(tx, "node", id).await?;
-            Ok(Committed { value: NodeId(id), number })
+            Ok(Committed {
+                value: NodeId(id),
+                number,
+            })
         }
         .boxed()
     }
@@ -424,7 +443,10 @@ impl Store for SqliteStore {
 
     fn check(&self) -> Pending<'_, ()> {
         async move {
-            sqlx::query("SELECT 1").execute(&self.pool).await.map_err(refine)?;
+            sqlx::query("SELECT 1")
+                .execute(&self.pool)
+                .await
+                .map_err(refine)?;
             Ok(())
         }
         .boxed()
@@ -537,7 +559,8 @@ fn from_text<T: FromStr<Err: std::fmt::Display>>(
     column: &'static str,
     text: &str,
 ) -> Result<T, StoreError> {
-    text.parse().map_err(|error: T::Err| corrupt(column, &error))
+    text.parse()
+        .map_err(|error: T::Err| corrupt(column, &error))
 }
 
 fn from_json<T: DeserializeOwned>(column: &'static str, text: &str) -> Result<T, StoreError> {
@@ -549,5 +572,8 @@ fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, Stor
 }
 
 fn corrupt(column: &'static str, error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Corrupt { column, reason: error.to_string() }
+    StoreError::Corrupt {
+        column,
+        reason: error.to_string(),
+    }
 }

@@ -41,7 +41,10 @@ impl Server {
     }
 
     /// Starts one on what an earlier one left.
-    pub(crate) async fn start_in(folder: tempfile::TempDir, adjust: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn start_in(
+        folder: tempfile::TempDir,
+        adjust: impl FnOnce(&mut Settings),
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let path = folder.path().join("control.db");
@@ -54,7 +57,13 @@ impl Server {
         let key = private.public();
         let front = Front::new(Arc::clone(&control), private);
         let serving = tokio::spawn(front.serve(listener, None));
-        Self { control, address, key, folder, serving }
+        Self {
+            control,
+            address,
+            key,
+            folder,
+            serving,
+        }
     }
 
     /// Stops it and returns its state.
@@ -78,7 +87,9 @@ impl Server {
     }
 
     pub(crate) async fn connect(&self, identity: &Identity) -> Client {
-        Client::connect(self.address, &self.key, &identity.machine).await.unwrap()
+        Client::connect(self.address, &self.key, &identity.machine)
+            .await
+            .unwrap()
     }
 
     /// A node that is in, with its stream and first frame.
@@ -86,11 +97,19 @@ impl Server {
         let identity = Identity::new(hostname);
         let client = self.connect(&identity).await;
         let key = self.auth_key(|_| {}).await;
-        let answer = client.register(&identity.register(Some(&key))).await.unwrap();
+        let answer = client
+            .register(&identity.register(Some(&key)))
+            .await
+            .unwrap();
         assert_eq!(answer.error, "");
         let mut stream = client.map(&identity.stream()).await.unwrap();
         let first = soon(stream.next()).await.unwrap();
-        Joined { identity, client, stream, first }
+        Joined {
+            identity,
+            client,
+            stream,
+            first,
+        }
     }
 }
 
@@ -128,5 +147,7 @@ impl Joined {
 
 /// Fails a test that would hang.
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("in time")
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("in time")
 }

@@ -60,7 +60,10 @@ impl Encoder {
     /// [`FrameError::Zstd`] if there is no memory for it.
     pub fn new() -> Result<Self, FrameError> {
         let zstd = zstd::bulk::Compressor::new(LEVEL).map_err(FrameError::Zstd)?;
-        Ok(Self { zstd, json: Vec::new() })
+        Ok(Self {
+            zstd,
+            json: Vec::new(),
+        })
     }
 
     /// Returns `response` as one frame with its length.
@@ -153,7 +156,9 @@ fn with_len(payload: &[u8]) -> Vec<u8> {
 ///
 /// [`FrameError::Length`] if the length is 0 or above [`MAX_PAYLOAD_LEN`].
 pub fn split(input: &mut BytesMut) -> Result<Option<BytesMut>, FrameError> {
-    let Some(len) = input.first_chunk::<LEN_LEN>() else { return Ok(None) };
+    let Some(len) = input.first_chunk::<LEN_LEN>() else {
+        return Ok(None);
+    };
     let len = u32::from_le_bytes(*len) as usize;
     if !(1..=MAX_PAYLOAD_LEN).contains(&len) {
         return Err(FrameError::Length(len));
@@ -179,11 +184,17 @@ pub fn decode(payload: &[u8], compress: Compress) -> Result<MapResponse, FrameEr
 
 /// Decompresses step by step: the content size in the frame may be missing or a lie.
 fn unpack(payload: &[u8]) -> Result<Vec<u8>, FrameError> {
-    let mut decoder =
-        zstd::stream::read::Decoder::with_buffer(payload).map_err(FrameError::Zstd)?.single_frame();
-    decoder.window_log_max(MAX_WINDOW_LOG).map_err(FrameError::Zstd)?;
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(payload)
+        .map_err(FrameError::Zstd)?
+        .single_frame();
+    decoder
+        .window_log_max(MAX_WINDOW_LOG)
+        .map_err(FrameError::Zstd)?;
     let mut json = Vec::new();
-    decoder.take(MAX_JSON_LEN as u64 + 1).read_to_end(&mut json).map_err(FrameError::Zstd)?;
+    decoder
+        .take(MAX_JSON_LEN as u64 + 1)
+        .read_to_end(&mut json)
+        .map_err(FrameError::Zstd)?;
     if json.len() > MAX_JSON_LEN {
         return Err(FrameError::Bomb);
     }
@@ -203,7 +214,10 @@ impl Decoder {
     /// Starts at a frame's first byte.
     #[must_use]
     pub fn new(compress: Compress) -> Self {
-        Self { compress, input: BytesMut::new() }
+        Self {
+            compress,
+            input: BytesMut::new(),
+        }
     }
 
     /// Takes bytes that arrived. Holds at most one unfinished frame if `next` is called after each.
@@ -222,9 +236,14 @@ impl Decoder {
     /// # Errors
     ///
     /// [`FrameError`]; close the stream then.
-    #[expect(clippy::should_implement_trait, reason = "fallible and resumable, not an iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "fallible and resumable, not an iterator"
+    )]
     pub fn next(&mut self) -> Result<Option<MapResponse>, FrameError> {
-        let Some(payload) = split(&mut self.input)? else { return Ok(None) };
+        let Some(payload) = split(&mut self.input)? else {
+            return Ok(None);
+        };
         if self.input.is_empty() {
             // Releases the buffer: streams are idle nearly always.
             self.input = BytesMut::new();

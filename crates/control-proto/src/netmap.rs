@@ -76,7 +76,10 @@ impl NetMap {
     #[must_use]
     pub fn needs_filter(&self) -> bool {
         !tailcfg::allows_everything(self.packet_filter())
-            || self.peers.values().any(|peer| peer.is_jailed || peer.unsigned_peer_api_only)
+            || self
+                .peers
+                .values()
+                .any(|peer| peer.is_jailed || peer.unsigned_peer_api_only)
     }
 
     /// The peer with this key.
@@ -189,7 +192,10 @@ impl MapSession {
 
     /// What is looked at even in keepalives, without repeating a URL.
     fn take_requests(&mut self, response: &mut MapResponse) -> Changes {
-        let ping = response.ping_request.take().filter(|ping| ping.url != self.last_ping_url);
+        let ping = response
+            .ping_request
+            .take()
+            .filter(|ping| ping.url != self.last_ping_url);
         if let Some(ping) = &ping {
             self.last_ping_url.clone_from(&ping.url);
         }

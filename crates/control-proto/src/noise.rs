@@ -87,16 +87,27 @@ impl Initiator {
             return Err(NoiseError::LowOrderKey);
         }
         let mut state = with_builder(machine, version, |builder| {
-            builder.remote_public_key(server.as_bytes())?.build_initiator()
+            builder
+                .remote_public_key(server.as_bytes())?
+                .build_initiator()
         })?;
         let mut initiation = [0; INITIATION_LEN];
         initiation[..2].copy_from_slice(&version.to_be_bytes());
         initiation[2..5].copy_from_slice(&INITIATION_HEADER);
-        let written = state.write_message(&[], &mut initiation[5..]).map_err(handshake)?;
+        let written = state
+            .write_message(&[], &mut initiation[5..])
+            .map_err(handshake)?;
         if written != INITIATION_BODY_LEN {
             return Err(NoiseError::Malformed("initiation"));
         }
-        Ok((Self { state, server: *server, version }, initiation))
+        Ok((
+            Self {
+                state,
+                server: *server,
+                version,
+            },
+            initiation,
+        ))
     }
 
     /// Ends the handshake with the server's answer: [`server_message_len`] bytes.
@@ -107,7 +118,9 @@ impl Initiator {
     /// written.
     pub fn finish(mut self, response: &[u8]) -> Result<Session, NoiseError> {
         if response.first() == Some(&ERROR_TYPE) {
-            return Err(NoiseError::Refused(printable(response.get(HEADER_LEN..).unwrap_or(&[]))));
+            return Err(NoiseError::Refused(printable(
+                response.get(HEADER_LEN..).unwrap_or(&[]),
+            )));
         }
         let body = response
             .strip_prefix(&RESPONSE_HEADER)
@@ -115,7 +128,12 @@ impl Initiator {
             .ok_or(NoiseError::Malformed("response"))?;
         refuse_low_order(&body[..KEY_LEN])?;
         self.state.read_message(body, &mut []).map_err(handshake)?;
-        Ok(session(self.state, self.server, self.version, Role::Initiator))
+        Ok(session(
+            self.state,
+            self.server,
+            self.version,
+            Role::Initiator,
+        ))
     }
 }
 
@@ -166,7 +184,11 @@ impl Responder {
         if machine.is_low_order() {
             return Err(NoiseError::LowOrderKey);
         }
-        Ok(Self { state, machine, version })
+        Ok(Self {
+            state,
+            machine,
+            version,
+        })
     }
 
     /// The client's machine key, proved by the initiation (which may be a replay until the first
@@ -190,8 +212,13 @@ impl Responder {
     pub fn respond(mut self) -> Result<([u8; RESPONSE_LEN], Session), NoiseError> {
         let mut response = [0; RESPONSE_LEN];
         response[..HEADER_LEN].copy_from_slice(&RESPONSE_HEADER);
-        self.state.write_message(&[], &mut response[HEADER_LEN..]).map_err(handshake)?;
-        Ok((response, session(self.state, self.machine, self.version, Role::Responder)))
+        self.state
+            .write_message(&[], &mut response[HEADER_LEN..])
+            .map_err(handshake)?;
+        Ok((
+            response,
+            session(self.state, self.machine, self.version, Role::Responder),
+        ))
     }
 }
 
@@ -259,5 +286,7 @@ fn handshake(_: snow::Error) -> NoiseError {
 /// Untrusted text made fit for a terminal.
 fn printable(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(MAX_ERROR_LEN)]);
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }

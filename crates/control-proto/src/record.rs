@@ -53,12 +53,18 @@ impl Direction {
     fn new(key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&CHACHA20_POLY1305, key)
             .unwrap_or_else(|_| unreachable!("the key has the length of the cipher"));
-        Self { key: LessSafeKey::new(key), next: Some(0) }
+        Self {
+            key: LessSafeKey::new(key),
+            next: Some(0),
+        }
     }
 
     /// Takes the next nonce; 2^64 - 1 is not a valid number.
     fn nonce(&mut self) -> Result<Nonce, RecordError> {
-        let number = self.next.filter(|number| *number != u64::MAX).ok_or(RecordError::UsedUp)?;
+        let number = self
+            .next
+            .filter(|number| *number != u64::MAX)
+            .ok_or(RecordError::UsedUp)?;
         self.next = Some(number + 1);
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&number.to_be_bytes());
@@ -175,7 +181,9 @@ impl Opener {
         if self.0.next.is_none() {
             return Err(RecordError::Forged);
         }
-        let Some(len) = record_len(input)? else { return Ok(None) };
+        let Some(len) = record_len(input)? else {
+            return Ok(None);
+        };
         if input.len() < len {
             return Ok(None);
         }
@@ -216,13 +224,17 @@ pub fn record_len(input: &[u8]) -> Result<Option<usize>, RecordError> {
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealer").field("next", &self.0.next).finish_non_exhaustive()
+        f.debug_struct("Sealer")
+            .field("next", &self.0.next)
+            .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Opener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opener").field("next", &self.0.next).finish_non_exhaustive()
+        f.debug_struct("Opener")
+            .field("next", &self.0.next)
+            .finish_non_exhaustive()
     }
 }
 

@@ -34,8 +34,10 @@ impl Timestamp {
     /// Seconds since 1970; out of range becomes the first or last instant.
     #[must_use]
     pub fn from_unix_seconds(seconds: i64) -> Self {
-        OffsetDateTime::from_unix_timestamp(seconds)
-            .map_or(if seconds < 0 { Self::ZERO } else { Self::LAST }, Self::clamped)
+        OffsetDateTime::from_unix_timestamp(seconds).map_or(
+            if seconds < 0 { Self::ZERO } else { Self::LAST },
+            Self::clamped,
+        )
     }
 
     /// Seconds since 1970, rounded down.
@@ -47,8 +49,10 @@ impl Timestamp {
     /// Milliseconds since 1970; out of range becomes the first or last instant.
     #[must_use]
     pub fn from_unix_millis(millis: i64) -> Self {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
-            .map_or(if millis < 0 { Self::ZERO } else { Self::LAST }, Self::clamped)
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).map_or(
+            if millis < 0 { Self::ZERO } else { Self::LAST },
+            Self::clamped,
+        )
     }
 
     /// Milliseconds since 1970, rounded down.
@@ -117,7 +121,10 @@ impl FromStr for Timestamp {
             .and_then(|instant| instant.checked_to_offset(UtcOffset::UTC))
             .ok_or(TimestampError)?;
         let instant = Self(instant);
-        (Self::ZERO..=Self::LAST).contains(&instant).then_some(instant).ok_or(TimestampError)
+        (Self::ZERO..=Self::LAST)
+            .contains(&instant)
+            .then_some(instant)
+            .ok_or(TimestampError)
     }
 }
 
@@ -140,7 +147,11 @@ impl<'de> Deserialize<'de> for Timestamp {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
-                if text.is_empty() { Ok(Timestamp::ZERO) } else { text.parse().map_err(E::custom) }
+                if text.is_empty() {
+                    Ok(Timestamp::ZERO)
+                } else {
+                    text.parse().map_err(E::custom)
+                }
             }
         }
 

@@ -13,7 +13,10 @@ const BOTH: [Compress; 2] = [Compress::None, Compress::Zstd];
 
 #[test]
 fn frames_are_length_little_endian_and_payload() {
-    let frame = Encoder::new().unwrap().encode(&MapResponse::default(), Compress::None).unwrap();
+    let frame = Encoder::new()
+        .unwrap()
+        .encode(&MapResponse::default(), Compress::None)
+        .unwrap();
 
     assert_eq!(frame, b"\x02\0\0\0{}");
 }
@@ -21,7 +24,10 @@ fn frames_are_length_little_endian_and_payload() {
 #[test]
 fn zstd_payloads_carry_their_content_size_and_no_dictionary() {
     let json = vec![b' '; 3000];
-    let frame = Encoder::new().unwrap().encode_json(&json, Compress::Zstd).unwrap();
+    let frame = Encoder::new()
+        .unwrap()
+        .encode_json(&json, Compress::Zstd)
+        .unwrap();
 
     let size = zstd::zstd_safe::get_frame_content_size(&frame[4..]).unwrap();
 
@@ -36,7 +42,10 @@ fn keepalives_are_the_very_bytes_go_knows() {
     assert_eq!(keep_alive(Compress::None)[4..], *br#"{"KeepAlive":true}"#);
     let zstd = keep_alive(Compress::Zstd);
 
-    assert_eq!(zstd::decode_all(&zstd[4..]).unwrap(), br#"{"KeepAlive":true}"#);
+    assert_eq!(
+        zstd::decode_all(&zstd[4..]).unwrap(),
+        br#"{"KeepAlive":true}"#
+    );
     assert_eq!(zstd.as_ptr(), keep_alive(Compress::Zstd).as_ptr());
     for compress in BOTH {
         let mut decoder = Decoder::new(compress);
@@ -47,9 +56,12 @@ fn keepalives_are_the_very_bytes_go_knows() {
 
 #[test]
 fn impossible_lengths_are_refused_before_anything_is_kept() {
-    for (len, refused) in
-        [(0, true), (1, false), (frame::MAX_PAYLOAD_LEN, false), (frame::MAX_PAYLOAD_LEN + 1, true)]
-    {
+    for (len, refused) in [
+        (0, true),
+        (1, false),
+        (frame::MAX_PAYLOAD_LEN, false),
+        (frame::MAX_PAYLOAD_LEN + 1, true),
+    ] {
         let mut decoder = Decoder::new(Compress::None);
         decoder.push(&u32::try_from(len).unwrap().to_le_bytes());
         assert_eq!(decoder.next().is_err(), refused, "{len}");
@@ -67,7 +79,10 @@ fn a_bomb_is_refused() {
     let bomb = bomb.finish().unwrap();
     assert!(bomb.len() < 64 << 10);
 
-    assert!(matches!(frame::decode(&bomb, Compress::Zstd), Err(FrameError::Bomb)));
+    assert!(matches!(
+        frame::decode(&bomb, Compress::Zstd),
+        Err(FrameError::Bomb)
+    ));
 }
 
 #[test]
@@ -82,9 +97,15 @@ fn frames_without_content_size_are_understood() {
 
 #[test]
 fn cut_and_foreign_payloads_are_errors() {
-    let frame = Encoder::new().unwrap().encode(&MapResponse::keep_alive(), Compress::Zstd).unwrap();
+    let frame = Encoder::new()
+        .unwrap()
+        .encode(&MapResponse::keep_alive(), Compress::Zstd)
+        .unwrap();
     for len in 0..frame.len() - 4 {
-        assert!(frame::decode(&frame[4..4 + len], Compress::Zstd).is_err(), "{len}");
+        assert!(
+            frame::decode(&frame[4..4 + len], Compress::Zstd).is_err(),
+            "{len}"
+        );
     }
     assert!(frame::decode(b"{}", Compress::Zstd).is_err());
     assert!(frame::decode(&frame[4..], Compress::None).is_err());
@@ -92,18 +113,25 @@ fn cut_and_foreign_payloads_are_errors() {
 
 #[test]
 fn an_early_payload_is_taken_off_the_front() {
-    let payload = EarlyPayload { node_key_challenge: ChallengePublic::from_bytes([1; 32]) };
+    let payload = EarlyPayload {
+        node_key_challenge: ChallengePublic::from_bytes([1; 32]),
+    };
     let encoded = payload.encode().unwrap();
     assert_eq!(encoded[..9], *b"\xff\xff\xffTS\0\0\0\x5f");
     let whole = [&encoded[..], b"PRI"].concat();
 
     for len in 0..encoded.len() {
         let mut input = BytesMut::from(&whole[..len]);
-        assert!(matches!(early::split(&mut input), Ok(Early::NeedMore)), "{len}");
+        assert!(
+            matches!(early::split(&mut input), Ok(Early::NeedMore)),
+            "{len}"
+        );
         assert_eq!(input.len(), len);
     }
     let mut input = BytesMut::from(&whole[..]);
-    let Ok(Early::Payload(found)) = early::split(&mut input) else { panic!("there is one") };
+    let Ok(Early::Payload(found)) = early::split(&mut input) else {
+        panic!("there is one")
+    };
     assert_eq!(found, payload);
     assert_eq!(input[..], *b"PRI");
 }
@@ -122,7 +150,10 @@ fn http2_in_front_is_no_early_payload() {
 fn early_payloads_are_bounded() {
     let mut input = BytesMut::from(&b"\xff\xff\xffTS\0\x01\0\x01"[..]);
 
-    assert!(matches!(early::split(&mut input), Err(EarlyError::TooLong(65537))));
+    assert!(matches!(
+        early::split(&mut input),
+        Err(EarlyError::TooLong(65537))
+    ));
 }
 
 proptest! {

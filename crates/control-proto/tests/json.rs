@@ -1,4 +1,5 @@
 //! JSON as Go clients and servers write it.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
 
@@ -7,9 +8,9 @@ use control_proto::{
     capver::CapabilityVersion,
     json,
     tailcfg::{
-        Base64Bytes, Compress, DerpMap, FilterRule, Hostinfo, MapRequest, MapResponse, NetPortRange,
-        Node, NodeId, PeerChange, PingRequest, PortRange, RegisterAuth, RegisterRequest,
-        RegisterResponse, allows_everything,
+        Base64Bytes, Compress, DerpMap, FilterRule, Hostinfo, MapRequest, MapResponse,
+        NetPortRange, Node, NodeId, PeerChange, PingRequest, PortRange, RegisterAuth,
+        RegisterRequest, RegisterResponse, allows_everything,
     },
 };
 use keys::{MachinePublic, NodePublic};
@@ -85,17 +86,29 @@ fn null_inside_maps_and_lists_is_empty_where_nothing_else_is_meant() {
 fn capability_arguments_keep_the_case_of_their_names() {
     let node: Node = read(json!({"CapMap": {"x": [{"id": 1, "ID": 2, "Name": null}]}}));
 
-    assert_eq!(node.cap_map["x"], Some(vec![json!({"id": 1, "ID": 2, "Name": null})]));
+    assert_eq!(
+        node.cap_map["x"],
+        Some(vec![json!({"id": 1, "ID": 2, "Name": null})])
+    );
 }
 
 #[test]
 fn three_state_fields_keep_absent_null_and_empty_apart() {
-    let fields: [(&str, fn(&MapResponse) -> Presence<usize>, &str); 5] = [
+    type State = fn(&MapResponse) -> Presence<usize>;
+    let fields: [(&str, State, &str); 5] = [
         ("Peers", |r| len(&r.peers, Vec::len), "[]"),
         ("PacketFilter", |r| len(&r.packet_filter, Vec::len), "[]"),
-        ("PacketFilters", |r| len(&r.packet_filters, BTreeMap::len), "{}"),
+        (
+            "PacketFilters",
+            |r| len(&r.packet_filters, BTreeMap::len),
+            "{}",
+        ),
         ("Health", |r| len(&r.health, Vec::len), "[]"),
-        ("DisplayMessages", |r| len(&r.display_messages, BTreeMap::len), "{}"),
+        (
+            "DisplayMessages",
+            |r| len(&r.display_messages, BTreeMap::len),
+            "{}",
+        ),
     ];
     for (name, state, empty) in fields {
         let cases = [
@@ -160,9 +173,16 @@ fn nil_allowed_ips_are_the_addresses_and_empty_ones_are_nothing() {
         (json!({"Addresses": addresses}), 1),
         (json!({"Addresses": addresses, "AllowedIPs": null}), 1),
         (json!({"Addresses": addresses, "AllowedIPs": []}), 0),
-        (json!({"Addresses": addresses, "AllowedIPs": ["10.0.0.0/8", "::/0"]}), 2),
+        (
+            json!({"Addresses": addresses, "AllowedIPs": ["10.0.0.0/8", "::/0"]}),
+            2,
+        ),
     ] {
-        assert_eq!(read::<Node>(node.clone()).allowed_ips().len(), expected, "{node}");
+        assert_eq!(
+            read::<Node>(node.clone()).allowed_ips().len(),
+            expected,
+            "{node}"
+        );
     }
 }
 
@@ -190,7 +210,11 @@ fn zero_and_absent_expiry_are_never_and_the_past_is_expired() {
         (json!({"KeyExpiry": "2999-01-01T00:00:00+01:00"}), false),
         (json!({"Expired": true}), true),
     ] {
-        assert_eq!(read::<Node>(node.clone()).is_expired(now), expired, "{node}");
+        assert_eq!(
+            read::<Node>(node.clone()).is_expired(now),
+            expired,
+            "{node}"
+        );
     }
 }
 
@@ -202,7 +226,10 @@ fn bytes_are_base64_and_null_is_empty() {
     assert_eq!(request.device_cert, Base64Bytes(vec![1, 2, 3]));
     assert!(request.node_key_signature.0.is_empty());
     assert!(json::from_slice::<RegisterRequest>(br#"{"Signature":"*"}"#).is_err());
-    let ping = PingRequest { payload: Base64Bytes(vec![0xff]), ..PingRequest::default() };
+    let ping = PingRequest {
+        payload: Base64Bytes(vec![0xff]),
+        ..PingRequest::default()
+    };
     assert_eq!(write(&ping), r#"{"URL":"","Payload":"/w=="}"#);
 }
 
@@ -216,15 +243,30 @@ fn endpoints_that_are_not_addresses_are_dropped_alone() {
 
 #[test]
 fn unknown_compression_is_none() {
-    assert_eq!(read::<MapRequest>(json!({"Compress": "zstd"})).compress, Compress::Zstd);
-    assert_eq!(read::<MapRequest>(json!({"Compress": "br"})).compress, Compress::None);
-    assert_eq!(read::<MapRequest>(json!({"Compress": null})).compress, Compress::None);
+    assert_eq!(
+        read::<MapRequest>(json!({"Compress": "zstd"})).compress,
+        Compress::Zstd
+    );
+    assert_eq!(
+        read::<MapRequest>(json!({"Compress": "br"})).compress,
+        Compress::None
+    );
+    assert_eq!(
+        read::<MapRequest>(json!({"Compress": null})).compress,
+        Compress::None
+    );
 }
 
 #[test]
 fn auth_keys_do_not_print() {
-    let auth = RegisterAuth { auth_key: "secret".to_owned(), oauth2_token: None };
-    let request = RegisterRequest { auth: Some(auth), ..RegisterRequest::default() };
+    let auth = RegisterAuth {
+        auth_key: "secret".to_owned(),
+        oauth2_token: None,
+    };
+    let request = RegisterRequest {
+        auth: Some(auth),
+        ..RegisterRequest::default()
+    };
 
     assert!(!format!("{request:?}").contains("secret"));
     assert!(write(&request).contains("secret"));
@@ -242,14 +284,21 @@ fn wrong_types_and_structs_as_lists_are_errors() {
         "",
         "[",
     ] {
-        assert!(json::from_slice::<MapRequest>(text.as_bytes()).is_err(), "{text}");
+        assert!(
+            json::from_slice::<MapRequest>(text.as_bytes()).is_err(),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn deep_nesting_is_an_error_not_an_overflow() {
     let deep = |open: &str, close: &str| {
-        format!(r#"{{"TPM":{}0{}}}"#, open.repeat(100_000), close.repeat(100_000))
+        format!(
+            r#"{{"TPM":{}0{}}}"#,
+            open.repeat(100_000),
+            close.repeat(100_000)
+        )
     };
     for text in [deep("[", "]"), deep(r#"{"a":"#, "}")] {
         assert!(json::from_slice::<Hostinfo>(text.as_bytes()).is_err());
@@ -258,7 +307,11 @@ fn deep_nesting_is_an_error_not_an_overflow() {
 
 #[test]
 fn unknown_deep_fields_are_skipped_or_refused_without_overflow() {
-    let text = format!(r#"{{"Nope":{}{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
+    let text = format!(
+        r#"{{"Nope":{}{}}}"#,
+        "[".repeat(1_000_000),
+        "]".repeat(1_000_000)
+    );
 
     let _ = json::from_slice::<Hostinfo>(text.as_bytes());
 }
@@ -283,22 +336,38 @@ fn only_a_filter_that_admits_everything_is_allow_all() {
         change(&mut rule);
         rule
     };
-    let everybody = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"].map(str::to_owned).to_vec();
+    let everybody = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"]
+        .map(str::to_owned)
+        .to_vec();
     let mut tailnet = open();
     tailnet.src_ips = everybody;
 
     assert!(allows_everything(&[open()]));
     assert!(allows_everything(&[tailnet]));
-    assert!(allows_everything(&[rule(|r| r.src_ips = vec!["100.64.0.1".into()]), open()]));
-    assert!(allows_everything(&[rule(|r| r.ip_proto = vec![58, 17, 6, 1, 99])]));
+    assert!(allows_everything(&[
+        rule(|r| r.src_ips = vec!["100.64.0.1".into()]),
+        open()
+    ]));
+    assert!(allows_everything(&[rule(
+        |r| r.ip_proto = vec![58, 17, 6, 1, 99]
+    )]));
 
     assert!(!allows_everything(&[]));
-    assert!(!allows_everything(&[rule(|r| r.src_ips = vec!["100.64.0.0/10".into()])]));
+    assert!(!allows_everything(&[rule(
+        |r| r.src_ips = vec!["100.64.0.0/10".into()]
+    )]));
     assert!(!allows_everything(&[rule(|r| r.ip_proto = vec![6, 17])]));
     assert!(!allows_everything(&[rule(|r| r.dst_ports.clear())]));
-    assert!(!allows_everything(&[rule(|r| r.dst_ports[0].ip = "0.0.0.0/0".into())]));
-    assert!(!allows_everything(&[rule(|r| r.dst_ports[0].ports.first = 1)]));
-    assert!(!allows_everything(&[open(), rule(|r| r.src_bits = vec![32])]));
+    assert!(!allows_everything(&[rule(
+        |r| r.dst_ports[0].ip = "0.0.0.0/0".into()
+    )]));
+    assert!(!allows_everything(&[rule(|r| r.dst_ports[0]
+        .ports
+        .first = 1)]));
+    assert!(!allows_everything(&[
+        open(),
+        rule(|r| r.src_bits = vec![32])
+    ]));
 }
 
 fn ports() -> impl Strategy<Value = NetPortRange> {

@@ -1,4 +1,5 @@
 //! The client's half of the map session: first frame, differences, three-state fields.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use control_proto::{
     Timestamp, json,
@@ -88,7 +89,10 @@ fn the_minimal_first_frame_makes_a_map() {
     assert_eq!(map.magic_dns_suffix(), "tail.example");
     assert_eq!(map.node.label(), "host");
     assert_eq!(map.owner(&map.node).unwrap().login_name, "a@example");
-    assert_eq!(map.derp_map.region(900).unwrap().nodes[0].derp_port(), Some(443));
+    assert_eq!(
+        map.derp_map.region(900).unwrap().nodes[0].derp_port(),
+        Some(443)
+    );
     assert_eq!(map.dns_config.routes["tail.example."], []);
     assert_eq!(map.packet_filter().count(), 1);
     assert!(!map.needs_filter());
@@ -100,7 +104,10 @@ fn a_first_frame_without_the_node_is_refused_but_a_keepalive_may_precede_it() {
     let mut session = MapSession::new(ME);
 
     assert!(!send(&mut session, json!({"KeepAlive": true})).is_any());
-    assert_eq!(try_send(&mut session, json!({"Domain": "x"})), Err(ApplyError::NoSelf));
+    assert_eq!(
+        try_send(&mut session, json!({"Domain": "x"})),
+        Err(ApplyError::NoSelf)
+    );
 
     assert!(session.map().is_none());
 }
@@ -110,7 +117,10 @@ fn a_map_for_another_key_is_refused_and_changes_nothing() {
     let mut other = first();
     other["Node"]["Key"] = json!(format!("nodekey:{}", "07".repeat(32)));
     other["Domain"] = json!("evil");
-    let refused = Err(ApplyError::OtherKey { ours: ME, found: NodePublic::from_bytes([7; 32]) });
+    let refused = Err(ApplyError::OtherKey {
+        ours: ME,
+        found: NodePublic::from_bytes([7; 32]),
+    });
     assert_eq!(try_send(&mut MapSession::new(ME), other.clone()), refused);
 
     let mut session = session();
@@ -172,7 +182,11 @@ fn empty_null_and_absent_lists_keep_the_peers() {
     }
     let mut session = session();
     send(&mut session, json!({"Peers": [], "PeersRemoved": [2]}));
-    assert_eq!(peer_ids(&session), [3], "an empty list does not hide differences");
+    assert_eq!(
+        peer_ids(&session),
+        [3],
+        "an empty list does not hide differences"
+    );
 }
 
 #[test]
@@ -190,9 +204,17 @@ fn peer_differences_apply_in_their_order() {
         }),
     );
 
-    assert_eq!(peer_ids(&session), [2, 3, 5], "removed first, then added again");
+    assert_eq!(
+        peer_ids(&session),
+        [2, 3, 5],
+        "removed first, then added again"
+    );
     let map = map(&session);
-    assert_eq!(map.peers[&NodeId(2)].online, Some(true), "patches come last");
+    assert_eq!(
+        map.peers[&NodeId(2)].online,
+        Some(true),
+        "patches come last"
+    );
     assert_eq!(map.peers[&NodeId(2)].last_seen, Some(now()));
     assert_eq!(map.peers[&NodeId(3)].online, Some(false));
     assert_eq!(changes.peers, [2, 3, 5].map(NodeId).into());
@@ -228,12 +250,28 @@ fn patches_change_only_what_they_name() {
     assert_eq!(after.online, Some(false));
     assert_eq!(after.key, NodePublic::from_bytes([0x22; 32]));
     assert!(after.key_expiry().is_some() && after.has_cap("x"));
-    assert_eq!((after.cap.0, &after.name, after.disco_key), (130, &before.name, before.disco_key));
+    assert_eq!(
+        (after.cap.0, &after.name, after.disco_key),
+        (130, &before.name, before.disco_key)
+    );
 
-    send(&mut session, json!({"PeersChangedPatch": [{"NodeID": 2, "Endpoints": []}]}));
-    assert!(map(&session).peers[&NodeId(2)].endpoints.is_empty(), "present and empty clears");
-    send(&mut session, json!({"PeersChangedPatch": [{"NodeID": 2, "DERPRegion": 0}]}));
-    assert_eq!(map(&session).peers[&NodeId(2)].home_derp(), Some(901), "0 says nothing");
+    send(
+        &mut session,
+        json!({"PeersChangedPatch": [{"NodeID": 2, "Endpoints": []}]}),
+    );
+    assert!(
+        map(&session).peers[&NodeId(2)].endpoints.is_empty(),
+        "present and empty clears"
+    );
+    send(
+        &mut session,
+        json!({"PeersChangedPatch": [{"NodeID": 2, "DERPRegion": 0}]}),
+    );
+    assert_eq!(
+        map(&session).peers[&NodeId(2)].home_derp(),
+        Some(901),
+        "0 says nothing"
+    );
 }
 
 #[test]
@@ -257,7 +295,11 @@ fn a_disco_key_of_an_offline_peer_that_is_not_newer_is_ignored() {
 
 #[test]
 fn absent_and_null_filters_change_nothing_and_an_empty_one_denies() {
-    for frame in [json!({}), json!({"PacketFilter": null}), json!({"PacketFilters": null})] {
+    for frame in [
+        json!({}),
+        json!({"PacketFilter": null}),
+        json!({"PacketFilters": null}),
+    ] {
         let mut session = session();
         assert!(!send(&mut session, frame).filter);
         assert_eq!(map(&session).packet_filter().count(), 1);
@@ -279,7 +321,10 @@ fn absent_and_null_filters_change_nothing_and_an_empty_one_denies() {
 fn named_filters_are_concatenated_in_the_order_of_their_names() {
     let rule = |src: &str| json!({"SrcIPs": [src]});
     let sources = |session: &MapSession| -> Vec<String> {
-        map(session).packet_filter().map(|rule| rule.src_ips[0].clone()).collect()
+        map(session)
+            .packet_filter()
+            .map(|rule| rule.src_ips[0].clone())
+            .collect()
     };
     let mut session = session();
 
@@ -290,10 +335,16 @@ fn named_filters_are_concatenated_in_the_order_of_their_names() {
     );
     assert_eq!(sources(&session), ["1", "2", "5", "9"]);
 
-    send(&mut session, json!({"PacketFilters": {"a": null, "nobody": null}}));
+    send(
+        &mut session,
+        json!({"PacketFilters": {"a": null, "nobody": null}}),
+    );
     assert_eq!(sources(&session), ["5", "9"]);
 
-    send(&mut session, json!({"PacketFilters": {"*": null, "m": [rule("7")]}}));
+    send(
+        &mut session,
+        json!({"PacketFilters": {"*": null, "m": [rule("7")]}}),
+    );
     assert_eq!(sources(&session), ["7"], "base is gone too");
 }
 
@@ -328,18 +379,33 @@ fn derp_regions_are_replaced_whole_and_scores_by_themselves() {
     };
     let score = |session: &MapSession| {
         let params = map(session).derp_map.home_params.clone();
-        params.and_then(|params| params.region_score).map(|score| score.len())
+        params
+            .and_then(|params| params.region_score)
+            .map(|score| score.len())
     };
     let mut session = session();
 
-    send(&mut session, json!({"DERPMap": {"HomeParams": {"RegionScore": {"900": 0.5}}}}));
+    send(
+        &mut session,
+        json!({"DERPMap": {"HomeParams": {"RegionScore": {"900": 0.5}}}}),
+    );
     assert_eq!((regions(&session), score(&session)), (vec![900], Some(1)));
 
     let two = json!({"1": {"RegionID": 1}, "2": null});
-    send(&mut session, json!({"DERPMap": {"Regions": two, "HomeParams": {}}}));
-    assert_eq!((regions(&session), score(&session)), (vec![1], Some(1)), "null is dropped");
+    send(
+        &mut session,
+        json!({"DERPMap": {"Regions": two, "HomeParams": {}}}),
+    );
+    assert_eq!(
+        (regions(&session), score(&session)),
+        (vec![1], Some(1)),
+        "null is dropped"
+    );
 
-    send(&mut session, json!({"DERPMap": {"HomeParams": {"RegionScore": {}}, "Regions": null}}));
+    send(
+        &mut session,
+        json!({"DERPMap": {"HomeParams": {"RegionScore": {}}, "Regions": null}}),
+    );
     assert_eq!((regions(&session), score(&session)), (vec![1], Some(0)));
 }
 
@@ -347,12 +413,30 @@ fn derp_regions_are_replaced_whole_and_scores_by_themselves() {
 fn health_and_messages_have_their_own_ways_to_clear() {
     let mut session = session();
     let message = json!({"Title": "t", "Text": "x", "Severity": "high"});
-    send(&mut session, json!({"Health": ["a"], "DisplayMessages": {"m": message, "n": message}}));
+    send(
+        &mut session,
+        json!({"Health": ["a"], "DisplayMessages": {"m": message, "n": message}}),
+    );
 
-    assert!(!send(&mut session, json!({"Health": null, "DisplayMessages": null})).health);
+    assert!(
+        !send(
+            &mut session,
+            json!({"Health": null, "DisplayMessages": null})
+        )
+        .health
+    );
     assert!(send(&mut session, json!({"DisplayMessages": {"m": null}})).health);
-    assert_eq!(map(&session).display_messages.keys().collect::<Vec<_>>(), ["n"]);
-    assert!(send(&mut session, json!({"Health": [], "DisplayMessages": {"*": null}})).health);
+    assert_eq!(
+        map(&session).display_messages.keys().collect::<Vec<_>>(),
+        ["n"]
+    );
+    assert!(
+        send(
+            &mut session,
+            json!({"Health": [], "DisplayMessages": {"*": null}})
+        )
+        .health
+    );
 
     assert!(map(&session).health.is_empty() && map(&session).display_messages.is_empty());
 }
@@ -379,16 +463,25 @@ fn names_ssh_rules_and_users_are_replaced_or_kept() {
 fn a_later_self_node_replaces_the_whole() {
     let mut session = session();
 
-    let changes = send(&mut session, json!({"Node": {"ID": 1, "Key": ME.to_string()}}));
+    let changes = send(
+        &mut session,
+        json!({"Node": {"ID": 1, "Key": ME.to_string()}}),
+    );
 
     assert!(changes.node && !changes.first);
-    assert!(map(&session).node.cap_map.is_empty(), "the capabilities are replaced too");
+    assert!(
+        map(&session).node.cap_map.is_empty(),
+        "the capabilities are replaced too"
+    );
 }
 
 #[test]
 fn the_map_survives_the_disk() {
     let mut session = session();
-    send(&mut session, json!({"Health": ["x"], "PacketFilters": {"a": []}}));
+    send(
+        &mut session,
+        json!({"Health": ["x"], "PacketFilters": {"a": []}}),
+    );
 
     let text = json::to_vec(map(&session)).unwrap();
 
@@ -399,7 +492,10 @@ fn the_map_survives_the_disk() {
 fn merged_changes_remember_what_is_still_true() {
     let mut session = session();
     let mut merged = send(&mut session, json!({"PeersRemoved": [2]}));
-    merged.merge(send(&mut session, json!({"PeersChanged": [peer(2)], "PeersRemoved": [3]})));
+    merged.merge(send(
+        &mut session,
+        json!({"PeersChanged": [peer(2)], "PeersRemoved": [3]}),
+    ));
 
     assert_eq!(merged.peers, [NodeId(2)].into());
     assert_eq!(merged.removed, [NodeId(3)].into());
@@ -408,9 +504,28 @@ fn merged_changes_remember_what_is_still_true() {
 /// JSON made of the names that matter and values that do not fit.
 fn frame() -> impl Strategy<Value = Value> {
     const NAMES: &[&str] = &[
-        "Node", "Peers", "PeersChanged", "PeersRemoved", "PeersChangedPatch", "OnlineChange",
-        "PeerSeenChange", "PacketFilter", "PacketFilters", "DERPMap", "Regions", "HomeParams", "ID",
-        "NodeID", "Key", "base", "*", "2", "KeepAlive", "UserProfiles", "Health", "LastSeen",
+        "Node",
+        "Peers",
+        "PeersChanged",
+        "PeersRemoved",
+        "PeersChangedPatch",
+        "OnlineChange",
+        "PeerSeenChange",
+        "PacketFilter",
+        "PacketFilters",
+        "DERPMap",
+        "Regions",
+        "HomeParams",
+        "ID",
+        "NodeID",
+        "Key",
+        "base",
+        "*",
+        "2",
+        "KeepAlive",
+        "UserProfiles",
+        "Health",
+        "LastSeen",
     ];
     let leaf = prop_oneof![
         Just(Value::Null),

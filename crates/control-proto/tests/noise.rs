@@ -1,4 +1,5 @@
 //! Both ends of the handshake against an independent implementation, and against forgers.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod oracle;
 
@@ -75,7 +76,9 @@ fn our_client_understands_an_independent_server() {
     let mut responder = independent_server(&initiation);
     assert_eq!(responder.initiator_static, oracle::public(&MACHINE));
     let answer = responder.write(&EPHEMERAL, b"");
-    let session = initiator.finish(&[&[2, 0, 48], &answer[..]].concat()).unwrap();
+    let session = initiator
+        .finish(&[&[2, 0, 48], &answer[..]].concat())
+        .unwrap();
 
     assert_eq!(session.handshake_hash, responder.symmetric.hash);
     let (to_server, to_client) = responder.symmetric.split();
@@ -85,13 +88,18 @@ fn our_client_understands_an_independent_server() {
 #[test]
 fn both_our_ends_meet() {
     let (initiator, initiation) = Initiator::new(&machine(), &server().public(), 99).unwrap();
-    let (response, mut at_server) =
-        Responder::new(&server(), &initiation).unwrap().respond().unwrap();
+    let (response, mut at_server) = Responder::new(&server(), &initiation)
+        .unwrap()
+        .respond()
+        .unwrap();
     let mut at_client = initiator.finish(&response).unwrap();
 
     let mut wire = BytesMut::new();
     for number in 0..300_u32 {
-        at_client.sealer.seal(&number.to_be_bytes(), &mut wire).unwrap();
+        at_client
+            .sealer
+            .seal(&number.to_be_bytes(), &mut wire)
+            .unwrap();
     }
     for number in 0..300_u32 {
         let plain = at_server.opener.open(&mut wire).unwrap().unwrap();
@@ -114,7 +122,10 @@ fn an_initiation_forged_without_any_private_key_is_refused() {
     let tag = symmetric.encrypt_and_hash(b"");
     let forged = framed_initiation(&[&zero[..], &sealed_static, &tag].concat());
 
-    assert_eq!(Responder::new(&server(), &forged).unwrap_err(), NoiseError::LowOrderKey);
+    assert_eq!(
+        Responder::new(&server(), &forged).unwrap_err(),
+        NoiseError::LowOrderKey
+    );
 }
 
 #[test]
@@ -129,7 +140,10 @@ fn a_zero_static_key_behind_an_honest_ephemeral_one_is_refused() {
     let ephemeral = oracle::public(&EPHEMERAL);
     let forged = framed_initiation(&[&ephemeral[..], &sealed_static, &tag].concat());
 
-    assert_eq!(Responder::new(&server(), &forged).unwrap_err(), NoiseError::LowOrderKey);
+    assert_eq!(
+        Responder::new(&server(), &forged).unwrap_err(),
+        NoiseError::LowOrderKey
+    );
 }
 
 #[test]
@@ -158,7 +172,10 @@ fn a_server_key_of_low_order_is_refused() {
 fn another_server_key_version_or_damage_fails_the_handshake() {
     let (_, initiation) = Initiator::new(&machine(), &server().public(), VERSION).unwrap();
     let other = MachinePrivate::from_bytes([1; 32]);
-    assert_eq!(Responder::new(&other, &initiation).unwrap_err(), NoiseError::Handshake);
+    assert_eq!(
+        Responder::new(&other, &initiation).unwrap_err(),
+        NoiseError::Handshake
+    );
 
     for at in 0..INITIATION_LEN {
         let mut damaged = initiation;
@@ -172,7 +189,10 @@ fn damaged_and_short_responses_fail() {
     for at in 0..RESPONSE_LEN {
         let (initiator, initiation) =
             Initiator::new(&machine(), &server().public(), VERSION).unwrap();
-        let (mut response, _) = Responder::new(&server(), &initiation).unwrap().respond().unwrap();
+        let (mut response, _) = Responder::new(&server(), &initiation)
+            .unwrap()
+            .respond()
+            .unwrap();
         if at % 2 == 0 {
             response[at] ^= 0x10;
             assert!(initiator.finish(&response).is_err(), "byte {at}");
@@ -200,7 +220,14 @@ fn an_error_message_is_bounded_and_made_printable() {
 
 #[test]
 fn error_messages_of_absurd_length_and_other_types_are_malformed() {
-    for header in [[3, 0xff, 0xff], [3, 2, 1], [2, 0, 49], [1, 0, 96], [4, 0, 48], [0x48; 3]] {
+    for header in [
+        [3, 0xff, 0xff],
+        [3, 2, 1],
+        [2, 0, 49],
+        [1, 0, 96],
+        [4, 0, 48],
+        [0x48; 3],
+    ] {
         assert!(noise::server_message_len(header).is_err(), "{header:?}");
     }
 }
@@ -211,10 +238,16 @@ fn assert_records(mut session: Session, sending: &[u8; 32], receiving: &[u8; 32]
         let plain = format!("record {number}");
         let mut wire = BytesMut::new();
         session.sealer.seal(plain.as_bytes(), &mut wire).unwrap();
-        assert_eq!(wire[..], oracle::seal_record(sending, number, plain.as_bytes()));
+        assert_eq!(
+            wire[..],
+            oracle::seal_record(sending, number, plain.as_bytes())
+        );
 
         let mut wire = BytesMut::from(&oracle::seal_record(receiving, number, b"back")[..]);
-        assert_eq!(session.opener.open(&mut wire).unwrap().unwrap()[..], *b"back");
+        assert_eq!(
+            session.opener.open(&mut wire).unwrap().unwrap()[..],
+            *b"back"
+        );
     }
 }
 
@@ -244,5 +277,8 @@ fn independent_server(initiation: &[u8; INITIATION_LEN]) -> oracle::Responder {
 }
 
 fn framed_initiation(body: &[u8]) -> [u8; INITIATION_LEN] {
-    [&VERSION.to_be_bytes()[..], &[1, 0, 96], body].concat().try_into().unwrap()
+    [&VERSION.to_be_bytes()[..], &[1, 0, 96], body]
+        .concat()
+        .try_into()
+        .unwrap()
 }

@@ -1,6 +1,6 @@
 //! Node keys: the WireGuard and DERP identity of a node.
 
-use crate::{OpenError, secret::private_key, seal, text};
+use crate::{OpenError, seal, secret::private_key, text};
 
 text::public_key! {
     /// Public node key (`nodekey:`).

@@ -13,7 +13,10 @@ pub const SEAL_OVERHEAD: usize = NONCE_LEN + TAG_LEN;
 const TAG_LEN: usize = 16;
 
 pub(crate) fn shared(private: &[u8; KEY_LEN], public: &[u8; KEY_LEN]) -> SalsaBox {
-    SalsaBox::new(&PublicKey::from_bytes(*public), &SecretKey::from_bytes(*private))
+    SalsaBox::new(
+        &PublicKey::from_bytes(*public),
+        &SecretKey::from_bytes(*private),
+    )
 }
 
 /// ```text
@@ -34,7 +37,9 @@ pub(crate) fn seal(shared: &SalsaBox, plain: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn open(shared: &SalsaBox, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
-    let (nonce, boxed) = sealed.split_at_checked(NONCE_LEN).ok_or(OpenError::TooShort)?;
+    let (nonce, boxed) = sealed
+        .split_at_checked(NONCE_LEN)
+        .ok_or(OpenError::TooShort)?;
     let (tag, text) = boxed.split_at_checked(TAG_LEN).ok_or(OpenError::TooShort)?;
     let mut plain = text.to_vec();
     shared

@@ -41,8 +41,7 @@ impl Secret {
     pub(crate) fn to_text(&self) -> Zeroizing<String> {
         let digits = Zeroizing::new(hex::encode(self.0));
         // Reserved in full: growing would leave a copy of the key behind in freed memory.
-        let mut text =
-            Zeroizing::new(String::with_capacity(PRIVATE_PREFIX.len() + 2 * KEY_LEN));
+        let mut text = Zeroizing::new(String::with_capacity(PRIVATE_PREFIX.len() + 2 * KEY_LEN));
         text.push_str(PRIVATE_PREFIX);
         text.push_str(&digits);
         text

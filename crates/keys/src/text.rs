@@ -4,7 +4,9 @@ use crate::{KEY_LEN, KeyTextError};
 
 /// Reads `prefix` + 64 hex digits, upper or lower case.
 pub(crate) fn parse(text: &str, prefix: &'static str) -> Result<[u8; KEY_LEN], KeyTextError> {
-    let digits = text.strip_prefix(prefix).ok_or(KeyTextError::Prefix(prefix))?;
+    let digits = text
+        .strip_prefix(prefix)
+        .ok_or(KeyTextError::Prefix(prefix))?;
     let mut bytes = [0; KEY_LEN];
     hex::decode_to_slice(digits, &mut bytes).map_err(|_| KeyTextError::Hex(prefix))?;
     Ok(bytes)
@@ -126,7 +128,10 @@ pub(crate) fn short_base64(bytes: &[u8; KEY_LEN]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let digits = (0..5).map(|i| char::from(ALPHABET[(bits >> (26 - 6 * i)) as usize & 63]));
-    std::iter::once('[').chain(digits).chain(std::iter::once(']')).collect()
+    std::iter::once('[')
+        .chain(digits)
+        .chain(std::iter::once(']'))
+        .collect()
 }
 
 /// `d:` + first sixteen hex digits: the short form of disco keys.

@@ -41,8 +41,14 @@ fn private_text_round_trips_and_refuses_other_prefixes() {
     let key = NodePrivate::from_bytes(ALICE);
     let text = key.to_text();
 
-    assert!(text.starts_with("privkey:70076d0a"), "the first byte is clamped");
-    assert_eq!(text.parse::<NodePrivate>().unwrap().as_bytes(), key.as_bytes());
+    assert!(
+        text.starts_with("privkey:70076d0a"),
+        "the first byte is clamped"
+    );
+    assert_eq!(
+        text.parse::<NodePrivate>().unwrap().as_bytes(),
+        key.as_bytes()
+    );
     assert_eq!(
         "nodekey:00".parse::<NodePrivate>().unwrap_err(),
         KeyTextError::Prefix("privkey:")
@@ -60,11 +66,24 @@ fn upper_case_hex_is_accepted_and_written_in_lower_case() {
 
 #[test]
 fn wrong_lengths_prefixes_and_digits_are_refused() {
-    for text in ["", "nodekey:", "nodekey:00", &format!("nodekey:{ALICE_PUBLIC}0")] {
+    for text in [
+        "",
+        "nodekey:",
+        "nodekey:00",
+        &format!("nodekey:{ALICE_PUBLIC}0"),
+    ] {
         assert!(text.parse::<NodePublic>().is_err(), "{text}");
     }
-    assert!(format!("mkey:{ALICE_PUBLIC}").parse::<NodePublic>().is_err());
-    assert!(format!("nodekey:{}", "zz".repeat(32)).parse::<NodePublic>().is_err());
+    assert!(
+        format!("mkey:{ALICE_PUBLIC}")
+            .parse::<NodePublic>()
+            .is_err()
+    );
+    assert!(
+        format!("nodekey:{}", "zz".repeat(32))
+            .parse::<NodePublic>()
+            .is_err()
+    );
 }
 
 #[test]
@@ -72,7 +91,10 @@ fn null_is_the_zero_key_and_the_empty_string_an_error() {
     let key: NodePublic = serde_json::from_str("null").unwrap();
 
     assert!(key.is_zero());
-    assert_eq!(serde_json::to_string(&key).unwrap(), format!("\"nodekey:{}\"", "0".repeat(64)));
+    assert_eq!(
+        serde_json::to_string(&key).unwrap(),
+        format!("\"nodekey:{}\"", "0".repeat(64))
+    );
     assert!(serde_json::from_str::<NodePublic>("\"\"").is_err());
 }
 
@@ -96,7 +118,10 @@ fn short_forms_are_those_of_the_official_tools() {
     let bytes: [u8; 32] = hex::decode(ALICE_PUBLIC).unwrap().try_into().unwrap();
 
     assert_eq!(format!("{:?}", NodePublic::from_bytes(bytes)), "[hSDwC]");
-    assert_eq!(format!("{:?}", DiscoPublic::from_bytes(bytes)), "d:8520f0098930a754");
+    assert_eq!(
+        format!("{:?}", DiscoPublic::from_bytes(bytes)),
+        "d:8520f0098930a754"
+    );
 }
 
 #[test]
@@ -115,22 +140,34 @@ fn low_order_points_are_recognised() {
         bytes
     };
     for point in [[0; 32], one, order_eight, minus_one] {
-        assert!(MachinePublic::from_bytes(point).is_low_order(), "{point:02x?}");
+        assert!(
+            MachinePublic::from_bytes(point).is_low_order(),
+            "{point:02x?}"
+        );
     }
     assert!(!MachinePrivate::generate().public().is_low_order());
 }
 
 #[test]
 fn a_box_opens_for_its_addressee_only() {
-    let (alice, bob, eve) =
-        (NodePrivate::generate(), NodePrivate::generate(), NodePrivate::generate());
+    let (alice, bob, eve) = (
+        NodePrivate::generate(),
+        NodePrivate::generate(),
+        NodePrivate::generate(),
+    );
 
     let sealed = alice.seal_to(&bob.public(), b"hello");
 
     assert_eq!(sealed.len(), 5 + SEAL_OVERHEAD);
     assert_eq!(bob.open_from(&alice.public(), &sealed).unwrap(), b"hello");
-    assert_eq!(eve.open_from(&alice.public(), &sealed), Err(OpenError::Forged));
-    assert_eq!(bob.open_from(&alice.public(), &sealed[..39]), Err(OpenError::TooShort));
+    assert_eq!(
+        eve.open_from(&alice.public(), &sealed),
+        Err(OpenError::Forged)
+    );
+    assert_eq!(
+        bob.open_from(&alice.public(), &sealed[..39]),
+        Err(OpenError::TooShort)
+    );
 }
 
 #[test]
@@ -161,13 +198,17 @@ fn state_files_hold_private_keys_as_text() {
         #[serde(with = "keys::private_text")]
         machine: MachinePrivate,
     }
-    let state = State { machine: MachinePrivate::from_bytes(ALICE) };
+    let state = State {
+        machine: MachinePrivate::from_bytes(ALICE),
+    };
 
     let text = serde_json::to_string(&state).unwrap();
     let back: State = serde_json::from_str(&text).unwrap();
 
     assert_eq!(back.machine.as_bytes(), state.machine.as_bytes());
-    let error = serde_json::from_str::<State>(r#"{"machine":"privkey:secret"}"#).err().unwrap();
+    let error = serde_json::from_str::<State>(r#"{"machine":"privkey:secret"}"#)
+        .err()
+        .unwrap();
     assert!(!error.to_string().contains("secret"));
 }
 

@@ -80,10 +80,7 @@ impl Error {
     /// True if the thing is gone already (ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL).
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        matches!(
-            self.errno(),
-            Some(ENOENT | ESRCH | ENODEV | EADDRNOTAVAIL)
-        )
+        matches!(self.errno(), Some(ENOENT | ESRCH | ENODEV | EADDRNOTAVAIL))
     }
 
     /// True if the host does not speak this address family (EAFNOSUPPORT, EOPNOTSUPP).
@@ -168,13 +165,21 @@ mod tests {
         assert_eq!(refused.errno(), Some(EPERM));
         assert!(refused.to_string().contains("CAP_NET_ADMIN"));
 
-        let missing = Error::from_io("RTM_NEWLINK", "x0", io::Error::from_raw_os_error(EOPNOTSUPP));
+        let missing = Error::from_io(
+            "RTM_NEWLINK",
+            "x0",
+            io::Error::from_raw_os_error(EOPNOTSUPP),
+        );
         assert!(matches!(
             missing.about_wireguard(),
             Error::NoWireGuard { .. }
         ));
 
-        let busy = Error::from_io("WG_CMD_SET_DEVICE", "x0", io::Error::from_raw_os_error(EADDRINUSE));
+        let busy = Error::from_io(
+            "WG_CMD_SET_DEVICE",
+            "x0",
+            io::Error::from_raw_os_error(EADDRINUSE),
+        );
         assert!(matches!(
             busy.about_port(Some(41641)),
             Error::PortInUse { port: 41641, .. }

@@ -164,7 +164,8 @@ fn parse(name: &str, message: &LinkMessage) -> Link {
 /// Tells which interfaces disappear, as it happens.
 #[derive(Debug)]
 pub struct Watcher {
-    messages: futures_channel::mpsc::UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    messages:
+        futures_channel::mpsc::UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     task: tokio::task::AbortHandle,
 }
 
@@ -191,10 +192,13 @@ impl Watcher {
             if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) =
                 message.payload
             {
-                let name = link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name),
-                    _ => None,
-                });
+                let name = link
+                    .attributes
+                    .into_iter()
+                    .find_map(|attribute| match attribute {
+                        LinkAttribute::IfName(name) => Some(name),
+                        _ => None,
+                    });
                 if name.is_some() {
                     return name;
                 }

@@ -88,30 +88,29 @@ pub fn plan(desired: &BTreeSet<IpNet>, actual: &BTreeSet<IpNet>) -> Vec<Change> 
 /// # Errors
 ///
 /// Whatever the kernel refused.
-pub async fn apply(
-    netlink: &Netlink,
-    table: u32,
-    index: u32,
-    change: Change,
-) -> Result<(), Error> {
+pub async fn apply(netlink: &Netlink, table: u32, index: u32, change: Change) -> Result<(), Error> {
     match change {
         Change::Add(destination) => {
-            let request = netlink.route.route().add(message(table, index, destination));
-            let result = request
-                .execute()
-                .await
-                .map_err(|error| Error::from_route("RTM_NEWROUTE", &destination.to_string(), error));
+            let request = netlink
+                .route
+                .route()
+                .add(message(table, index, destination));
+            let result = request.execute().await.map_err(|error| {
+                Error::from_route("RTM_NEWROUTE", &destination.to_string(), error)
+            });
             match result {
                 Err(error) if error.is_exists() => Ok(()),
                 other => other,
             }
         }
         Change::Remove(destination) => {
-            let request = netlink.route.route().del(message(table, index, destination));
-            let result = request
-                .execute()
-                .await
-                .map_err(|error| Error::from_route("RTM_DELROUTE", &destination.to_string(), error));
+            let request = netlink
+                .route
+                .route()
+                .del(message(table, index, destination));
+            let result = request.execute().await.map_err(|error| {
+                Error::from_route("RTM_DELROUTE", &destination.to_string(), error)
+            });
             match result {
                 Err(error) if error.is_gone() => Ok(()),
                 other => other,

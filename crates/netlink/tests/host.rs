@@ -1,5 +1,7 @@
 //! Addresses, routes, rules and links against a real kernel, in a network namespace of their own.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
 mod namespace;
 
 use std::collections::BTreeSet;
@@ -47,16 +49,24 @@ fn applying_routes_twice_changes_nothing() {
         assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
 
         for change in routes::plan(&desired, &before) {
-            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
-            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change)
+                .await
+                .unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change)
+                .await
+                .unwrap();
         }
 
         let after = routes::dump(&netlink, routes::TABLE, LO).await.unwrap();
         assert_eq!(after, desired);
         assert!(!routes::is_empty(&netlink, routes::TABLE).await.unwrap());
         for change in routes::plan(&before, &after) {
-            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
-            routes::apply(&netlink, routes::TABLE, LO, change).await.unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change)
+                .await
+                .unwrap();
+            routes::apply(&netlink, routes::TABLE, LO, change)
+                .await
+                .unwrap();
         }
         assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
     });
@@ -87,11 +97,14 @@ fn applying_rules_twice_changes_nothing() {
 
 #[test]
 fn an_absent_interface_is_none_and_deleting_it_is_fine() {
-    in_namespace("an_absent_interface_is_none_and_deleting_it_is_fine", async || {
-        let netlink = Netlink::open().unwrap();
-        assert_eq!(links::get(&netlink, "absent0").await.unwrap(), None);
-        links::delete(&netlink, "absent0").await.unwrap();
-    });
+    in_namespace(
+        "an_absent_interface_is_none_and_deleting_it_is_fine",
+        async || {
+            let netlink = Netlink::open().unwrap();
+            assert_eq!(links::get(&netlink, "absent0").await.unwrap(), None);
+            links::delete(&netlink, "absent0").await.unwrap();
+        },
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The WireGuard module against a real kernel; an independent library reads back what was set.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
 mod namespace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,34 +17,45 @@ const NAME: &str = "wg0";
 
 #[test]
 fn five_thousand_peers_are_set_once_and_read_back() {
-    with_device("five_thousand_peers_are_set_once_and_read_back", async |netlink| {
-        let mut desired = device(5_000);
-        let cidrs = (0..2_000u32).map(|n| host(0x0b00_0000 + n)).collect();
-        desired.peers.get_mut(&key(17)).unwrap().allowed_ips = cidrs;
+    with_device(
+        "five_thousand_peers_are_set_once_and_read_back",
+        async |netlink| {
+            let mut desired = device(5_000);
+            let cidrs = (0..2_000u32).map(|n| host(0x0b00_0000 + n)).collect();
+            desired.peers.get_mut(&key(17)).unwrap().allowed_ips = cidrs;
 
-        reach(netlink, &desired).await;
+            reach(netlink, &desired).await;
 
-        assert_eq!(oracle(), desired.peers);
-    });
+            assert_eq!(oracle(), desired.peers);
+        },
+    );
 }
 
 #[test]
 fn a_change_of_one_peer_leaves_the_others_alone() {
-    with_device("a_change_of_one_peer_leaves_the_others_alone", async |netlink| {
-        let mut desired = device(20);
-        reach(netlink, &desired).await;
+    with_device(
+        "a_change_of_one_peer_leaves_the_others_alone",
+        async |netlink| {
+            let mut desired = device(20);
+            reach(netlink, &desired).await;
 
-        desired.peers.remove(&key(1));
-        let moved = desired.peers.get_mut(&key(2)).unwrap();
-        let prefix = moved.allowed_ips.pop_first().unwrap();
-        moved.endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 41641)));
-        desired.peers.get_mut(&key(3)).unwrap().allowed_ips.insert(prefix);
-        let actual = wireguard::dump(netlink, NAME).await.unwrap().device;
-        assert!(wireguard::plan(&desired, &actual).len() <= 4);
-        reach(netlink, &desired).await;
+            desired.peers.remove(&key(1));
+            let moved = desired.peers.get_mut(&key(2)).unwrap();
+            let prefix = moved.allowed_ips.pop_first().unwrap();
+            moved.endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 41641)));
+            desired
+                .peers
+                .get_mut(&key(3))
+                .unwrap()
+                .allowed_ips
+                .insert(prefix);
+            let actual = wireguard::dump(netlink, NAME).await.unwrap().device;
+            assert!(wireguard::plan(&desired, &actual).len() <= 4);
+            reach(netlink, &desired).await;
 
-        assert_eq!(oracle(), desired.peers);
-    });
+            assert_eq!(oracle(), desired.peers);
+        },
+    );
 }
 
 #[test]

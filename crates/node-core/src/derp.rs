@@ -41,7 +41,10 @@ impl DerpMap {
             };
             map.regions.insert(id, region);
         }
-        let scores = wire.home_params.as_ref().and_then(|p| p.region_score.as_ref());
+        let scores = wire
+            .home_params
+            .as_ref()
+            .and_then(|p| p.region_score.as_ref());
         for (id, score) in scores.into_iter().flatten() {
             if let Some(id) = parse_id(*id)
                 && (1e-3..=1e3).contains(score)
@@ -250,7 +253,10 @@ mod tests {
 
         let map = DerpMap::from_wire(&wire);
 
-        assert_eq!(map.regions.keys().copied().collect::<Vec<_>>(), [RegionId(900)]);
+        assert_eq!(
+            map.regions.keys().copied().collect::<Vec<_>>(),
+            [RegionId(900)]
+        );
         assert_eq!(map.code(RegionId(900)), "here");
         let nodes = &map.regions[&RegionId(900)].nodes;
         assert_eq!(nodes.len(), 1);

@@ -83,7 +83,11 @@ pub(crate) async fn finish<T: AsyncRead + Unpin>(
     let response = buffered.split_to(len);
     let session = initiator.finish(&response)?;
     // Copied, so that the idle stream does not hold on to the handshake's buffer.
-    Ok(NoiseStream::client(io, session, BytesMut::from(&buffered[..])))
+    Ok(NoiseStream::client(
+        io,
+        session,
+        BytesMut::from(&buffered[..]),
+    ))
 }
 
 async fn read_some(io: &mut (impl AsyncRead + Unpin), into: &mut BytesMut) -> io::Result<()> {
@@ -110,7 +114,8 @@ pub async fn server_accept<T: AsyncRead + AsyncWrite + Unpin>(
     let responder = match Responder::new(server, initiation) {
         Ok(responder) => responder,
         Err(error) => {
-            io.write_all(&noise::error_message(&error.to_string())).await?;
+            io.write_all(&noise::error_message(&error.to_string()))
+                .await?;
             io.shutdown().await?;
             return Err(error.into());
         }
@@ -125,5 +130,9 @@ pub async fn server_accept<T: AsyncRead + AsyncWrite + Unpin>(
         sealer.seal(&early.encode()?, outgoing)?;
     }
     stream.flush().await?;
-    Ok(Accepted { stream, machine, version })
+    Ok(Accepted {
+        stream,
+        machine,
+        version,
+    })
 }

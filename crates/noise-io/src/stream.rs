@@ -236,9 +236,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for NoiseStream<T> {
             // The first part alone is too long: take its beginning.
             Some(part) if taken == 0 => {
                 let start = &part[..part.len().min(MAX_WRITE_LEN)];
-                this.sealer.seal_vectored(&[IoSlice::new(start)], &mut this.outgoing)
+                this.sealer
+                    .seal_vectored(&[IoSlice::new(start)], &mut this.outgoing)
             }
-            _ => this.sealer.seal_vectored(&parts[..whole], &mut this.outgoing),
+            _ => this
+                .sealer
+                .seal_vectored(&parts[..whole], &mut this.outgoing),
         };
         Poll::Ready(sealed.map_err(|error| this.fail(error)))
     }
@@ -261,5 +264,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for NoiseStream<T> {
 }
 
 fn broken() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the Noise channel failed earlier")
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        "the Noise channel failed earlier",
+    )
 }

@@ -114,15 +114,25 @@ fn parse_head(input: &[u8]) -> Result<Option<usize>, UpgradeError> {
     if status != 101 {
         let body = &input[head_len..];
         let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT_LEN)]);
-        let text = text.trim().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
-        return Err(UpgradeError::Status { status, text: text.collect() });
+        let text = text
+            .trim()
+            .chars()
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c });
+        return Err(UpgradeError::Status {
+            status,
+            text: text.collect(),
+        });
     }
     let upgrade = response
         .headers
         .iter()
         .find(|header| header.name.eq_ignore_ascii_case("Upgrade"))
         .is_some_and(|header| header.value == UPGRADE_PROTOCOL.as_bytes());
-    if upgrade { Ok(Some(head_len)) } else { Err(UpgradeError::OtherProtocol) }
+    if upgrade {
+        Ok(Some(head_len))
+    } else {
+        Err(UpgradeError::OtherProtocol)
+    }
 }
 
 /// Server: reads the initiation out of the value of [`HANDSHAKE_HEADER`]; `None` if it is not one.

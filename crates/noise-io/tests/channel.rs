@@ -1,4 +1,5 @@
 //! Both ends over in-memory pipes: handshake, bytes, ends, and HTTP/2 inside.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{io, time::Duration};
 
@@ -24,7 +25,9 @@ fn machine_key() -> MachinePrivate {
 }
 
 fn early() -> EarlyPayload {
-    EarlyPayload { node_key_challenge: ChallengePublic::from_bytes([3; 32]) }
+    EarlyPayload {
+        node_key_challenge: ChallengePublic::from_bytes([3; 32]),
+    }
 }
 
 /// Two ends of a channel over a pipe that holds `pipe` bytes.
@@ -37,19 +40,28 @@ async fn channel(
     let accept = async {
         let mut initiation = [0; INITIATION_LEN];
         far.read_exact(&mut initiation).await.unwrap();
-        server_accept(far, &server_key(), &initiation, early.as_ref()).await.unwrap()
+        server_accept(far, &server_key(), &initiation, early.as_ref())
+            .await
+            .unwrap()
     };
     let server_public = server_key().public();
     let machine = machine_key();
     let client = client_handshake(near, &machine, &server_public, version);
-    let (client, Accepted { stream, machine, version: seen }) = tokio::join!(client, accept);
+    let (
+        client,
+        Accepted {
+            stream,
+            machine,
+            version: seen,
+        },
+    ) = tokio::join!(client, accept);
     assert_eq!((machine, seen), (machine_key().public(), version));
     (client.unwrap(), stream)
 }
 
 #[tokio::test]
 async fn bytes_pass_both_ways_through_a_narrow_pipe() {
-    let (mut client, mut server) = channel(100, VERSION, Some(early())).await;
+    let (mut client, mut server) = channel(250, VERSION, Some(early())).await;
     let sent: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
 
     let upload = async {
@@ -116,7 +128,9 @@ async fn response_and_early_payload_leave_in_one_write() {
     let (_, initiation) = Initiator::new(&machine_key(), &server_key().public(), VERSION).unwrap();
     let io = CountedWrites::default();
 
-    let accepted = server_accept(io, &server_key(), &initiation, Some(&early())).await.unwrap();
+    let accepted = server_accept(io, &server_key(), &initiation, Some(&early()))
+        .await
+        .unwrap();
 
     let io = accepted.stream.get_ref();
     assert!(io.written > noise::RESPONSE_LEN);
@@ -126,8 +140,9 @@ async fn response_and_early_payload_leave_in_one_write() {
 #[tokio::test]
 async fn several_records_leave_in_one_write() {
     let (_, initiation) = Initiator::new(&machine_key(), &server_key().public(), VERSION).unwrap();
-    let accepted =
-        server_accept(CountedWrites::default(), &server_key(), &initiation, None).await.unwrap();
+    let accepted = server_accept(CountedWrites::default(), &server_key(), &initiation, None)
+        .await
+        .unwrap();
     let mut stream = accepted.stream;
     let before = stream.get_ref().writes;
 
@@ -157,11 +172,22 @@ async fn a_connection_cut_inside_a_record_is_an_error() {
 async fn a_forged_record_kills_the_stream_in_both_directions() {
     let (near, mut far) = duplex(1 << 16);
     let (mut near, _) = handshake_by_hand(near, &mut far).await;
-    far.write_all(&[&[4, 0, 20][..], &[0; 20]].concat()).await.unwrap();
+    far.write_all(&[&[4, 0, 20][..], &[0; 20]].concat())
+        .await
+        .unwrap();
 
-    assert_eq!(near.read_u8().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
-    assert_eq!(near.read_u8().await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-    assert_eq!(near.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(
+        near.read_u8().await.unwrap_err().kind(),
+        io::ErrorKind::InvalidData
+    );
+    assert_eq!(
+        near.read_u8().await.unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
+    assert_eq!(
+        near.write(b"x").await.unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
 }
 
 #[tokio::test]
@@ -179,8 +205,14 @@ async fn a_server_with_another_key_tells_the_client() {
 
     let (client, accepted) = tokio::join!(client, accept);
 
-    assert!(matches!(accepted, Err(HandshakeError::Noise(NoiseError::Handshake))));
-    assert!(matches!(client, Err(HandshakeError::Noise(NoiseError::Refused(_)))));
+    assert!(matches!(
+        accepted,
+        Err(HandshakeError::Noise(NoiseError::Handshake))
+    ));
+    assert!(matches!(
+        client,
+        Err(HandshakeError::Noise(NoiseError::Refused(_)))
+    ));
 }
 
 #[tokio::test]
@@ -188,18 +220,31 @@ async fn the_http_upgrade_hands_on_what_came_with_the_head() {
     let (near, mut far) = duplex(1 << 16);
     let server_public = server_key().public();
     let machine = machine_key();
-    let client = upgrade_client(near, "control.example:8080", &machine, &server_public, VERSION);
+    let client = upgrade_client(
+        near,
+        "control.example:8080",
+        &machine,
+        &server_public,
+        VERSION,
+    );
     let serve = async {
         let initiation = read_request(&mut far).await;
-        let (response, mut session) =
-            Responder::new(&server_key(), &initiation).unwrap().respond().unwrap();
+        let (response, mut session) = Responder::new(&server_key(), &initiation)
+            .unwrap()
+            .respond()
+            .unwrap();
         let mut records = bytes::BytesMut::new();
-        session.sealer.seal(&early().encode().unwrap(), &mut records).unwrap();
+        session
+            .sealer
+            .seal(&early().encode().unwrap(), &mut records)
+            .unwrap();
         session.sealer.seal(b"h2 bytes", &mut records).unwrap();
         // Head, response, payload and data in one segment.
         let head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: tailscale-control-protocol\r\n\
                      Connection: upgrade\r\n\r\n";
-        far.write_all(&[&head[..], &response, &records].concat()).await.unwrap();
+        far.write_all(&[&head[..], &response, &records].concat())
+            .await
+            .unwrap();
         far
     };
 
@@ -214,7 +259,8 @@ async fn the_http_upgrade_hands_on_what_came_with_the_head() {
 
 #[tokio::test]
 async fn the_http_upgrade_reports_what_else_may_come() {
-    let answers: [(&[u8], fn(&UpgradeError) -> bool); 5] = [
+    type Expected = fn(&UpgradeError) -> bool;
+    let answers: [(&[u8], Expected); 5] = [
         (
             b"HTTP/1.1 404 Not Found\r\n\r\nno \x1b[31mhere",
             |e| matches!(e, UpgradeError::Status { status: 404, text } if text == "no \u{fffd}[31mhere"),
@@ -222,7 +268,9 @@ async fn the_http_upgrade_reports_what_else_may_come() {
         (b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n", |e| {
             matches!(e, UpgradeError::OtherProtocol)
         }),
-        (b"SSH-2.0-OpenSSH\r\n", |e| matches!(e, UpgradeError::NotHttp)),
+        (b"SSH-2.0-OpenSSH\r\n", |e| {
+            matches!(e, UpgradeError::NotHttp)
+        }),
         (b"HTTP/1.1 101", |e| matches!(e, UpgradeError::Io(_))),
         (
             b"HTTP/1.1 101 S\r\nUpgrade: tailscale-control-protocol\r\n\r\n\x03\x00\x02no",
@@ -292,7 +340,9 @@ async fn http2_runs_inside_with_many_streams() {
         let mut held = Vec::new();
         while let Some(request) = connection.accept().await {
             let (request, mut respond) = request.unwrap();
-            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            let mut body = respond
+                .send_response(http::Response::new(()), false)
+                .unwrap();
             body.send_data(vec![b'x'; 5000].into(), true).unwrap();
             held.push(request);
         }
@@ -303,7 +353,9 @@ async fn http2_runs_inside_with_many_streams() {
     let connection = tokio::spawn(connection);
     for _ in 0..50 {
         requests = requests.ready().await.unwrap();
-        let request = http::Request::get("https://unused/machine/map").body(()).unwrap();
+        let request = http::Request::get("https://unused/machine/map")
+            .body(())
+            .unwrap();
         let (response, _) = requests.send_request(request, true).unwrap();
         let mut body = response.await.unwrap().into_body();
         let mut len = 0;
@@ -316,7 +368,11 @@ async fn http2_runs_inside_with_many_streams() {
     }
     drop(requests);
 
-    tokio::time::timeout(Duration::from_secs(10), connection).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), connection)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(serve.await.unwrap(), 50);
 }
 
@@ -324,8 +380,16 @@ async fn http2_runs_inside_with_many_streams() {
 fn the_handshake_header_is_padded_base64_of_the_exact_length() {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-    assert_eq!(decode_handshake_header(STANDARD.encode([5; 101]).as_bytes()), Some([5; 101]));
-    for value in [STANDARD.encode([5; 100]), STANDARD.encode([5; 102]), "%".into(), String::new()] {
+    assert_eq!(
+        decode_handshake_header(STANDARD.encode([5; 101]).as_bytes()),
+        Some([5; 101])
+    );
+    for value in [
+        STANDARD.encode([5; 100]),
+        STANDARD.encode([5; 102]),
+        "%".into(),
+        String::new(),
+    ] {
         assert_eq!(decode_handshake_header(value.as_bytes()), None);
     }
 }
@@ -340,8 +404,10 @@ async fn handshake_by_hand(
     let answer = async {
         let mut initiation = [0; INITIATION_LEN];
         far.read_exact(&mut initiation).await.unwrap();
-        let (response, session) =
-            Responder::new(&server_key(), &initiation).unwrap().respond().unwrap();
+        let (response, session) = Responder::new(&server_key(), &initiation)
+            .unwrap()
+            .respond()
+            .unwrap();
         far.write_all(&response).await.unwrap();
         session
     };

@@ -11,6 +11,7 @@ mod size;
 #[cfg(test)]
 mod tests;
 
+pub use ebpf_abi::{Count, Direction, Reason};
 pub use overlay::{Address, remote_address};
 pub use size::{Gso, count};
 

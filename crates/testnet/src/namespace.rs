@@ -58,6 +58,8 @@ impl Namespace {
         };
         let pid = namespace.holder.id().to_string();
         run(Command::new("ip").args(["netns", "attach", &namespace.name, &pid]))?;
+        // Addresses are unique by construction: usable at once, without duplicate detection.
+        let _no_ipv6_here = namespace.sysctl("net/ipv6/conf/default/accept_dad", "0");
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }

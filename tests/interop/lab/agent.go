@@ -63,7 +63,7 @@ func (a *Agent) Run(args ...string) (string, error) {
 // Up joins the control server with an auth key, under a host name, and waits until the agent says it is up.
 func (a *Agent) Up(t testing.TB, c *Control, hostname, authKey string) {
 	t.Helper()
-	_, err := a.Run("up", "--login-server", c.URL(), "--hostname", hostname, "--auth-key", authKey, "--timeout", Patience.String())
+	_, err := a.Run("up", "--login-server", c.URL(), "--hostname", hostname, "--auth-key", authKey, "--timeout", fmt.Sprintf("%ds", int(Patience.Seconds())))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ type Control struct {
 // StartControl starts a control server that embeds a relay, and makes the user of the test.
 func StartControl(t testing.TB) *Control {
 	t.Helper()
-	return startControl(t, "--derp-listen", freePort(t).String(), "--stun-listen", freeUDPPort(t).String())
+	return startControl(t, "--derp-listen", freePort(t).String(), "--stun-listen", freePort(t).String())
 }
 
 // StartControlWithMap starts a control server without a relay, which hands out the given DERP map.

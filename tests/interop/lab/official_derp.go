@@ -36,7 +36,7 @@ func StartOfficialDERP(t testing.TB) *OfficialDERP {
 	certificate := selfSigned(t, Addr())
 	d := &OfficialDERP{
 		Server: derpserver.New(key.NewNode(), t.Logf),
-		stun:   freeUDPPort(t),
+		stun:   freePort(t),
 		pin:    pinOf(certificate.Certificate[0]),
 	}
 	listener, err := net.Listen("tcp", freePort(t).String())

@@ -26,7 +26,7 @@ type Relay struct {
 // StartRelay starts a relay and waits until it answers. Extra arguments go to `tailrace-relay serve`.
 func StartRelay(t testing.TB, extra ...string) *Relay {
 	t.Helper()
-	r := &Relay{Addr: freePort(t), STUN: freeUDPPort(t), bin: binary(t, "tailrace-relay")}
+	r := &Relay{Addr: freePort(t), STUN: freePort(t), bin: binary(t, "tailrace-relay")}
 	r.args = append([]string{
 		"serve",
 		"--listen", r.Addr.String(),

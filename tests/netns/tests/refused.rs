@@ -131,7 +131,7 @@ fn a_busy_port_is_named() -> Result<()> {
     let listener = space.enter(|| TcpListener::bind("127.0.0.1:8080"))??;
 
     let control = serve(&space, folder.path(), "127.0.0.1:8080", None)?;
-    refused(&control, &["127.0.0.1:8080", "in use"])?;
+    refused(&control, &["127.0.0.1:8080", "--listen"])?;
     let relay = space.output(&[
         program("tailrace-relay")?.to_str().context("path")?,
         "serve",
@@ -142,9 +142,9 @@ fn a_busy_port_is_named() -> Result<()> {
         "--stun-listen",
         "127.0.0.1:3478",
     ])?;
-    refused(&relay, &["127.0.0.1:8080", "in use"])?;
+    refused(&relay, &["127.0.0.1:8080", "--listen"])?;
     let metrics = daemon(&space, folder.path(), &["--metrics", "127.0.0.1:8080"])?;
-    refused(&metrics, &["127.0.0.1:8080", "in use"])?;
+    refused(&metrics, &["127.0.0.1:8080", "--metrics"])?;
     drop(listener);
     Ok(())
 }

@@ -8,7 +8,7 @@ use testnet::tailnet::{Node, Tailnet};
 use super::figures::name;
 
 /// Width of one machine's column.
-const COLUMN: usize = 30;
+const COLUMN: usize = 36;
 
 /// Draws who is where.
 ///

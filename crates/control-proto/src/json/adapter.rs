@@ -58,9 +58,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Nullable<V> {
             Kind::Float => self.visitor.visit_f64(0.0),
             Kind::Text => self.visitor.visit_str(""),
             Kind::Seq => self.visitor.visit_seq(SeqDeserializer::new(no_items)),
-            Kind::Map | Kind::Struct(_) => {
-                self.visitor.visit_map(MapDeserializer::new(no_entries))
-            }
+            Kind::Map | Kind::Struct(_) => self.visitor.visit_map(MapDeserializer::new(no_entries)),
         }
     }
 
@@ -77,11 +75,15 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Nullable<V> {
             Kind::Float => inner.deserialize_f64(visitor),
             Kind::Text => inner.deserialize_str(visitor),
             Kind::Seq => inner.deserialize_seq(Items(visitor)),
-            Kind::Map => inner.deserialize_map(Entries { visitor, fields: None }),
+            Kind::Map => inner.deserialize_map(Entries {
+                visitor,
+                fields: None,
+            }),
             // As a map: serde_json would also take an array for a struct.
-            Kind::Struct(fields) => {
-                inner.deserialize_map(Entries { visitor, fields: Some(fields) })
-            }
+            Kind::Struct(fields) => inner.deserialize_map(Entries {
+                visitor,
+                fields: Some(fields),
+            }),
         }
     }
 }
@@ -257,7 +259,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Entries<V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        self.visitor.visit_map(Entries { visitor: entries, fields: self.fields })
+        self.visitor.visit_map(Entries {
+            visitor: entries,
+            fields: self.fields,
+        })
     }
 }
 
@@ -332,7 +337,10 @@ impl<'de, K: DeserializeSeed<'de>> Visitor<'de> for FieldName<K> {
         let declared = if self.fields.contains(&name) {
             name
         } else {
-            let odd = self.fields.iter().find(|field| field.eq_ignore_ascii_case(name));
+            let odd = self
+                .fields
+                .iter()
+                .find(|field| field.eq_ignore_ascii_case(name));
             odd.copied().unwrap_or(name)
         };
         self.seed.deserialize(declared.into_deserializer())

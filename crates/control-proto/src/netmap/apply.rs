@@ -28,7 +28,10 @@ impl NetMap {
     ) -> Result<(Self, Changes), ApplyError> {
         let node = response.node.as_ref().ok_or(ApplyError::NoSelf)?;
         check_key(node_key, node.key)?;
-        let mut map = Self { node: node.clone(), ..Self::default() };
+        let mut map = Self {
+            node: node.clone(),
+            ..Self::default()
+        };
         let mut changes = map.apply(response, now)?;
         changes.first = true;
         Ok((map, changes))
@@ -42,11 +45,7 @@ impl NetMap {
     /// # Errors
     ///
     /// [`ApplyError`]; the map stays as it was.
-    pub fn apply(
-        &mut self,
-        response: MapResponse,
-        now: Timestamp,
-    ) -> Result<Changes, ApplyError> {
+    pub fn apply(&mut self, response: MapResponse, now: Timestamp) -> Result<Changes, ApplyError> {
         if let Some(node) = &response.node {
             check_key(self.node.key, node.key)?;
         }
@@ -88,7 +87,10 @@ impl NetMap {
     /// Refuses a frame after which the map would be too large to hold.
     fn check_sizes(&self, response: &MapResponse) -> Result<(), ApplyError> {
         let listed = response.peers.value().map_or(0, Vec::len);
-        let added = response.peers_changed.iter().filter(|peer| !self.peers.contains_key(&peer.id));
+        let added = response
+            .peers_changed
+            .iter()
+            .filter(|peer| !self.peers.contains_key(&peer.id));
         let peers = listed.max(self.peers.len() + added.count());
         let users = self.user_profiles.len() + response.user_profiles.len();
         let named = response.packet_filters.value().map_or(0, BTreeMap::len)
@@ -96,8 +98,11 @@ impl NetMap {
             + self.packet_filters.len()
             + self.display_messages.len();
         // Profiles of everybody may come again in any frame, hence the double bound.
-        let sizes =
-            [("peers", peers, MAX_PEERS), ("users", users, 2 * MAX_PEERS), ("names", named, MAX_NAMED)];
+        let sizes = [
+            ("peers", peers, MAX_PEERS),
+            ("users", users, 2 * MAX_PEERS),
+            ("names", named, MAX_NAMED),
+        ];
         match sizes.into_iter().find(|(_, count, most)| count > most) {
             Some((what, count, most)) => Err(ApplyError::TooMany { what, count, most }),
             None => Ok(()),
@@ -183,12 +188,7 @@ impl NetMap {
     }
 
     /// A full list wins over all peer differences in the same frame.
-    fn apply_peers(
-        &mut self,
-        response: &mut MapResponse,
-        now: Timestamp,
-        changes: &mut Changes,
-    ) {
+    fn apply_peers(&mut self, response: &mut MapResponse, now: Timestamp, changes: &mut Changes) {
         match std::mem::take(&mut response.peers) {
             Presence::Value(peers) if !peers.is_empty() => {
                 self.replace_peers(peers, changes);
@@ -220,11 +220,12 @@ impl NetMap {
     }
 
     fn replace_peers(&mut self, peers: Vec<Node>, changes: &mut Changes) {
-        let peers: BTreeMap<NodeId, Node> =
-            peers.into_iter().map(|peer| (peer.id, peer)).collect();
+        let peers: BTreeMap<NodeId, Node> = peers.into_iter().map(|peer| (peer.id, peer)).collect();
         let gone = self.peers.keys().filter(|id| !peers.contains_key(id));
         changes.removed.extend(gone);
-        let changed = peers.iter().filter(|(id, peer)| self.peers.get(id) != Some(peer));
+        let changed = peers
+            .iter()
+            .filter(|(id, peer)| self.peers.get(id) != Some(peer));
         changes.peers.extend(changed.map(|(id, _)| id));
         self.peers = peers;
     }
@@ -240,15 +241,24 @@ impl NetMap {
     /// A new disco key of a peer that is offline and was not seen since what we know is old news
     /// (control.md 4.4, disco rule).
     fn is_stale(&self, patch: &PeerChange) -> bool {
-        let Some(peer) = self.peers.get(&patch.node_id) else { return false };
+        let Some(peer) = self.peers.get(&patch.node_id) else {
+            return false;
+        };
         patch.disco_key.is_some_and(|key| key != peer.disco_key)
             && patch.online == Some(false)
-            && patch.last_seen.zip(peer.last_seen).is_some_and(|(new, known)| new <= known)
+            && patch
+                .last_seen
+                .zip(peer.last_seen)
+                .is_some_and(|(new, known)| new <= known)
     }
 }
 
 fn check_key(ours: NodePublic, found: NodePublic) -> Result<(), ApplyError> {
-    if ours == found { Ok(()) } else { Err(ApplyError::OtherKey { ours, found }) }
+    if ours == found {
+        Ok(())
+    } else {
+        Err(ApplyError::OtherKey { ours, found })
+    }
 }
 
 /// Applies named values: `None` deletes a name, `"*"` with `None` deletes all first. Returns
@@ -262,9 +272,9 @@ fn patch<T: PartialEq>(
         news.remove(EVERY_NAME);
         // Cleared and set again to the same is no change.
         let same = named.len() == news.len()
-            && named.iter().all(|(name, old)| {
-                news.get(name).is_some_and(|new| new.as_ref() == Some(old))
-            });
+            && named
+                .iter()
+                .all(|(name, old)| news.get(name).is_some_and(|new| new.as_ref() == Some(old)));
         if same {
             return false;
         }

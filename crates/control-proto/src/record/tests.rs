@@ -36,7 +36,10 @@ fn nonces_are_big_endian() {
 
         let mut opener = Opener::new(&KEY);
         opener.0.next = Some(number);
-        let opened = opener.open(&mut BytesMut::from(&record[..])).unwrap().unwrap();
+        let opened = opener
+            .open(&mut BytesMut::from(&record[..]))
+            .unwrap()
+            .unwrap();
         assert_eq!(opened[..], *plain.as_bytes());
     }
 }
@@ -67,7 +70,10 @@ fn large_writes_become_full_records() {
         opened.extend_from_slice(&opener.open(&mut out).unwrap().unwrap());
     }
 
-    assert_eq!(lengths, [MAX_RECORD_LEN, MAX_RECORD_LEN, HEADER_LEN + 1 + TAG_LEN]);
+    assert_eq!(
+        lengths,
+        [MAX_RECORD_LEN, MAX_RECORD_LEN, HEADER_LEN + 1 + TAG_LEN]
+    );
     assert_eq!(opened, plain);
 }
 
@@ -89,7 +95,10 @@ fn a_record_shorter_than_a_tag_is_an_error() {
     for len in 0..TAG_LEN {
         let mut record = BytesMut::from(&[4, 0, len as u8][..]);
         record.resize(HEADER_LEN + len, 0);
-        assert_eq!(Opener::new(&KEY).open(&mut record), Err(RecordError::Length(len)));
+        assert_eq!(
+            Opener::new(&KEY).open(&mut record),
+            Err(RecordError::Length(len))
+        );
     }
 }
 
@@ -106,7 +115,10 @@ fn an_empty_record_is_legal_and_a_longer_one_than_4096_is_not() {
 
 #[test]
 fn other_types_are_refused_at_their_first_byte() {
-    assert_eq!(Opener::new(&KEY).open(&mut BytesMut::from(&[3][..])), Err(RecordError::Type(3)));
+    assert_eq!(
+        Opener::new(&KEY).open(&mut BytesMut::from(&[3][..])),
+        Err(RecordError::Type(3))
+    );
 }
 
 #[test]
@@ -128,7 +140,10 @@ fn records_cannot_be_swapped() {
     sealer.seal(b"first", &mut first).unwrap();
     sealer.seal(b"second", &mut second).unwrap();
 
-    assert_eq!(Opener::new(&KEY).open(&mut second), Err(RecordError::Forged));
+    assert_eq!(
+        Opener::new(&KEY).open(&mut second),
+        Err(RecordError::Forged)
+    );
 }
 
 proptest::proptest! {

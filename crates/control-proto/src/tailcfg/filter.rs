@@ -56,7 +56,10 @@ pub struct PortRange {
 
 impl PortRange {
     /// Every port.
-    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+    pub const ALL: Self = Self {
+        first: 0,
+        last: u16::MAX,
+    };
 }
 
 /// Capabilities that the sources of a rule have towards some of our addresses.
@@ -101,8 +104,12 @@ impl FilterRule {
     pub fn is_allow_all(&self) -> bool {
         let sources: BTreeSet<&str> = self.src_ips.iter().map(String::as_str).collect();
         let open = |port: &&NetPortRange| port.bits.is_none() && port.ports == PortRange::ALL;
-        let destinations: BTreeSet<&str> =
-            self.dst_ports.iter().filter(open).map(|port| port.ip.as_str()).collect();
+        let destinations: BTreeSet<&str> = self
+            .dst_ports
+            .iter()
+            .filter(open)
+            .map(|port| port.ip.as_str())
+            .collect();
         let has = |set: &BTreeSet<&str>, pair: [&str; 2]| pair.iter().all(|ip| set.contains(ip));
 
         self.src_bits.is_empty()
@@ -110,7 +117,9 @@ impl FilterRule {
             && (sources.contains("*") || has(&sources, TAILNET) || has(&sources, EVERYTHING))
             && (destinations.contains("*") || has(&destinations, EVERYTHING))
             && (self.ip_proto.is_empty()
-                || DEFAULT_PROTOCOLS.iter().all(|proto| self.ip_proto.contains(proto)))
+                || DEFAULT_PROTOCOLS
+                    .iter()
+                    .all(|proto| self.ip_proto.contains(proto)))
     }
 }
 

@@ -190,7 +190,10 @@ pub struct Location {
 #[serde(default)]
 pub struct NetInfo {
     /// A NAT maps to different ports for different destinations.
-    #[serde(rename = "MappingVariesByDestIP", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "MappingVariesByDestIP",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub mapping_varies_by_dest_ip: Option<bool>,
     /// IPv6 reaches the internet.
     #[serde(rename = "WorkingIPv6", skip_serializing_if = "Option::is_none")]

@@ -46,7 +46,11 @@ impl Serialize for Compress {
 impl<'de> Deserialize<'de> for Compress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Ok(if name == "zstd" { Self::Zstd } else { Self::None })
+        Ok(if name == "zstd" {
+            Self::Zstd
+        } else {
+            Self::None
+        })
     }
 }
 
@@ -73,7 +77,10 @@ pub struct MapRequest {
     #[serde(rename = "HardwareAttestationKey", skip_serializing_if = "is_default")]
     pub hardware_attestation_key: String,
     /// Hardware attestation: signature.
-    #[serde(rename = "HardwareAttestationKeySignature", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "HardwareAttestationKeySignature",
+        skip_serializing_if = "is_default"
+    )]
     pub hardware_attestation_key_signature: Base64Bytes,
     /// Hardware attestation: when it was signed.
     #[serde(

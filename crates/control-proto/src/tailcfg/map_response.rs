@@ -60,7 +60,10 @@ pub struct MapResponse {
     #[serde(rename = "Domain", skip_serializing_if = "is_default")]
     pub domain: String,
     /// Whether to report services; null sets it to unknown.
-    #[serde(rename = "CollectServices", skip_serializing_if = "Presence::is_absent")]
+    #[serde(
+        rename = "CollectServices",
+        skip_serializing_if = "Presence::is_absent"
+    )]
     pub collect_services: Presence<bool>,
     /// The filter named `base`; `[]` denies, null changes nothing.
     #[serde(rename = "PacketFilter", skip_serializing_if = "Presence::is_absent")]
@@ -75,7 +78,10 @@ pub struct MapResponse {
     #[serde(rename = "Health", skip_serializing_if = "Presence::is_absent")]
     pub health: Presence<Vec<String>>,
     /// Messages by id; `None` (null) deletes one, `"*"` with `None` deletes all first.
-    #[serde(rename = "DisplayMessages", skip_serializing_if = "Presence::is_absent")]
+    #[serde(
+        rename = "DisplayMessages",
+        skip_serializing_if = "Presence::is_absent"
+    )]
     pub display_messages: Presence<BTreeMap<String, Option<DisplayMessage>>>,
     /// SSH rules; replaces whole.
     #[serde(rename = "SSHPolicy", skip_serializing_if = "Option::is_none")]
@@ -87,7 +93,10 @@ pub struct MapResponse {
     #[serde(rename = "TKAInfo", skip_serializing_if = "Option::is_none")]
     pub tka_info: Option<TkaInfo>,
     /// Id for flow logs; empty changes nothing.
-    #[serde(rename = "DomainDataPlaneAuditLogID", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "DomainDataPlaneAuditLogID",
+        skip_serializing_if = "is_default"
+    )]
     pub domain_data_plane_audit_log_id: String,
     /// Instructions to the process.
     #[serde(rename = "Debug", skip_serializing_if = "Option::is_none")]
@@ -107,7 +116,10 @@ impl MapResponse {
     /// The frame that only says "still here".
     #[must_use]
     pub fn keep_alive() -> Self {
-        Self { keep_alive: true, ..Self::default() }
+        Self {
+            keep_alive: true,
+            ..Self::default()
+        }
     }
 }
 

@@ -9,9 +9,7 @@ use keys::{DiscoPublic, MachinePublic, NodePublic};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{
-    Base64Bytes, Hostinfo, NodeId, RegionId, Resolver, StableNodeId, UserId, is_default,
-};
+use super::{Base64Bytes, Hostinfo, NodeId, RegionId, Resolver, StableNodeId, UserId, is_default};
 use crate::{Timestamp, capver::CapabilityVersion};
 
 /// An IP prefix, such as `100.64.0.1/32`.
@@ -113,10 +111,16 @@ pub struct Node {
     #[serde(rename = "Expired", skip_serializing_if = "is_default")]
     pub expired: bool,
     /// Our address as this peer knows it, IPv4.
-    #[serde(rename = "SelfNodeV4MasqAddrForThisPeer", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "SelfNodeV4MasqAddrForThisPeer",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub self_node_v4_masq_addr_for_this_peer: Option<IpAddr>,
     /// Our address as this peer knows it, IPv6.
-    #[serde(rename = "SelfNodeV6MasqAddrForThisPeer", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "SelfNodeV6MasqAddrForThisPeer",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub self_node_v6_masq_addr_for_this_peer: Option<IpAddr>,
     /// Plain WireGuard: no disco, no DERP.
     #[serde(rename = "IsWireGuardOnly", skip_serializing_if = "is_default")]
@@ -139,8 +143,16 @@ impl Node {
     /// Home relay in the new or the legacy form; `None` means no relay path.
     #[must_use]
     pub fn home_derp(&self) -> Option<RegionId> {
-        let legacy = || self.legacy_derp.strip_prefix(LEGACY_DERP_PREFIX)?.parse().ok();
-        Some(self.home_derp).filter(|id| *id != 0).or_else(legacy).filter(|id| *id > 0)
+        let legacy = || {
+            self.legacy_derp
+                .strip_prefix(LEGACY_DERP_PREFIX)?
+                .parse()
+                .ok()
+        };
+        Some(self.home_derp)
+            .filter(|id| *id != 0)
+            .or_else(legacy)
+            .filter(|id| *id > 0)
     }
 
     /// When the key expires; `None` is never.

@@ -78,10 +78,16 @@ pub struct SshAction {
     #[serde(rename = "holdAndDelegate", skip_serializing_if = "is_default")]
     pub hold_and_delegate: String,
     /// Local port forwarding allowed.
-    #[serde(rename = "allowLocalPortForwarding", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "allowLocalPortForwarding",
+        skip_serializing_if = "is_default"
+    )]
     pub allow_local_port_forwarding: bool,
     /// Remote port forwarding allowed.
-    #[serde(rename = "allowRemotePortForwarding", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "allowRemotePortForwarding",
+        skip_serializing_if = "is_default"
+    )]
     pub allow_remote_port_forwarding: bool,
     /// Where recordings go.
     #[serde(rename = "recorders", skip_serializing_if = "is_default")]
@@ -96,10 +102,16 @@ pub struct SshAction {
 #[serde(default)]
 pub struct SshRecorderFailureAction {
     /// Non-empty: refuse new sessions with this text.
-    #[serde(rename = "RejectSessionWithMessage", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "RejectSessionWithMessage",
+        skip_serializing_if = "is_default"
+    )]
     pub reject_session_with_message: String,
     /// Non-empty: end running sessions with this text.
-    #[serde(rename = "TerminateSessionWithMessage", skip_serializing_if = "is_default")]
+    #[serde(
+        rename = "TerminateSessionWithMessage",
+        skip_serializing_if = "is_default"
+    )]
     pub terminate_session_with_message: String,
     /// Tell this URL over Noise.
     #[serde(rename = "NotifyURL", skip_serializing_if = "is_default")]

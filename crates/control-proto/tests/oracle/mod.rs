@@ -2,7 +2,10 @@
 //! judge of ours. Its own judge is a published vector (see `noise.rs`).
 
 use blake2::{Blake2s256, Digest as _};
-use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _, aead::{Aead as _, Payload}};
+use chacha20poly1305::{
+    ChaCha20Poly1305, KeyInit as _,
+    aead::{Aead as _, Payload},
+};
 
 const PROTOCOL: &[u8] = b"Noise_IK_25519_ChaChaPoly_BLAKE2s";
 
@@ -18,7 +21,11 @@ impl Symmetric {
     pub(crate) fn new(prologue: &[u8], responder_static: &[u8; 32]) -> Self {
         // 33 bytes: longer than a hash, so hashed.
         let hash = blake2s(&[PROTOCOL]);
-        let mut state = Self { chaining_key: hash, hash, key: [0; 32] };
+        let mut state = Self {
+            chaining_key: hash,
+            hash,
+            key: [0; 32],
+        };
         state.mix_hash(prologue);
         state.mix_hash(responder_static);
         state
@@ -33,14 +40,20 @@ impl Symmetric {
     }
 
     pub(crate) fn encrypt_and_hash(&mut self, plain: &[u8]) -> Vec<u8> {
-        let payload = Payload { msg: plain, aad: &self.hash };
+        let payload = Payload {
+            msg: plain,
+            aad: &self.hash,
+        };
         let sealed = self.cipher().encrypt(&[0; 12].into(), payload).unwrap();
         self.mix_hash(&sealed);
         sealed
     }
 
     pub(crate) fn decrypt_and_hash(&mut self, sealed: &[u8]) -> Vec<u8> {
-        let payload = Payload { msg: sealed, aad: &self.hash };
+        let payload = Payload {
+            msg: sealed,
+            aad: &self.hash,
+        };
         let plain = self.cipher().decrypt(&[0; 12].into(), payload).unwrap();
         self.mix_hash(sealed);
         plain
@@ -67,9 +80,13 @@ impl Initiator {
     pub(crate) fn write(&mut self, responder_static: &[u8; 32], payload: &[u8]) -> Vec<u8> {
         let ephemeral = public(&self.private_ephemeral);
         self.symmetric.mix_hash(&ephemeral);
-        self.symmetric.mix_key(&dh(&self.private_ephemeral, responder_static));
-        let sealed_static = self.symmetric.encrypt_and_hash(&public(&self.private_static));
-        self.symmetric.mix_key(&dh(&self.private_static, responder_static));
+        self.symmetric
+            .mix_key(&dh(&self.private_ephemeral, responder_static));
+        let sealed_static = self
+            .symmetric
+            .encrypt_and_hash(&public(&self.private_static));
+        self.symmetric
+            .mix_key(&dh(&self.private_static, responder_static));
         let sealed_payload = self.symmetric.encrypt_and_hash(payload);
         [&ephemeral[..], &sealed_static, &sealed_payload].concat()
     }
@@ -77,8 +94,10 @@ impl Initiator {
     pub(crate) fn read(&mut self, message: &[u8]) -> Vec<u8> {
         let ephemeral: [u8; 32] = message[..32].try_into().unwrap();
         self.symmetric.mix_hash(&ephemeral);
-        self.symmetric.mix_key(&dh(&self.private_ephemeral, &ephemeral));
-        self.symmetric.mix_key(&dh(&self.private_static, &ephemeral));
+        self.symmetric
+            .mix_key(&dh(&self.private_ephemeral, &ephemeral));
+        self.symmetric
+            .mix_key(&dh(&self.private_static, &ephemeral));
         self.symmetric.decrypt_and_hash(&message[32..])
     }
 }
@@ -86,7 +105,6 @@ impl Initiator {
 /// A responder, which may answer with any ephemeral key it likes.
 pub(crate) struct Responder {
     pub(crate) symmetric: Symmetric,
-    pub(crate) private_static: [u8; 32],
     initiator_ephemeral: [u8; 32],
     pub(crate) initiator_static: [u8; 32],
 }
@@ -96,10 +114,17 @@ impl Responder {
         let initiator_ephemeral: [u8; 32] = message[..32].try_into().unwrap();
         symmetric.mix_hash(&initiator_ephemeral);
         symmetric.mix_key(&dh(&private_static, &initiator_ephemeral));
-        let initiator_static = symmetric.decrypt_and_hash(&message[32..80]).try_into().unwrap();
+        let initiator_static = symmetric
+            .decrypt_and_hash(&message[32..80])
+            .try_into()
+            .unwrap();
         symmetric.mix_key(&dh(&private_static, &initiator_static));
         symmetric.decrypt_and_hash(&message[80..]);
-        Self { symmetric, private_static, initiator_ephemeral, initiator_static }
+        Self {
+            symmetric,
+            initiator_ephemeral,
+            initiator_static,
+        }
     }
 
     pub(crate) fn write(&mut self, private_ephemeral: &[u8; 32], payload: &[u8]) -> Vec<u8> {
@@ -128,7 +153,9 @@ impl Responder {
 pub(crate) fn seal_record(key: &[u8; 32], number: u64, plain: &[u8]) -> Vec<u8> {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&number.to_be_bytes());
-    let sealed = ChaCha20Poly1305::new(&(*key).into()).encrypt(&nonce.into(), plain).unwrap();
+    let sealed = ChaCha20Poly1305::new(&(*key).into())
+        .encrypt(&nonce.into(), plain)
+        .unwrap();
     let len = u16::try_from(sealed.len()).unwrap();
     [&[4], &len.to_be_bytes()[..], &sealed].concat()
 }
@@ -150,7 +177,10 @@ fn blake2s(parts: &[&[u8]]) -> [u8; 32] {
 fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let pad = |with: u8| {
         let mut block = [with; 64];
-        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+            .iter_mut()
+            .zip(key)
+            .for_each(|(byte, key)| *byte ^= key);
         block
     };
     let inner = blake2s(&[&[&pad(0x36)[..]], parts].concat());

@@ -14,9 +14,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use genetlink::GenetlinkError;
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage};
 

@@ -26,7 +26,10 @@ pub(super) fn messages(name: &str, changes: &[Change]) -> Vec<Vec<WireguardAttri
     for change in changes {
         match change {
             Change::SetPrivateKey(key) => {
-                batch.set(WireguardAttribute::PrivateKey(*key.as_bytes()), &mut messages);
+                batch.set(
+                    WireguardAttribute::PrivateKey(*key.as_bytes()),
+                    &mut messages,
+                );
             }
             Change::SetListenPort(port) => {
                 batch.set(WireguardAttribute::ListenPort(*port), &mut messages);

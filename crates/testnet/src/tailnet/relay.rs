@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::program;
 use crate::folder::Folder;
@@ -66,18 +67,11 @@ impl Relay {
     ///
     /// When it printed none or the file cannot be written.
     pub fn derp_map(&self) -> Result<PathBuf> {
-        let map = wait_until(
-            Duration::from_secs(5),
-            "the relay prints its DERP map",
-            || {
-                let log = self.process.log();
-                let line = log.iter().find(|line| line.contains("\"Regions\""));
-                line.cloned()
-                    .with_context(|| format!("it printed:\n{}", log.join("\n")))
-            },
-        )?;
-        let start = map.find('{').context("no JSON")?;
-        let map: serde_json::Value = serde_json::from_str(&map[start..])?;
+        let what = "the relay prints its DERP map";
+        let map = wait_until(Duration::from_secs(5), what, || {
+            let log = self.process.log().join("\n");
+            first_object(&log).with_context(|| format!("it printed:\n{log}"))
+        })?;
         let path = self.state.path().join("derp-map.json");
         fs::write(&path, map.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -102,6 +96,13 @@ impl Relay {
         })
         .with_context(|| format!("the relay printed:\n{}", self.process.log().join("\n")))
     }
+}
+
+/// The JSON object that begins on a line of its own, whatever follows it.
+fn first_object(text: &str) -> Result<Value> {
+    let start = text.find("\n{").context("no JSON")?;
+    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();
+    Ok(values.next().context("no JSON")??)
 }
 
 fn serve(host: &Host, state: &Folder) -> Result<Process> {
