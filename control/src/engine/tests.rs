@@ -1,3 +1,5 @@
+//! Tests of the map engine.
+
 use std::collections::BTreeSet;
 
 use control_proto::frame;

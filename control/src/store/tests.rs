@@ -1,3 +1,5 @@
+//! Tests of the stores.
+
 use std::path::Path;
 
 use keys::{MachinePublic, NodePublic};
