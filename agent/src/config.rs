@@ -76,22 +76,9 @@ pub struct Config {
 /// Why the settings are not usable. The message names the source and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system answered.
-        source: std::io::Error,
-    },
-    /// The file is not what we understand.
-    #[error("{path}: {problem}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line and cause, with a suggestion.
-        problem: String,
-    },
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    File(#[from] settings::FileError),
     /// No state folder was given.
     #[error("no state folder: name one with --state-dir DIR (for example /var/lib/tailrace)")]
     NoStateDir,
@@ -103,35 +90,6 @@ pub enum ConfigError {
 }
 
 impl Settings {
-    /// Reads a TOML file; unknown keys are refused.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Read`] and [`ConfigError::Parse`], which name the line and the likely meaning.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text).map_err(|problem| ConfigError::Parse {
-            path: path.to_owned(),
-            problem,
-        })
-    }
-
-    fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| {
-            let line = error
-                .span()
-                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-            let cause = explain(error.message());
-            match line {
-                Some(line) => format!("line {line}: {cause}"),
-                None => cause,
-            }
-        })
-    }
-
     /// Takes from `fallback` what is not set here.
     #[must_use]
     pub fn or(self, fallback: Self) -> Self {
@@ -182,79 +140,9 @@ fn is_interface_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
-/// Turns "unknown field `prot`, expected one of …" into a suggestion.
-fn explain(message: &str) -> String {
-    let mut names = message.split('`').skip(1).step_by(2);
-    match (message.starts_with("unknown field"), names.next()) {
-        (true, Some(unknown)) => {
-            let known: Vec<&str> = names.collect();
-            match closest(unknown, &known) {
-                Some(likely) => {
-                    format!("unknown setting \"{unknown}\": did you mean \"{likely}\"?")
-                }
-                None => format!(
-                    "unknown setting \"{unknown}\": known are {}",
-                    known.join(", ")
-                ),
-            }
-        }
-        _ => message.lines().collect::<Vec<_>>().join(" "),
-    }
-}
-
-/// The candidate within a third of its length in edits, if any.
-fn closest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    candidates
-        .iter()
-        .map(|candidate| (distance(word, candidate), *candidate))
-        .filter(|(edits, candidate)| *edits <= 1 + candidate.len() / 3)
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substitute = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_misspelt_key_is_refused_with_line_and_suggestion() {
-        let problem = Settings::parse("device = \"t0\"\nprot = 1\n").unwrap_err();
-        assert_eq!(
-            problem,
-            "line 2: unknown setting \"prot\": did you mean \"port\"?"
-        );
-    }
-
-    #[test]
-    fn an_unknown_key_without_a_likely_meaning_lists_what_is_known() {
-        let problem = Settings::parse("colour = \"blue\"\n").unwrap_err();
-        assert!(
-            problem.contains("known are state_dir, socket, device"),
-            "{problem}"
-        );
-    }
-
-    #[test]
-    fn a_value_of_the_wrong_kind_names_its_line() {
-        let problem = Settings::parse("port = \"many\"\n").unwrap_err();
-        assert!(problem.starts_with("line 1: "), "{problem}");
-        assert_eq!(problem.lines().count(), 1);
-    }
 
     #[test]
     fn a_flag_wins_over_the_file() {
@@ -263,7 +151,8 @@ mod tests {
             ..Settings::default()
         };
         let file =
-            Settings::parse("port = 2\nstate_dir = \"/s\"\nwireguard = \"kernel\"\n").unwrap();
+            settings::parse::<Settings>("port = 2\nstate_dir = \"/s\"\nwireguard = \"kernel\"\n")
+                .unwrap();
         let config = flags.or(file).into_config().unwrap();
         assert_eq!(config.port, 1);
         assert_eq!(config.engine, EngineChoice::Kernel);
@@ -307,5 +196,17 @@ mod tests {
     fn a_missing_state_folder_is_named() {
         let error = Settings::default().into_config().unwrap_err();
         assert!(error.to_string().contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn the_documented_file_is_what_the_daemon_reads() {
+        let text = include_str!("../../docs/examples/tailrace.toml");
+        let config = settings::parse::<Settings>(text)
+            .unwrap()
+            .into_config()
+            .unwrap();
+        assert_eq!(config.device, DEFAULT_DEVICE);
+        assert_eq!(config.port, DEFAULT_PORT);
+        assert!(config.metrics.is_some());
     }
 }

@@ -1,24 +1,27 @@
 //! `tailrace daemon`: settings, locks and sockets first, then the engine until a signal comes.
+//!
+//! [`prepare`] does with all of root's privileges what needs them, drops the rest, and only then threads
+//! are started: they inherit what is left.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::args::DaemonArgs;
 use crate::config::{Config, ConfigError, Settings};
 use crate::engine::{Engine, EngineConfig};
 use crate::localapi::{BindError, Server};
-use crate::metrics;
+use crate::net::Net;
 use crate::state::{StateDir, StateError};
+use crate::{metrics, privileges};
 
 /// Environment variable that says what to log, as tracing-subscriber's EnvFilter.
 const LOG_VARIABLE: &str = "TAILRACE_LOG";
-/// Bit of CAP_NET_ADMIN in a capability set (capabilities(7)).
-const CAP_NET_ADMIN: u64 = 1 << 12;
 
 /// Why the daemon does not run. The message names cause and fix.
 #[derive(Debug, thiserror::Error)]
@@ -55,29 +58,81 @@ pub enum DaemonError {
     /// Signals cannot be caught.
     #[error("cannot catch signals: {0}")]
     Signals(#[source] io::Error),
+    /// The task that decides everything ended by itself: a bug.
+    #[error(
+        "the daemon's engine ended unexpectedly ({problem}): start the daemon again; a kernel data plane \
+         goes on meanwhile"
+    )]
+    Engine {
+        /// How it ended.
+        problem: String,
+    },
+}
+
+/// A daemon that holds all it needs, and no more privileges than that.
+#[derive(Debug)]
+pub struct Daemon {
+    config: Config,
+    state: StateDir,
+    server: Server,
+    metrics: Option<TcpListener>,
+}
+
+/// Takes state folder and sockets, and drops the privileges that are not needed any more.
+///
+/// Call it while the process has one thread.
+///
+/// # Errors
+///
+/// [`DaemonError`] before anything was changed.
+pub fn prepare(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Daemon, DaemonError> {
+    let config = configure(args, socket)?;
+    start_log();
+    if !privileges::may_configure_network() {
+        return Err(DaemonError::NotRoot);
+    }
+    let state = StateDir::open(&config.state_dir)?;
+    let server = Server::bind(&config.socket)?;
+    let bind =
+        |address| metrics::bind(address).map_err(|source| DaemonError::Metrics { address, source });
+    let metrics = config.metrics.map(bind).transpose()?;
+    let prepared = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map(|runtime| {
+            runtime.block_on(Net::prepare(
+                &config.device,
+                config.engine,
+                &config.state_dir,
+            ));
+        });
+    if let Err(error) = prepared {
+        tracing::warn!(%error, "the host could not be prepared for pinned counters");
+    }
+    match privileges::reduce(config.port, || state.is_writable()) {
+        Ok(kept) => tracing::info!(%kept, "privileges dropped"),
+        Err(error) => tracing::warn!(%error, "privileges could not be dropped"),
+    }
+    Ok(Daemon {
+        config,
+        state,
+        server,
+        metrics,
+    })
 }
 
 /// Runs the daemon until SIGTERM or SIGINT; a kernel data plane outlives it.
 ///
 /// # Errors
 ///
-/// [`DaemonError`] before anything was changed.
-pub async fn run(args: DaemonArgs, socket: Option<PathBuf>) -> Result<(), DaemonError> {
-    let config = configure(args, socket)?;
-    start_log();
-    if !may_configure_network() {
-        return Err(DaemonError::NotRoot);
-    }
-    let state = StateDir::open(&config.state_dir)?;
-    let server = Server::bind(&config.socket).await?;
-    let metrics_listener = match config.metrics {
-        Some(address) => Some(
-            metrics::bind(address)
-                .await
-                .map_err(|source| DaemonError::Metrics { address, source })?,
-        ),
-        None => None,
-    };
+/// [`DaemonError`] before anything was changed, and [`DaemonError::Engine`].
+pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
+    let Daemon {
+        config,
+        state,
+        server,
+        metrics: metrics_listener,
+    } = daemon;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
 
@@ -98,31 +153,53 @@ pub async fn run(args: DaemonArgs, socket: Option<PathBuf>) -> Result<(), Daemon
     let exporter =
         metrics_listener.map(|listener| tokio::spawn(metrics::serve(listener, handle.clone())));
     let running = tokio::spawn(engine.run());
-
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping, a kernel data plane stays"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping, a kernel data plane stays"),
-    }
-    handle.shutdown().await;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping, a kernel data plane stays"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping, a kernel data plane stays"),
+        }
+        handle.shutdown().await;
+    };
+    let ended = supervise(running, stop).await;
     api.abort();
     if let Some(exporter) = exporter {
         exporter.abort();
-    }
-    if let Err(error) = running.await {
-        tracing::error!(%error, "the engine failed");
     }
     // The socket's file goes with the task that holds it.
     match api.await {
         Err(error) if error.is_panic() => tracing::error!(%error, "the local API failed"),
         _ => {}
     }
-    Ok(())
+    ended
+}
+
+/// Waits for the engine's end, which only `stop` may bring about.
+async fn supervise(
+    mut engine: JoinHandle<()>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    let early = tokio::select! {
+        biased;
+        () = stop => None,
+        ended = &mut engine => Some(ended),
+    };
+    let stopped = early.is_none();
+    let ended = match early {
+        Some(ended) => ended,
+        None => engine.await,
+    };
+    let problem = match ended {
+        Ok(()) if stopped => return Ok(()),
+        Ok(()) => "it returned".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(DaemonError::Engine { problem })
 }
 
 /// Flag > environment (both in `args`) > file > default.
 fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, ConfigError> {
     let file = match &args.config {
-        Some(path) => Settings::read(path)?,
+        Some(path) => settings::read(path).map_err(ConfigError::File)?,
         None => Settings::default(),
     };
     let flags = Settings {
@@ -136,6 +213,8 @@ fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, Config
     flags.or(file).into_config()
 }
 
+/// With feature `ebpf-log` this carries the eBPF programs' own records too: they come through the `log`
+/// crate, which the subscriber listens to (`TAILRACE_LOG=info,ebpf=debug`).
 fn start_log() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     let started = tracing_subscriber::fmt()
@@ -148,12 +227,31 @@ fn start_log() {
     }
 }
 
-/// Whether CAP_NET_ADMIN is among our effective capabilities.
-fn may_configure_network() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_some_and(|set| set & CAP_NET_ADMIN != 0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_ends_by_itself_ends_the_daemon_with_an_error() {
+        let failing = tokio::spawn(async { panic!("a bug") });
+        let error = supervise(failing, std::future::pending()).await;
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("a bug"), "{text}");
+
+        let returning = tokio::spawn(async {});
+        let ended = supervise(returning, std::future::pending()).await;
+        assert!(matches!(ended, Err(DaemonError::Engine { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_was_stopped_is_no_error() {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let engine = tokio::spawn(async {
+            let _ = stopped.await;
+        });
+        let stop = async {
+            let _ = stop.send(());
+        };
+        supervise(engine, stop).await.unwrap();
+    }
 }

@@ -11,17 +11,20 @@
 //! else hands it messages or reads the status it answers with.
 #![deny(unsafe_code)]
 
+mod backoff;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 mod derp;
 pub mod engine;
+mod error_text;
 pub mod localapi;
 pub mod metrics;
 pub mod net;
 mod netcheck;
 pub mod prefs;
+pub mod privileges;
 mod relayed;
 mod router;
 pub mod state;

@@ -1,7 +1,8 @@
 //! The agent's Prometheus endpoint: what [`Snapshot`] holds at the moment of the scrape.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGauge, Opts, TextEncoder};
-use tokio::net::TcpListener;
 
 use crate::engine::{Handle, Snapshot};
 use crate::localapi::BackendState;
@@ -31,12 +31,21 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// What the system answered.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Serves `GET /metrics` until dropped.
 pub async fn serve(listener: TcpListener, engine: Handle) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the metrics are not served");
+            return;
+        }
+    };
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

@@ -6,18 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::pending;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use disco_proto::stun;
 use futures_util::future::join_all;
-use node_core::derp::{Address, Node, Region};
+use node_core::derp::{Node, Region};
 use node_core::{DerpMap, RegionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::derp::{host_header, open_tls};
+use crate::derp::{addresses, host_header, open_tls};
 use crate::underlay;
 
 /// Time for STUN.
@@ -187,30 +187,12 @@ async fn stun_addresses(node: &Node) -> Vec<SocketAddr> {
     if let Some(ip) = node.stun_ip {
         return vec![SocketAddr::new(ip, port)];
     }
-    let mut addresses = Vec::new();
-    if let Address::Fixed(v4) = node.ipv4 {
-        addresses.push(SocketAddr::from((v4, port)));
-    }
-    if let Address::Fixed(v6) = node.ipv6 {
-        addresses.push(SocketAddr::from((v6, port)));
-    }
-    if !addresses.is_empty() {
-        return addresses;
-    }
-    let lookup = tokio::net::lookup_host((node.host.as_str(), port));
-    match timeout(RESOLVE_TIMEOUT, lookup).await {
-        Ok(Ok(found)) => found
-            .filter(|address| match address.ip() {
-                IpAddr::V4(_) => node.ipv4 == Address::Resolve,
-                IpAddr::V6(_) => node.ipv6 == Address::Resolve,
-            })
-            .collect(),
-        Ok(Err(error)) => {
-            tracing::debug!(node = node.name, %error, "STUN server not found");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
-    }
+    let lookup = timeout(RESOLVE_TIMEOUT, addresses(node, port)).await;
+    let found = lookup.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    found.unwrap_or_else(|error| {
+        tracing::debug!(node = node.name, %error, "STUN server not found");
+        Vec::new()
+    })
 }
 
 /// Try k of a region goes to its node k, over each family once.

@@ -1,5 +1,7 @@
 //! Sockets of the underlay: marked, so that policy routing never sends them into the overlay.
 
+pub(crate) mod trust;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

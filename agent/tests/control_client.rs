@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::control::{Control, ControlConfig, ControlError, Event, Login, ServerUrl, hostinfo};
 use agent::state::StateDir;
@@ -18,7 +18,7 @@ use control_proto::netmap::NetMap;
 use control_proto::tailcfg::{DerpMap, NetInfo};
 use keys::{MachinePrivate, NodePublic};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Longest that anything here may take.
@@ -178,14 +178,13 @@ async fn logging_out_expires_the_node_and_forgets_its_key() {
     let server = Server::start().await;
     let mut node = Node::start(&server, "alice", server.auth_key().await);
     let map = node.until_map(|_| true).await;
-    let (done, told) = oneshot::channel();
-    assert!(node.control.logout(done));
+    assert!(node.control.logout());
     loop {
-        if let Event::LoggedOut = node.event().await {
+        if let Event::LoggedOut(stored) = node.event().await {
+            stored.unwrap();
             break;
         }
     }
-    told.await.unwrap().unwrap();
     assert_ne!(node.stored_key(), map.node.key);
 }
 
@@ -200,15 +199,34 @@ async fn a_logout_that_the_server_cannot_hear_changes_nothing() {
             break;
         }
     }
-    let (done, told) = oneshot::channel();
-    assert!(node.control.logout(done));
-    let told = tokio::spawn(told);
-    while !told.is_finished() {
-        // The client waits for nobody but us.
-        let _ = tokio::time::timeout(Duration::from_millis(100), node.events.recv()).await;
-    }
-    assert!(told.await.unwrap().unwrap().is_err());
+    assert!(node.control.logout());
+    let error = loop {
+        if let Event::LogoutFailed(error) = node.event().await {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("cannot reach"), "{error}");
     assert_eq!(node.stored_key(), map.node.key);
+}
+
+#[tokio::test]
+async fn maps_that_are_refused_are_asked_for_ever_more_slowly() {
+    let server = Server::start().await;
+    let mut node = Node::start(&server, "alice", server.auth_key().await);
+    node.until_first_map().await;
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert!(node.control.reconnect("a map that makes no sense"));
+        let problem = loop {
+            if let Event::Problem(problem) = node.event().await {
+                break problem;
+            }
+        };
+        assert!(problem.to_string().contains("makes no sense"), "{problem}");
+        node.until_first_map().await;
+    }
+    // At least half of 0.5, 1 and 2 s.
+    assert!(start.elapsed() >= Duration::from_millis(1750));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use agent::engine::{Engine, EngineConfig, Handle};
 use agent::localapi::{BackendState, BindError, Client, ClientError, Server, Status};
@@ -11,11 +12,12 @@ use agent::prefs::Prefs;
 use agent::state::StateDir;
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::task::JoinHandle;
 
 #[tokio::test]
 async fn everybody_reads_but_only_writers_write() {
-    let daemon = Daemon::start(BTreeSet::new()).await;
+    let daemon = Daemon::start(BTreeSet::new());
     let status: Status = daemon
         .client
         .json(Method::GET, "status", Bytes::new())
@@ -40,7 +42,7 @@ async fn the_operator_in_the_preferences_writes_too() {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective())
         .unwrap()
         .unwrap();
-    let daemon = Daemon::start(BTreeSet::new()).await;
+    let daemon = Daemon::start(BTreeSet::new());
     let patch = serde_json::json!({"OperatorUser": user.name, "OperatorUserSet": true});
     let serde_json::Value::Object(patch) = patch else {
         unreachable!("an object")
@@ -55,7 +57,7 @@ async fn the_operator_in_the_preferences_writes_too() {
 
 #[tokio::test]
 async fn a_changed_preference_is_on_disk() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     daemon
         .patch(r#"{"Hostname": "kept", "HostnameSet": true}"#)
         .await;
@@ -68,7 +70,7 @@ async fn a_changed_preference_is_on_disk() {
 
 #[tokio::test]
 async fn a_request_that_makes_no_sense_says_why() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     for (method, path, body, status, word) in [
         (
             Method::GET,
@@ -142,7 +144,7 @@ async fn a_request_that_makes_no_sense_says_why() {
 
 #[tokio::test]
 async fn an_unreachable_server_changes_nothing() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     // Bound and dropped: nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -163,7 +165,7 @@ async fn an_unreachable_server_changes_nothing() {
 
 #[tokio::test]
 async fn the_first_notification_is_the_present_state() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     let mut notices = daemon.client.watch().await.unwrap();
     let notice = notices.next().await.unwrap().unwrap();
     assert_eq!(notice.state, Some(BackendState::NeedsLogin.number()));
@@ -171,7 +173,7 @@ async fn the_first_notification_is_the_present_state() {
 
 #[tokio::test]
 async fn metrics_name_the_state() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     let text = daemon
         .client
         .request(Method::GET, "usermetrics", Bytes::new())
@@ -186,16 +188,77 @@ async fn metrics_name_the_state() {
 
 #[tokio::test]
 async fn a_second_daemon_on_the_socket_is_refused_and_a_dead_ones_is_replaced() {
-    let daemon = Daemon::start(own_uid()).await;
+    let daemon = Daemon::start(own_uid());
     assert!(matches!(
-        Server::bind(&daemon.socket).await,
+        Server::bind(&daemon.socket),
         Err(BindError::InUse(_))
     ));
 
     let stale = daemon.folder.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     assert!(stale.exists());
-    Server::bind(&stale).await.unwrap();
+    Server::bind(&stale).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let precious = folder.path().join("precious");
+    std::fs::write(&precious, "text").unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&precious, &link).unwrap();
+    for path in [&precious, &link] {
+        let error = Server::bind(path).unwrap_err();
+        assert!(matches!(&error, BindError::NotASocket(_)), "{error}");
+        assert!(error.to_string().contains("--socket"), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "text");
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_accept_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("busy.sock");
+    let address = SockAddr::unix(&path).unwrap();
+    let open = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let busy = open();
+    busy.bind(&address).unwrap();
+    busy.listen(0).unwrap();
+    let waiting: Vec<Socket> = std::iter::repeat_with(open)
+        .take_while(|socket| socket.connect(&address).is_ok())
+        .collect();
+    assert!(!waiting.is_empty());
+    assert!(matches!(Server::bind(&path), Err(BindError::InUse(_))));
+}
+
+#[tokio::test]
+async fn a_user_who_watches_too_often_is_refused_until_one_watch_ends() {
+    let daemon = Daemon::start(BTreeSet::new());
+    let mut watches = Vec::new();
+    while let Ok(mut watch) = daemon.client.watch().await {
+        // Served for sure, so its slot is taken.
+        watch.next().await.unwrap().unwrap();
+        watches.push(watch);
+        assert!(watches.len() < 100, "no limit");
+    }
+    let served = daemon.client.request(Method::GET, "status", Bytes::new());
+    assert!(served.await.is_err());
+
+    watches.pop();
+    let patience = tokio::time::Instant::now() + Duration::from_secs(10);
+    while daemon
+        .client
+        .request(Method::GET, "status", Bytes::new())
+        .await
+        .is_err()
+    {
+        assert!(tokio::time::Instant::now() < patience, "no room was made");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -222,7 +285,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(writers: BTreeSet<u32>) -> Self {
+    fn start(writers: BTreeSet<u32>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         let config = EngineConfig {
@@ -232,7 +295,7 @@ impl Daemon {
         };
         let (engine, handle) = Engine::new(config, state).unwrap();
         let socket = folder.path().join("api.sock");
-        let server = Server::bind(&socket).await.unwrap();
+        let server = Server::bind(&socket).unwrap();
         let tasks = [
             tokio::spawn(engine.run()),
             tokio::spawn(server.serve(handle.clone(), writers)),

@@ -30,11 +30,6 @@ pub struct Login {
 }
 
 impl Login {
-    /// Wakes those who wait for the approval.
-    pub fn approve(&self) {
-        self.approved.send_replace(true);
-    }
-
     /// Waits for the approval, at most until `hold` is over. Was it given?
     pub async fn wait(&self, hold: Duration) -> bool {
         let deadline = self.deadline.min(Instant::now() + hold);
@@ -113,13 +108,21 @@ impl Logins {
             .cloned()
     }
 
+    /// Takes an approved login off the list and wakes those who wait for it. `false` if somebody
+    /// else did before.
+    pub fn finish(&self, login: &Login) -> bool {
+        let waited = self.waiting().remove(&login.code).is_some();
+        login.approved.send_replace(true);
+        waited
+    }
+
     /// All that wait, for lists.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Login>> {
         let mut list: Vec<_> = self
             .waiting()
             .values()
-            .filter(|login| !login.is_over() && !*login.approved.borrow())
+            .filter(|login| !login.is_over())
             .cloned()
             .collect();
         list.sort_by_key(|login| login.deadline);

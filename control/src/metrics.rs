@@ -129,6 +129,8 @@ fn register<M: prometheus::core::Collector + Clone + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -146,5 +148,24 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("tailrace_control_nodes 3"), "{text}");
+    }
+    #[test]
+    fn every_family_is_documented_and_every_documented_family_exists() {
+        let metrics = Metrics::default();
+        metrics.include(relay::metrics::Metrics::new()).unwrap();
+        let page = include_str!("../../docs/metrics.md");
+        let documented: BTreeSet<&str> = page
+            .split('`')
+            .map(|code| code.split('{').next().unwrap_or(code))
+            .filter(|code| {
+                let ours = ["tailrace_control_", "tailrace_relay_"];
+                ours.iter().any(|prefix| code.starts_with(prefix))
+            })
+            // The agent's word on the server, not the server's.
+            .filter(|name| *name != "tailrace_control_connected")
+            .collect();
+        let families = metrics.registry.gather();
+        let existing: BTreeSet<&str> = families.iter().map(|family| family.name()).collect();
+        assert_eq!(documented, existing);
     }
 }

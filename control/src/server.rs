@@ -16,7 +16,7 @@ use crate::{admin, derp, state};
 
 /// How often reports of nodes are written.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
-/// How often expired keys and abandoned nodes are looked for.
+/// How often, at least, expired keys and abandoned nodes are looked for.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10);
 /// What streams get to flush their last frame at the end.
 const LAST_FRAMES: Duration = Duration::from_millis(200);
@@ -77,6 +77,10 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     settings.ephemeral_timeout = config
         .ephemeral_timeout
         .unwrap_or(settings.ephemeral_timeout);
+    // Nodes with a short life are looked for more often.
+    let housekeeping = settings
+        .ephemeral_timeout
+        .clamp(Duration::from_secs(1), HOUSEKEEPING_INTERVAL);
     let map = MapSettings::new(&config.base_domain, &derp_map);
     let control = Control::open(store, settings, map).await?;
     let relay = embedded
@@ -91,7 +95,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         () = front.serve(listener, tls) => {}
         () = admin.serve(Arc::clone(&control)) => {}
         () = periodically(SAVE_INTERVAL, || control.save_reports()) => {}
-        () = periodically(HOUSEKEEPING_INTERVAL, || control.housekeep()) => {}
+        () = periodically(housekeeping, || control.housekeep()) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
         _ = interrupt.recv() => tracing::info!("Ctrl-C: stopping"),
     }

@@ -1,11 +1,11 @@
 //! The state folder: private, with the server's Noise key in it.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use keys::MachinePrivate;
+use settings::private_file;
 
 const NOISE_KEY: &str = "noise.key";
 const DATABASE: &str = "control.db";
@@ -60,11 +60,7 @@ pub fn prepare(state_dir: &Path) -> Result<(), StateError> {
         path: state_dir.to_owned(),
         source,
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir)
-        .map_err(unwritable)?;
+    private_file::create_folder(state_dir).map_err(unwritable)?;
     let probe = state_dir.join(".write-probe");
     fs::write(&probe, b"")
         .and_then(|()| fs::remove_file(&probe))
@@ -82,24 +78,10 @@ pub fn noise_key(state_dir: &Path) -> Result<MachinePrivate, StateError> {
         Ok(text) => text.trim().parse().map_err(|_| StateError::BadKey { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = MachinePrivate::generate();
-            let aside = state_dir.join("noise.key.new");
-            let write = || {
-                let mut file = fs::OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&aside)?;
-                file.write_all(key.to_text().as_bytes())?;
-                file.sync_all()?;
-                fs::rename(&aside, &path)?;
-                fs::File::open(state_dir)?.sync_all()
-            };
-            write().map_err(|source| StateError::Unwritable {
-                path: path.clone(),
-                source,
-            })?;
-            Ok(key)
+            match private_file::write(&path, key.to_text().as_bytes()) {
+                Ok(()) => Ok(key),
+                Err(source) => Err(StateError::Unwritable { path, source }),
+            }
         }
         Err(source) => Err(StateError::Read { path, source }),
     }

@@ -374,6 +374,69 @@ async fn an_expired_node_is_told_and_comes_back_with_a_new_key() {
 }
 
 #[tokio::test]
+async fn a_key_that_runs_out_is_handed_to_the_relay() {
+    let server = Server::start(|settings| settings.key_expiry = Duration::from_secs(2)).await;
+    let (gone, mut told) = tokio::sync::mpsc::unbounded_channel();
+    server
+        .control
+        .on_key_gone(move |key| gone.send(key).unwrap());
+    let node = server.join("node").await;
+    let key = node.identity.node.public();
+    assert!(server.control.admits(&key));
+    let housekeeping = async {
+        while told.is_empty() {
+            server.control.housekeep().await;
+            tokio::task::yield_now().await;
+        }
+        told.recv().await
+    };
+    assert_eq!(soon(housekeeping).await, Some(key));
+    assert!(!server.control.admits(&key));
+}
+
+#[tokio::test]
+async fn a_login_that_timed_out_cannot_be_approved_and_the_next_one_can() {
+    let server = Server::start(|settings| settings.login_timeout = Duration::ZERO).await;
+    let identity = Identity::new("laptop");
+    let client = server.connect(&identity).await;
+    let request = identity.register(None);
+    let url = client.register(&request).await.unwrap().auth_url;
+    let refused = server.control.approve(&url, "ann").await.unwrap_err();
+    assert!(refused.to_string().contains("timed out"), "{refused}");
+    let followup = RegisterRequest {
+        followup: url.clone(),
+        ..request
+    };
+    let fresh = soon(client.register(&followup)).await.unwrap().auth_url;
+    assert!(!fresh.is_empty() && fresh != url);
+    assert_eq!(server.control.engine().counts().nodes, 0);
+}
+
+#[tokio::test]
+async fn of_two_administrators_who_approve_at_once_one_is_told_that_it_is_done() {
+    let server = Server::start(|_| {}).await;
+    server.control.create_user("bob").await.unwrap();
+    let identity = Identity::new("laptop");
+    let client = server.connect(&identity).await;
+    let url = client
+        .register(&identity.register(None))
+        .await
+        .unwrap()
+        .auth_url;
+    let (first, second) = tokio::join!(
+        server.control.approve(&url, "ann"),
+        server.control.approve(&url, "bob"),
+    );
+    let node = first.unwrap();
+    assert!(second.unwrap_err().to_string().contains("approved already"));
+    let view = server.control.engine().node(node.id).unwrap();
+    assert_eq!(
+        server.control.engine().user(view.node.user).unwrap().name,
+        "ann"
+    );
+}
+
+#[tokio::test]
 async fn an_expired_key_lives_on_with_a_valid_auth_key() {
     let server = Server::start(|_| {}).await;
     let node = server.join("node").await;

@@ -55,6 +55,21 @@ impl Admission {
         };
         allowed.then_some(()).ok_or(Refusal::Denied(key))
     }
+
+    /// Asks once more about a key that has just become visible to [`crate::Server::kick`]: who was
+    /// removed since [`Self::admit`] could not be kicked yet.
+    ///
+    /// Only for what answers from memory; a verification service is asked again at the next sweep.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Denied`]: keep it out.
+    pub(crate) fn confirm(&self, key: NodePublic) -> Result<(), Refusal> {
+        match self {
+            Self::Callback(allow) if !allow(key) => Err(Refusal::Denied(key)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Debug for Admission {

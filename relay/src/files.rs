@@ -1,11 +1,11 @@
-//! Files of the state folder: private, and never half written.
+//! Files of the state folder.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use keys::NodePrivate;
+use settings::private_file;
 
 const KEY_FILE: &str = "derp.key";
 
@@ -64,7 +64,7 @@ pub fn load_or_create_key(state_dir: &Path) -> Result<NodePrivate, FileError> {
     }
 }
 
-/// Writes `path` (0600) so that a crash leaves the old content or the new, nothing between.
+/// Writes a [`private_file`], and makes its folder (0700) if it is not there.
 ///
 /// # Errors
 ///
@@ -72,21 +72,9 @@ pub fn load_or_create_key(state_dir: &Path) -> Result<NodePrivate, FileError> {
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let write = || {
         if let Some(folder) = path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
+            private_file::create_folder(folder)?;
         }
-        let aside = path.with_extension("new");
-        let mut file: File = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&aside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&aside, path)
+        private_file::write(path, content)
     };
     write().map_err(|source| FileError::Write {
         path: path.to_owned(),

@@ -20,7 +20,7 @@ mod args;
 fn main() -> ExitCode {
     let Command::Serve(serve) = Cli::parse().command;
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_env_filter(EnvFilter::try_from_env("TAILRACE_LOG").unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .init();
     let run = || {

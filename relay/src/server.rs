@@ -242,7 +242,6 @@ impl Server {
                 return Err(error);
             }
         };
-        metrics.accepted.inc();
         let traits = Traits {
             mesh: self.is_mesh(&info),
             prober: info.is_prober,
@@ -256,6 +255,13 @@ impl Server {
             Outbox::new(config.queue_bytes.max(128 << 10)),
         ));
         let connection = Connection::new(self.clone(), client, io, incoming);
+        if !traits.mesh
+            && let Err(refusal) = config.admission.confirm(key)
+        {
+            metrics.refused.inc();
+            return Err(refusal.into());
+        }
+        metrics.accepted.inc();
         Ok(connection.run().await)
     }
 

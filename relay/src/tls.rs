@@ -15,11 +15,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::files::{FileError, write_private};
 
-const CERT_FILE: &str = "relay.crt";
-const KEY_FILE: &str = "relay.key";
+/// Key and certificate of our own making: one file, so that a crash never leaves two that do not fit.
+const OWN_FILE: &str = "relay.pem";
 
 /// Life of a certificate of our own making: a pin, not a date, is what clients trust.
 const LIFETIME: Duration = Duration::days(10 * 365);
@@ -57,8 +58,28 @@ pub enum TlsError {
     #[error("{0} holds no certificate")]
     Empty(PathBuf),
     /// Certificate and key that TLS cannot work with, such as two that do not belong together.
-    #[error("certificate and key cannot be used together: {0}")]
-    Pair(#[from] rustls::Error),
+    #[error("{cert} and {key} cannot be used together: {source}")]
+    Pair {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why not.
+        source: rustls::Error,
+    },
+    /// The file of our own making that cannot be used.
+    #[error(
+        "{path} cannot be used: restore it, or delete it to get a new certificate, whose pin DERP maps then need"
+    )]
+    Own {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<TlsError>,
+    },
+    /// TLS does not take what it was given.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(#[from] rustls::Error),
     /// A certificate that could not be made, such as for an impossible host name.
     #[error("cannot make a certificate for `{host}`: {source}")]
     Make {
@@ -94,8 +115,14 @@ impl Identity {
             key: private,
             own: false,
         };
-        identity.certified(None)?;
-        Ok(identity)
+        match identity.certified(None) {
+            Ok(_) => Ok(identity),
+            Err(source) => Err(TlsError::Pair {
+                cert: cert.to_owned(),
+                key: key.to_owned(),
+                source,
+            }),
+        }
     }
 
     /// The self-signed identity that `state_dir` keeps for `host`, a DNS name or an IP address.
@@ -106,13 +133,13 @@ impl Identity {
     ///
     /// [`TlsError`].
     pub fn self_signed(state_dir: &Path, host: &str) -> Result<Self, TlsError> {
-        let (cert, key) = (state_dir.join(CERT_FILE), state_dir.join(KEY_FILE));
-        if cert.exists() && key.exists() {
-            let kept = Self::load(&cert, &key)?;
+        let path = state_dir.join(OWN_FILE);
+        if path.exists() {
+            let kept = Self::load_own(&path)?;
             if is_good_for(&kept.chain[0], host) {
-                return Ok(Self { own: true, ..kept });
+                return Ok(kept);
             }
-            let file = cert.display();
+            let file = path.display();
             tracing::warn!(%file, host, "certificate replaced: DERP maps need the new pin");
         }
         let failed = |source| TlsError::Make {
@@ -126,13 +153,23 @@ impl Identity {
         params.not_after = now + LIFETIME;
         let pair = KeyPair::generate().map_err(failed)?;
         let made = params.self_signed(&pair).map_err(failed)?;
-        // The key first: a certificate alone is replaced, a key alone too.
-        write_private(&key, pair.serialize_pem().as_bytes())?;
-        write_private(&cert, made.pem().as_bytes())?;
-        Ok(Self {
-            own: true,
-            ..Self::load(&cert, &key)?
-        })
+        let mut pem = Zeroizing::new(pair.serialize_pem());
+        pem.push_str(&made.pem());
+        write_private(&path, pem.as_bytes())?;
+        Self::load_own(&path)
+    }
+
+    fn load_own(path: &Path) -> Result<Self, TlsError> {
+        match Self::load(path, path) {
+            Ok(identity) => Ok(Self {
+                own: true,
+                ..identity
+            }),
+            Err(source) => Err(TlsError::Own {
+                path: path.to_owned(),
+                source: Box::new(source),
+            }),
+        }
     }
 
     /// The pin of the leaf certificate, as a DERP map's `CertName` carries it.
@@ -166,10 +203,12 @@ impl Identity {
         Ok(Arc::new(config))
     }
 
-    fn certified(&self, meta: Option<CertificateDer<'static>>) -> Result<CertifiedKey, TlsError> {
+    fn certified(
+        &self,
+        meta: Option<CertificateDer<'static>>,
+    ) -> Result<CertifiedKey, rustls::Error> {
         let chain = self.chain.iter().cloned().chain(meta).collect();
-        let certified = CertifiedKey::from_der(chain, self.key.clone_key(), &provider())?;
-        Ok(certified)
+        CertifiedKey::from_der(chain, self.key.clone_key(), &provider())
     }
 }
 
@@ -242,12 +281,53 @@ mod tests {
         assert_eq!(first.pin(), second.pin());
         assert_ne!(first.pin(), other.pin());
         assert_eq!(first.cert_name(), Some(first.pin()));
-        for file in [CERT_FILE, KEY_FILE] {
-            let mode = fs::metadata(folder.path().join(file))
-                .unwrap()
-                .permissions()
-                .mode();
-            assert_eq!(mode & 0o777, 0o600, "{file}");
+        let mode = fs::metadata(folder.path().join(OWN_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_crash_while_the_own_certificate_is_replaced_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = Identity::self_signed(folder.path(), "192.0.2.1").unwrap();
+        let draft = folder.path().join("relay.pem.new");
+        fs::write(&draft, "-----BEGIN PRIVATE KEY-----\nMC4C").unwrap();
+
+        let after = Identity::self_signed(folder.path(), "192.0.2.1").unwrap();
+        assert_eq!(after.pin(), before.pin());
+
+        let replaced = Identity::self_signed(folder.path(), "192.0.2.2").unwrap();
+        assert_ne!(replaced.pin(), before.pin());
+    }
+
+    #[test]
+    fn a_damaged_own_file_is_named_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        Identity::self_signed(folder.path(), "192.0.2.1").unwrap();
+        let path = folder.path().join(OWN_FILE);
+        let pem = fs::read_to_string(&path).unwrap();
+        Identity::self_signed(folder.path(), "192.0.2.2").unwrap();
+        let other = fs::read_to_string(&path).unwrap();
+        let begin = "-----BEGIN CERTIFICATE-----";
+        let (key, _) = pem.split_once(begin).unwrap();
+        let (_, certificate) = other.split_once(begin).unwrap();
+
+        for damaged in [
+            String::new(),
+            key.to_owned(),
+            format!("{begin}{certificate}"),
+            format!("{key}{begin}{certificate}"),
+        ] {
+            fs::write(&path, &damaged).unwrap();
+            let error = Identity::self_signed(folder.path(), "192.0.2.2").unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("relay.pem") && text.contains("delete"),
+                "{text}"
+            );
+            assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
         }
     }
 
@@ -275,13 +355,16 @@ mod tests {
         assert!(empty.contains("a.crt"), "{empty}");
 
         Identity::self_signed(folder.path(), "x.example").unwrap();
-        fs::copy(folder.path().join(CERT_FILE), &cert).unwrap();
+        fs::copy(folder.path().join(OWN_FILE), &cert).unwrap();
         let no_key = Identity::load(&cert, &key).unwrap_err().to_string();
         assert!(no_key.contains("a.key"), "{no_key}");
 
         Identity::self_signed(folder.path(), "y.example").unwrap();
-        fs::copy(folder.path().join(KEY_FILE), &key).unwrap();
-        let mismatch = Identity::load(&cert, &key).unwrap_err();
-        assert!(matches!(mismatch, TlsError::Pair(_)), "{mismatch}");
+        fs::copy(folder.path().join(OWN_FILE), &key).unwrap();
+        let mismatch = Identity::load(&cert, &key).unwrap_err().to_string();
+        assert!(
+            mismatch.contains("a.crt") && mismatch.contains("a.key"),
+            "{mismatch}"
+        );
     }
 }

@@ -325,6 +325,23 @@ async fn a_key_that_is_not_allowed_stays_out_and_a_sweep_puts_it_out() {
     assert_eq!(client.next().await, None);
 }
 
+#[tokio::test]
+async fn a_key_removed_between_admission_and_entry_is_put_out() {
+    // Control removes the node, and kicks in vain, right after it was asked.
+    let asked = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&asked);
+    let admission = Admission::Callback(Arc::new(move |_| !gate.swap(true, Ordering::Relaxed)));
+    let server = server_with(|config| config.admission = admission);
+
+    let (_client, served) =
+        connect_with_room(&server, &NodePrivate::generate(), ClientInfo::node(), 4096).await;
+
+    assert!(matches!(served.await.unwrap(), Err(ServeError::Refused(_))));
+    assert!(server.is_empty());
+    assert_eq!(server.metrics().accepted.get(), 0);
+    assert_eq!(server.metrics().refused.get(), 1);
+}
+
 /// Answers every verification with `status` and `body`; tells what was asked.
 async fn verifier(
     status: &'static str,
@@ -425,9 +442,51 @@ async fn a_mesh_server_sees_who_comes_and_goes() {
         present.next().await,
         Some(Got::Packet(key, b"from afar".to_vec()))
     );
+    assert_eq!(server.metrics().forwarded.get(), 1);
+    assert_eq!(server.metrics().packets_sent.get(), 1);
+    assert_eq!(server.metrics().bytes_sent.get(), 9);
 
     watcher.put(Frame::ClosePeer(present.public())).await;
     assert_eq!(present.next().await, None);
+}
+
+#[tokio::test]
+async fn a_forwarded_disco_packet_that_is_dropped_counts_as_disco() {
+    let mesh_key = "ab".repeat(32);
+    let server = server_with(|config| config.mesh_key = Some(mesh_key.parse().unwrap()));
+    let (stuck, _served) =
+        connect_with_room(&server, &NodePrivate::generate(), ClientInfo::node(), 1024).await;
+    let stuck = stuck.unwrap();
+    let info = ClientInfo {
+        mesh_key,
+        ..ClientInfo::node()
+    };
+    let (mesh, _) = connect_with_room(&server, &NodePrivate::generate(), info, 1 << 20).await;
+    let mut mesh = mesh.unwrap();
+
+    let mut packet = disco();
+    packet.resize(MAX_PACKET_LEN, 0);
+    for _ in 0..100 {
+        mesh.put(Frame::ForwardPacket {
+            source: mesh.public(),
+            destination: stuck.public(),
+            packet: &packet,
+        })
+        .await;
+    }
+    mesh.sync().await;
+
+    let text = String::from_utf8(server.metrics().encode().unwrap()).unwrap();
+    let dropped = |kind: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.contains("queue_full") && line.contains(&format!("\"{kind}\"")));
+        let count = line.and_then(|line| line.rsplit(' ').next()).unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    assert!(dropped("disco") > 0, "{text}");
+    assert_eq!(dropped("data"), 0, "{text}");
+    assert_eq!(server.metrics().packets_sent.get(), 100);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::ebpf;
 use crate::program;
 use crate::setup;
 use crate::workspace::Workspace;
@@ -9,7 +10,8 @@ use crate::workspace::Workspace;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Name of the bench; `list` names them.
+    /// Name of the bench.
+    #[arg(value_parser = ["control", "counters", "relay"])]
     name: String,
     /// Machine-readable figures.
     #[arg(long)]
@@ -26,6 +28,8 @@ pub(crate) struct Options {
 /// When a build or the bench fails.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::lab()?;
+    let tools = setup::ebpf_tools(workspace)?;
+    ebpf::build(&workspace.root, &tools)?;
     let daemons = workspace.build_daemons(true)?;
     let mut command = workspace.cargo();
     command

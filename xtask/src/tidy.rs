@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 /// shells     agent  control  relay          (control embeds relay)
 /// libraries  node-core  noise-io  dataplane  netlink
 /// protocols  control-proto  derp-proto  disco-proto
-/// data       keys  packet  ebpf-abi
+/// data       keys  packet  ebpf-abi  settings
 /// ```
 const ARROWS: &[(&str, &[&str])] = &[
     ("keys", &[]),
@@ -28,11 +28,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("noise-io", &["control-proto", "keys"]),
     ("node-core", &["control-proto", "keys"]),
     ("netlink", &["keys"]),
+    ("settings", &[]),
     ("dataplane", &["ebpf-abi", "packet"]),
-    ("relay", &["derp-proto", "disco-proto", "keys"]),
+    ("relay", &["derp-proto", "disco-proto", "keys", "settings"]),
     (
         "control",
-        &["control-proto", "derp-proto", "keys", "noise-io", "relay"],
+        &[
+            "control-proto",
+            "derp-proto",
+            "keys",
+            "noise-io",
+            "relay",
+            "settings",
+        ],
     ),
     (
         "agent",
@@ -45,6 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "netlink",
             "node-core",
             "noise-io",
+            "settings",
         ],
     ),
     ("testnet", &[]),

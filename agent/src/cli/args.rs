@@ -26,6 +26,14 @@ pub struct Cli {
 pub enum Command {
     /// Run the node's daemon (needs root).
     Daemon(DaemonArgs),
+    /// Ask a running daemon.
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// The commands that ask a running daemon.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
     /// Join the tailnet, or come back to it; ends once the tunnel is up.
     Up(UpArgs),
     /// Change preferences; what is not named stays.
@@ -84,8 +92,8 @@ pub struct UpArgs {
     /// Name to ask for instead of the host's own.
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Give up after this long; waiting for a person to approve the login does not count.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    /// Give up after this long in all; waiting for a person to approve does not count.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = settings::parse_duration)]
     pub timeout: Duration,
     /// Accept a risk by name: no-filter (this version enforces no packet filter).
     #[arg(long, value_name = "RISK")]
@@ -193,28 +201,6 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Parses `90`, `90s`, `2m`, `1h` or `500ms`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "write a number and a unit, for example 60s".to_owned())?;
-    let millis = match unit {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("the unit is one of ms, s, m, h".to_owned()),
-    };
-    number
-        .checked_mul(millis)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "too long".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -256,17 +242,6 @@ mod tests {
             "tailrace ip -4 -6",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
-        }
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(parse_duration("60s"), Ok(Duration::from_secs(60)));
-        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        for text in ["", "s", "1d", "-1s", "99999999999999999999s"] {
-            assert!(parse_duration(text).is_err(), "{text}");
         }
     }
 

@@ -14,9 +14,11 @@ use http::Method;
 use serde_json::json;
 
 use crate::config::{DEFAULT_DEVICE, default_socket};
+use crate::error_text::error_text;
 use crate::localapi::{Client, ClientError};
 use crate::prefs::PrefsError;
-use args::{Cli, Command, JsonArgs, SetArgs};
+use args::{Cli, ClientCommand, Command, DaemonArgs, JsonArgs, SetArgs};
+use tokio::runtime::{Builder, Runtime};
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -44,54 +46,57 @@ pub enum CliError {
 /// Runs `tailrace` with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let runtime = match &cli.command {
-        Command::Daemon(_) => tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(DAEMON_THREADS)
-            .enable_all()
-            .build(),
-        _ => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build(),
-    };
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
-        Err(error) => Err(CliError::Other(format!("cannot start: {error}"))),
+    let Cli { socket, command } = Cli::parse();
+    let result = match command {
+        Command::Daemon(args) => daemon(args, socket),
+        Command::Client(command) => runtime(&mut Builder::new_current_thread())
+            .and_then(|runtime| runtime.block_on(run(command, socket))),
     };
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("tailrace: {}", one_line(&error));
+            eprintln!("tailrace: {}", error_text(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(cli: Cli) -> Result<ExitCode, CliError> {
-    let socket = cli.socket;
+/// Privileges are dropped before there are threads.
+fn daemon(args: DaemonArgs, socket: Option<PathBuf>) -> Result<ExitCode, CliError> {
+    let daemon = crate::daemon::prepare(args, socket)?;
+    let runtime = runtime(Builder::new_multi_thread().worker_threads(DAEMON_THREADS))?;
+    runtime.block_on(crate::daemon::run(daemon))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime(builder: &mut Builder) -> Result<Runtime, CliError> {
+    let runtime = builder.enable_all().build();
+    runtime.map_err(|error| CliError::Other(format!("cannot start: {error}")))
+}
+
+async fn run(command: ClientCommand, socket: Option<PathBuf>) -> Result<ExitCode, CliError> {
     let client = || {
         let path: PathBuf = socket
             .clone()
             .unwrap_or_else(|| default_socket(DEFAULT_DEVICE));
         Client::new(&path)
     };
-    match cli.command {
-        Command::Daemon(args) => crate::daemon::run(args, socket.clone()).await?,
-        Command::Up(args) => up::run(&client(), args).await?,
-        Command::Set(args) => set(&client(), args).await?,
-        Command::Down => {
+    match command {
+        ClientCommand::Up(args) => up::run(&client(), args).await?,
+        ClientCommand::Set(args) => set(&client(), args).await?,
+        ClientCommand::Down => {
             let patch = json!({"WantRunning": false, "WantRunningSet": true});
             edit(&client(), &patch).await?;
         }
-        Command::Logout => {
+        ClientCommand::Logout => {
             client()
                 .request(Method::POST, "logout", Bytes::new())
                 .await?;
         }
-        Command::Status(JsonArgs { json }) => return show::status(&client(), json).await,
-        Command::Ip(args) => show::ip(&client(), &args).await?,
-        Command::Ping(args) => return ping::run(&client(), &args).await,
-        Command::Version(JsonArgs { json }) => {
+        ClientCommand::Status(JsonArgs { json }) => return show::status(&client(), json).await,
+        ClientCommand::Ip(args) => show::ip(&client(), &args).await?,
+        ClientCommand::Ping(args) => return ping::run(&client(), &args).await,
+        ClientCommand::Version(JsonArgs { json }) => {
             if json {
                 println!("{}", json!({"version": VERSION}));
             } else {
@@ -123,6 +128,11 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
         put("AcceptedRisks", risks);
     }
     if let Some(user) = args.operator {
+        if !user.is_empty() && !matches!(nix::unistd::User::from_name(&user), Ok(Some(_))) {
+            return Err(CliError::Other(format!(
+                "this host has no user named {user}"
+            )));
+        }
         put("OperatorUser", user.into());
     }
     edit(client, &serde_json::Value::Object(patch)).await
@@ -133,18 +143,4 @@ async fn edit(client: &Client, patch: &serde_json::Value) -> Result<(), CliError
         .request(Method::PATCH, "prefs", Bytes::from(patch.to_string()))
         .await?;
     Ok(())
-}
-
-/// An error with its causes, in one line; a cause that the message already tells is left out.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

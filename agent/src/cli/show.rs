@@ -104,6 +104,9 @@ fn render(status: &Status) -> String {
     let mut out = String::new();
     match status.backend_state {
         BackendState::NoState => out.push_str("The daemon is starting.\n"),
+        BackendState::Stopped if status.tailrace.filter_refused => {
+            out.push_str("Down: the tailnet's packet filter cannot be enforced here.\n");
+        }
         BackendState::Stopped => out.push_str("Down: bring it up with `tailrace up`.\n"),
         BackendState::NeedsLogin if status.auth_url.is_empty() && status.self_node.expired => {
             out.push_str("The node key expired: log in again with `tailrace up`.\n");

@@ -1,6 +1,6 @@
 //! `tailrace up`: starts the node and waits until its tunnel is up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
@@ -23,10 +23,13 @@ pub(super) async fn run(client: &Client, args: UpArgs) -> Result<(), CliError> {
         force_reauth: args.force_reauth,
     };
     let body = serde_json::to_vec(&options).map_err(|error| CliError::Other(error.to_string()))?;
-    client
-        .request(Method::POST, "start", Bytes::from(body))
-        .await?;
-    wait(client, args.timeout).await?;
+    let mut budget = Budget::new(args.timeout);
+    let started = client.request(Method::POST, "start", Bytes::from(body));
+    match budget.spend(started).await {
+        Some(started) => started?,
+        None => return Err(timed_out(client, BackendState::NoState, args.timeout).await?),
+    };
+    wait(client, budget).await?;
     let status: Status = client
         .json(Method::GET, "status?peers=false", Bytes::new())
         .await?;
@@ -58,23 +61,43 @@ fn wanted(stored: Prefs, args: &UpArgs) -> Result<Prefs, CliError> {
     Ok(prefs.checked()?)
 }
 
+/// The time that `--timeout` allows in all. Waiting for a person is not counted.
+#[derive(Debug)]
+struct Budget {
+    whole: Duration,
+    left: Duration,
+}
+
+impl Budget {
+    fn new(whole: Duration) -> Self {
+        Self { whole, left: whole }
+    }
+
+    /// Waits for the future as long as there is time left; `None` once there is none.
+    async fn spend<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+        let start = Instant::now();
+        let result = tokio::time::timeout(self.left, future).await;
+        self.left = self.left.saturating_sub(start.elapsed());
+        result.ok()
+    }
+}
+
 /// Follows the daemon's notifications until the tunnel is up.
-async fn wait(client: &Client, timeout: Duration) -> Result<(), CliError> {
+async fn wait(client: &Client, mut budget: Budget) -> Result<(), CliError> {
     let mut notices = client.watch().await?;
     let mut shown = None;
     let mut waits_for_person = false;
+    let mut approval_told = false;
     let mut state = BackendState::NoState;
     loop {
-        // A person takes as long as a person takes; the rest has a limit per step.
-        let next = async {
-            if waits_for_person {
-                Ok(notices.next().await)
-            } else {
-                tokio::time::timeout(timeout, notices.next()).await
-            }
+        // A person takes as long as a person takes; the rest has one limit for all steps.
+        let next = if waits_for_person {
+            Some(notices.next().await)
+        } else {
+            budget.spend(notices.next()).await
         };
-        let Ok(notice) = next.await else {
-            return Err(CliError::Other(timed_out(client, state, timeout).await?));
+        let Some(notice) = next else {
+            return Err(timed_out(client, state, budget.whole).await?);
         };
         let Some(notice) = notice? else {
             return Err(CliError::Other(
@@ -98,7 +121,8 @@ async fn wait(client: &Client, timeout: Duration) -> Result<(), CliError> {
         {
             println!("To log in, visit:\n\n\t{url}\n");
         }
-        if state == BackendState::NeedsMachineAuth {
+        if state == BackendState::NeedsMachineAuth && !approval_told {
+            approval_told = true;
             eprintln!("Waiting for an administrator to approve this device.");
         }
         shown = url.or(shown);
@@ -110,7 +134,7 @@ async fn timed_out(
     client: &Client,
     state: BackendState,
     timeout: Duration,
-) -> Result<String, CliError> {
+) -> Result<CliError, CliError> {
     let status: Status = client
         .json(Method::GET, "status?peers=false", Bytes::new())
         .await?;
@@ -119,9 +143,9 @@ async fn timed_out(
     } else {
         status.health.join("; ")
     };
-    Ok(format!(
+    Ok(CliError::Other(format!(
         "the tunnel is not up after {timeout:?}: {cause}; the daemon goes on trying, see `tailrace status`"
-    ))
+    )))
 }
 
 fn summary(status: &Status) -> String {
@@ -142,14 +166,24 @@ fn summary(status: &Status) -> String {
 mod tests {
     use clap::Parser;
 
-    use super::super::args::{Cli, Command};
+    use super::super::args::{Cli, ClientCommand, Command};
     use super::*;
 
     fn up(line: &str) -> UpArgs {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Up(args) => args,
+            Command::Client(ClientCommand::Up(args)) => args,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn the_time_limit_is_for_all_steps_together() {
+        let limit = Duration::from_millis(100);
+        let step = || tokio::time::sleep(limit * 3 / 5);
+        let mut budget = Budget::new(limit);
+        assert_eq!(budget.spend(step()).await, Some(()));
+        assert_eq!(budget.spend(step()).await, None);
+        assert!(budget.left < limit / 10, "{budget:?}");
     }
 
     #[test]

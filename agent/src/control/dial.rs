@@ -2,17 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{ControlError, ServerUrl};
-use crate::underlay;
+use crate::underlay::{self, trust};
 
 /// Limit for name, TCP and TLS together.
 pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,14 +45,50 @@ async fn dial_without_limit(server: &ServerUrl) -> Result<Box<dyn Io>, ControlEr
     }
     let tls_error = |source| ControlError::Tls {
         server: server.to_string(),
+        advice: tls_advice(&source),
         source,
     };
     let name = ServerName::try_from(server.host.clone())
         .map_err(|error| tls_error(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
     let connector = TlsConnector::from(tls_config().map_err(tls_error)?);
-    Ok(Box::new(
-        connector.connect(name, tcp).await.map_err(tls_error)?,
-    ))
+    match connector.connect(name, tcp).await {
+        Ok(stream) => Ok(Box::new(stream)),
+        Err(error) => {
+            // The operator may add an authority: the next attempt looks again.
+            trust::forget();
+            Err(tls_error(error))
+        }
+    }
+}
+
+/// What to do about a TLS handshake that failed.
+fn tls_advice(error: &io::Error) -> &'static str {
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
+        NotValidYetContext, UnknownIssuer,
+    };
+    let inner = error.get_ref();
+    match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(UnknownIssuer)) => {
+            "this host does not trust the authority that signed its certificate: install that authority's \
+             certificate here, or start the daemon with SSL_CERT_FILE=FILE"
+        }
+        Some(rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        )) => "renew its certificate, and check the clocks of both hosts",
+        Some(rustls::Error::InvalidCertificate(
+            NotValidForName | NotValidForNameContext { .. },
+        )) => {
+            "its certificate is for another name: use that name in the URL, or another certificate"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "no TLS is spoken there: use http:// instead of https://, or another port"
+        }
+        _ => {
+            "its certificate must be complete, valid for this name, and signed by an authority that this host \
+             trusts"
+        }
+    }
 }
 
 async fn connect(server: &ServerUrl) -> Result<TcpStream, ControlError> {
@@ -90,24 +126,12 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// The system's trusted authorities; the built-in list where the system has none. Read once.
 fn tls_config() -> io::Result<Arc<ClientConfig>> {
-    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
-        return Ok(Arc::clone(config));
-    }
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(native.certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    // No ALPN: the upgrade to ts2021 exists in HTTP/1.1 only (protocol/control.md §2.2).
+    let config = ClientConfig::builder_with_provider(trust::provider())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
-        .with_root_certificates(roots)
+        .with_root_certificates(trust::roots())
         .with_no_client_auth();
-    // No ALPN: the upgrade to ts2021 exists in HTTP/1.1 only (protocol/control.md §2.2).
-    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
+    Ok(Arc::new(config))
 }

@@ -37,18 +37,19 @@ pub enum ControlError {
         limit: Duration,
     },
     /// TLS failed.
-    #[error(
-        "no trusted TLS with {server} ({source}): its certificate must be complete, valid for this name, \
-         and signed by an authority that this host trusts"
-    )]
+    #[error("no trusted TLS with {server} ({source}): {advice}")]
     Tls {
         /// The server.
         server: String,
         /// What is wrong.
         source: io::Error,
+        /// What to do about it.
+        advice: &'static str,
     },
     /// The server speaks HTTP, but is not a coordination server.
-    #[error("{server} does not look like a coordination server ({problem}): check the server URL")]
+    #[error(
+        "{server} does not look like a coordination server ({problem}): check the server URL: http or https, host, port"
+    )]
     NotControl {
         /// The server.
         server: String,

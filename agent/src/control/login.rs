@@ -19,8 +19,8 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 /// An expiry so far in the past that it means logging out (protocol/control.md §3.1).
 const LOGOUT_EXPIRY: i64 = 123;
 
-/// One attempt to have a node key authorised.
-#[derive(Clone, Debug)]
+/// One attempt to have a node key authorised. Not for logs: it holds the auth key.
+#[derive(Clone)]
 pub(super) struct Attempt {
     /// The key to be authorised.
     pub(super) node_key: Arc<NodePrivate>,

@@ -12,7 +12,6 @@
 //!
 //! Source: protocol/control.md §0 to §5 and §11.
 
-mod backoff;
 mod connection;
 mod dial;
 mod error;
@@ -30,10 +29,10 @@ use std::sync::Arc;
 
 use control_proto::tailcfg::{Hostinfo, MapResponse, NetInfo};
 use keys::{DiscoPublic, NodePrivate};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::state::{Identity, StateDir};
+use crate::state::{Identity, StateDir, StateError};
 
 pub use error::ControlError;
 pub use hostinfo::hostinfo;
@@ -100,15 +99,18 @@ pub enum Event {
     KeepAlive,
     /// The server cannot be used now; it is tried again.
     Problem(ControlError),
-    /// The membership is given up.
-    LoggedOut,
+    /// The membership is given up; an error says that this host could not store its new key.
+    LoggedOut(Result<(), StateError>),
+    /// The server could not be told of the logout, or refused it: the node is still a member.
+    LogoutFailed(ControlError),
 }
 
 /// What the engine asks of the client.
 #[derive(Debug)]
 pub(crate) enum Command {
     Login(Login),
-    Logout(oneshot::Sender<Result<(), ControlError>>),
+    Logout,
+    Reconnect(ControlError),
 }
 
 /// News about this host, sent as lite updates.
@@ -167,10 +169,22 @@ impl Control {
         self.commands.try_send(Command::Login(login)).is_ok()
     }
 
-    /// Gives the membership up; `done` hears how that went. False if the client is too busy to hear.
+    /// Gives the membership up; [`Event::LoggedOut`] or [`Event::LogoutFailed`] tells how that went. False if
+    /// the client is too busy to hear.
     #[must_use]
-    pub fn logout(&self, done: oneshot::Sender<Result<(), ControlError>>) -> bool {
-        self.commands.try_send(Command::Logout(done)).is_ok()
+    pub fn logout(&self) -> bool {
+        self.commands.try_send(Command::Logout).is_ok()
+    }
+
+    /// Gives the connection up because of a frame that makes no sense: after a pause another one brings all
+    /// of the map again. False if the client is too busy to hear.
+    #[must_use]
+    pub fn reconnect(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> bool {
+        let why = ControlError::Answer {
+            request: "the map stream",
+            source: why.into(),
+        };
+        self.commands.try_send(Command::Reconnect(why)).is_ok()
     }
 
     /// Tells the server about this host, now and after every reconnect. What it knows of the network stays.

@@ -1,20 +1,25 @@
 //! The life of the control client: connect, become authorised, follow the map; start again when that breaks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use control_proto::tailcfg::MapResponse;
 use http::StatusCode;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
-use super::backoff::Backoff;
 use super::connection::Connection;
 use super::login::{self, Attempt, Outcome, Progress};
 use super::task::{Running, next};
 use super::{Command, ControlError, Event, HostState, Login, ServerUrl, key, ping, stream, update};
+use crate::backoff::Backoff;
 use crate::state::{Identity, StateDir};
 
 /// Answers to ping requests under way at once.
 const MAX_PINGS: usize = 4;
+/// A connection that still brings frames after this long is a good one. One that ends sooner may end over
+/// what the server says first, and would again.
+const STEADY: Duration = Duration::from_secs(30);
 
 type Frames = Running<Result<Box<MapResponse>, ControlError>>;
 
@@ -47,6 +52,7 @@ pub(super) struct Session {
 /// Everything that lives as long as one connection.
 struct Connected {
     connection: Connection,
+    since: Instant,
     /// The login under way, if any.
     login: Option<Running<Progress>>,
     /// A new key has been asked for during this login; a second time would go round in circles.
@@ -108,17 +114,28 @@ impl Session {
                     }
                 }
             }
-            let wait = tokio::time::sleep(self.backoff.next(rand::random()));
+            if let End::Done = self.pause().await {
+                return;
+            }
+        }
+    }
+
+    /// Waits until it is time for the next attempt, or until the operator wants one.
+    async fn pause(&mut self) -> End {
+        let wait = tokio::time::sleep(self.backoff.next(rand::random()));
+        tokio::pin!(wait);
+        loop {
             tokio::select! {
-                () = wait => {}
+                () = &mut wait => return End::Again,
                 command = self.commands.recv() => match command {
-                    None => return,
-                    Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
-                    Some(Command::Logout(done)) => {
-                        if self.forget(done, Err(ControlError::broken("no connection"))).await {
-                            return;
-                        }
+                    None => return End::Done,
+                    Some(Command::Login(login)) => {
+                        self.goal = Goal::Authorise(login);
+                        return End::Again;
                     }
+                    Some(Command::Logout) => return self.log_out(None).await,
+                    // About a stream that ended by itself meanwhile.
+                    Some(Command::Reconnect(_)) => {}
                 },
             }
         }
@@ -130,15 +147,14 @@ impl Session {
             match self.commands.recv().await {
                 None => return Ok(End::Done),
                 Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
-                Some(Command::Logout(done)) => {
-                    let connection = self.connect().await?;
-                    return self.logout(&connection, done).await;
-                }
+                Some(Command::Logout) => return Ok(self.log_out(None).await),
+                Some(Command::Reconnect(_)) => return Ok(End::Again),
             }
         }
         let connection = self.connect().await?;
         let mut live = Connected {
             connection,
+            since: Instant::now(),
             login: None,
             renewed: false,
             stream: None,
@@ -160,7 +176,8 @@ impl Session {
                         live.renewed = false;
                         self.start_login(&mut live)?;
                     }
-                    Some(Command::Logout(done)) => return self.logout(&live.connection, done).await,
+                    Some(Command::Logout) => return Ok(self.log_out(Some(&live.connection)).await),
+                    Some(Command::Reconnect(why)) => return Err(why),
                 },
                 progress = next(&mut live.login) => self.handle_progress(&mut live, progress).await?,
                 frame = next(&mut live.stream) => match frame {
@@ -346,7 +363,9 @@ impl Session {
         live: &mut Connected,
         mut response: Box<MapResponse>,
     ) -> Result<(), ControlError> {
-        self.backoff.reset();
+        if live.since.elapsed() >= STEADY {
+            self.backoff.reset();
+        }
         if let Some(request) = response.ping_request.take()
             && request.url != self.last_ping_url
         {
@@ -389,39 +408,31 @@ impl Session {
         }
     }
 
-    async fn logout(
-        &mut self,
-        connection: &Connection,
-        done: oneshot::Sender<Result<(), ControlError>>,
-    ) -> Result<End, ControlError> {
-        self.drop_next_key()?;
-        let told = login::logout(connection, &self.attempt(None)).await;
-        Ok(if self.forget(done, told).await {
-            End::Done
-        } else {
-            End::Again
-        })
+    /// Gives the membership up, over `connection` or a new one, and tells how that went.
+    async fn log_out(&mut self, connection: Option<&Connection>) -> End {
+        if let Err(error) = self.expire_key(connection).await {
+            self.tell(Event::LogoutFailed(error)).await;
+            return End::Again;
+        }
+        // The node key is of no use any more; on this side too.
+        self.identity.old_node = Some(self.identity.node.public());
+        self.identity.node = Arc::new(keys::NodePrivate::generate());
+        let stored = self.state.save_identity(&self.identity);
+        self.tell(Event::LoggedOut(stored)).await;
+        End::Done
     }
 
-    /// Makes the node key useless on this side too. Says whether there is nothing left to do.
-    async fn forget(
-        &mut self,
-        done: oneshot::Sender<Result<(), ControlError>>,
-        told: Result<(), ControlError>,
-    ) -> bool {
-        let forgotten = told.is_ok();
-        let result = told.and_then(|()| {
-            self.identity.next_node = None;
-            self.identity.old_node = Some(self.identity.node.public());
-            self.identity.node = Arc::new(keys::NodePrivate::generate());
-            Ok(self.state.save_identity(&self.identity)?)
-        });
-        if forgotten {
-            self.tell(Event::LoggedOut).await;
-        }
-        // The asker may have gone away; what it asked for is done all the same.
-        let _ = done.send(result);
-        forgotten
+    async fn expire_key(&mut self, connection: Option<&Connection>) -> Result<(), ControlError> {
+        self.drop_next_key()?;
+        let opened;
+        let connection = match connection {
+            Some(connection) => connection,
+            None => {
+                opened = self.connect().await?;
+                &opened
+            }
+        };
+        login::logout(connection, &self.attempt(None)).await
     }
 
     /// The engine may be gone; then this task ends at its next command.

@@ -9,8 +9,8 @@ use keys::NodePrivate;
 use tokio::sync::watch;
 
 use super::HostState;
-use super::backoff::Backoff;
 use super::connection::Connection;
+use crate::backoff::Backoff;
 
 /// Changes this close together leave as one update.
 const DEBOUNCE: Duration = Duration::from_millis(200);

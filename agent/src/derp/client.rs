@@ -1,28 +1,32 @@
 //! One connection to a relay: dial, TLS, HTTP upgrade or fast start, DERP handshake.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use derp_proto::{ClientHandshake, ClientInfo, HandshakeError, Progress, http};
+use derp_proto::{ClientHandshake, ClientInfo, HandshakeError, Progress, ServerInfo, http};
 use keys::NodePrivate;
-use node_core::derp::{Address, Node, Region};
+use node_core::derp::{Node, Region};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::tls;
-use crate::underlay;
+use super::{addresses, tls};
+use crate::underlay::{self, trust};
 
+/// Time to be admitted by one node, from DNS to the end of the handshake (derp.md §4).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for DNS within it.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Time for TCP to one node of a region (derp.md §5).
 const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Head start of IPv4 when a node has both families.
 const RACE_DELAY: Duration = Duration::from_millis(200);
-/// Time for everything after TCP: TLS, upgrade, handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an HTTP response head.
 const MAX_HEAD_LEN: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
@@ -60,6 +64,8 @@ pub(super) struct Connection {
     pub(super) stream: TlsStream<TcpStream>,
     /// Bytes that came behind the handshake: the first frames.
     pub(super) received: BytesMut,
+    /// What the relay says about itself.
+    pub(super) info: ServerInfo,
 }
 
 /// Connects to the first node of `region` that answers, and proves `key` to it.
@@ -92,15 +98,31 @@ async fn connect_node(
     ideal: Option<&Node>,
     key: &NodePrivate,
 ) -> Result<Connection, ConnectError> {
-    let tcp = dial(node).await?;
-    let host = &node.host;
-    timeout(HANDSHAKE_TIMEOUT, async {
+    within(CONNECT_TIMEOUT, node, async {
+        let tcp = dial(node).await?;
         let mut stream = start_tls(node, tcp).await?;
-        let (received, result) = upgrade(&mut stream, node, ideal, key).await;
-        result.map(|()| Connection { stream, received })
+        let mut received = BytesMut::with_capacity(MAX_HEAD_LEN);
+        let info = upgrade(&mut stream, &mut received, node, ideal, key).await?;
+        Ok(Connection {
+            stream,
+            received,
+            info,
+        })
     })
     .await
-    .unwrap_or_else(|_| Err(ConnectError::Timeout { host: host.clone() }))
+}
+
+/// Gives an attempt at a node some time and no more.
+async fn within<T>(
+    limit: Duration,
+    node: &Node,
+    attempt: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    timeout(limit, attempt).await.unwrap_or_else(|_| {
+        Err(ConnectError::Timeout {
+            host: node.host.clone(),
+        })
+    })
 }
 
 /// Connects to a node and completes TLS, for DERP or for a latency probe.
@@ -109,14 +131,11 @@ async fn connect_node(
 ///
 /// [`ConnectError`] of dialling or TLS.
 pub(crate) async fn open_tls(node: &Node) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let tcp = dial(node).await?;
-    timeout(HANDSHAKE_TIMEOUT, start_tls(node, tcp))
-        .await
-        .unwrap_or_else(|_| {
-            Err(ConnectError::Timeout {
-                host: node.host.clone(),
-            })
-        })
+    within(CONNECT_TIMEOUT, node, async {
+        let tcp = dial(node).await?;
+        start_tls(node, tcp).await
+    })
+    .await
 }
 
 async fn start_tls(node: &Node, tcp: TcpStream) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -126,31 +145,22 @@ async fn start_tls(node: &Node, tcp: TcpStream) -> Result<TlsStream<TcpStream>, 
     };
     let config = tls::config(node).map_err(|error| failed(io::Error::other(error)))?;
     let name = tls::parse_name(&node.host).map_err(|error| failed(io::Error::other(error)))?;
-    TlsConnector::from(config)
-        .connect(name, tcp)
-        .await
-        .map_err(failed)
+    let connected = TlsConnector::from(config).connect(name, tcp).await;
+    connected.map_err(|error| {
+        trust::forget();
+        failed(error)
+    })
 }
 
-/// HTTP upgrade (left out after a fast start) and DERP handshake; returns what was read beyond them.
+/// HTTP upgrade (left out after a fast start) and DERP handshake; leaves in `received` what was read
+/// beyond them.
 async fn upgrade(
-    stream: &mut TlsStream<TcpStream>,
-    node: &Node,
-    ideal: Option<&Node>,
-    key: &NodePrivate,
-) -> (BytesMut, Result<(), ConnectError>) {
-    let mut received = BytesMut::with_capacity(MAX_HEAD_LEN);
-    let result = try_upgrade(stream, &mut received, node, ideal, key).await;
-    (received, result)
-}
-
-async fn try_upgrade(
     stream: &mut TlsStream<TcpStream>,
     received: &mut BytesMut,
     node: &Node,
     ideal: Option<&Node>,
     key: &NodePrivate,
-) -> Result<(), ConnectError> {
+) -> Result<ServerInfo, ConnectError> {
     let host = || node.host.clone();
     let closed = |source| ConnectError::Closed {
         host: host(),
@@ -187,9 +197,9 @@ async fn try_upgrade(
             out.clear();
         }
         match progress {
-            Progress::Done { consumed, .. } => {
+            Progress::Done { consumed, result } => {
                 received.advance(consumed);
-                return Ok(());
+                return Ok(result);
             }
             Progress::NeedMore { consumed } => received.advance(consumed),
         }
@@ -268,36 +278,49 @@ async fn read_more(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut) -
 /// Opens TCP to a node; with both families the first that answers wins, IPv4 starts first.
 async fn dial(node: &Node) -> Result<TcpStream, ConnectError> {
     let host = || node.host.clone();
-    let addresses = addresses(node).await?;
-    let first = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).copied();
-    let attempt = async {
-        match (first(false), first(true)) {
-            (Some(v4), Some(v6)) => race(v4, v6).await,
-            (Some(one), None) | (None, Some(one)) => underlay::connect_tcp(one).await,
-            (None, None) => Err(io::ErrorKind::AddrNotAvailable.into()),
-        }
-    };
-    match timeout(DIAL_TIMEOUT, attempt).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(source)) => Err(ConnectError::Dial {
+    let lookup = timeout(RESOLVE_TIMEOUT, addresses(node, node.derp_port)).await;
+    let addresses = lookup
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|source| ConnectError::Resolve {
             host: host(),
             source,
-        }),
-        Err(_) => Err(ConnectError::Timeout { host: host() }),
-    }
+        })?;
+    let first = |v6: bool| addresses.iter().find(|a| a.is_ipv6() == v6).copied();
+    let attempt = async {
+        let stream = match (first(false), first(true)) {
+            (Some(v4), Some(v6)) => {
+                race(underlay::connect_tcp(v4), underlay::connect_tcp(v6)).await
+            }
+            (Some(one), None) | (None, Some(one)) => underlay::connect_tcp(one).await,
+            (None, None) => return Err(ConnectError::NoAddress { host: host() }),
+        };
+        stream.map_err(|source| ConnectError::Dial {
+            host: host(),
+            source,
+        })
+    };
+    within(DIAL_TIMEOUT, node, attempt).await
 }
 
-async fn race(v4: SocketAddr, v6: SocketAddr) -> io::Result<TcpStream> {
-    let mut first = std::pin::pin!(underlay::connect_tcp(v4));
+/// Returns what answers first; `second` starts once `first` failed or had its head start.
+async fn race<T>(
+    first: impl Future<Output = io::Result<T>>,
+    second: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let first_failed = Notify::new();
     let second = async {
-        tokio::time::sleep(RACE_DELAY).await;
-        underlay::connect_tcp(v6).await
+        // Either way it is the second's turn.
+        let _ = timeout(RACE_DELAY, first_failed.notified()).await;
+        second.await
     };
-    let mut second = std::pin::pin!(second);
+    let (mut first, mut second) = (pin!(first), pin!(second));
     tokio::select! {
         result = &mut first => match result {
             Ok(stream) => Ok(stream),
-            Err(_) => underlay::connect_tcp(v6).await,
+            Err(_) => {
+                first_failed.notify_one();
+                second.await
+            }
         },
         result = &mut second => match result {
             Ok(stream) => Ok(stream),
@@ -306,34 +329,77 @@ async fn race(v4: SocketAddr, v6: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Returns where a node may be dialled: fixed addresses of the map, else DNS, never a disabled family.
-pub(crate) async fn addresses(node: &Node) -> Result<Vec<SocketAddr>, ConnectError> {
-    let port = node.derp_port;
-    let mut addresses = Vec::new();
-    if let Address::Fixed(v4) = node.ipv4 {
-        addresses.push(SocketAddr::from((v4, port)));
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    fn refused() -> io::Result<u8> {
+        Err(io::ErrorKind::ConnectionRefused.into())
     }
-    if let Address::Fixed(v6) = node.ipv6 {
-        addresses.push(SocketAddr::from((v6, port)));
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_wins_within_its_head_start() {
+        let second = async { panic!("not its turn") };
+        assert_eq!(race(ready(Ok(1)), second).await.unwrap(), 1);
     }
-    let wanted = |ip: IpAddr| match ip {
-        IpAddr::V4(_) => node.ipv4 == Address::Resolve,
-        IpAddr::V6(_) => node.ipv6 == Address::Resolve,
-    };
-    // A fixed address of one family is enough: the map's author left the other out.
-    if addresses.is_empty() {
-        let found = tokio::net::lookup_host((node.host.as_str(), port))
-            .await
-            .map_err(|source| ConnectError::Resolve {
-                host: node.host.clone(),
-                source,
-            })?;
-        addresses.extend(found.filter(|address| wanted(address.ip())));
+
+    #[tokio::test(start_paused = true)]
+    async fn the_second_starts_at_once_when_the_first_fails() {
+        let start = Instant::now();
+        assert_eq!(race(ready(refused()), ready(Ok(2))).await.unwrap(), 2);
+        assert_eq!(start.elapsed(), Duration::ZERO);
     }
-    if addresses.is_empty() {
-        return Err(ConnectError::NoAddress {
-            host: node.host.clone(),
-        });
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_that_is_under_way_is_not_started_again() {
+        let started = AtomicU32::new(0);
+        let start = Instant::now();
+        let first = async {
+            sleep(Duration::from_millis(500)).await;
+            refused()
+        };
+        let second = async {
+            started.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_millis(400)).await;
+            Ok(2)
+        };
+        assert_eq!(race(first, second).await.unwrap(), 2);
+        assert_eq!(started.load(Ordering::Relaxed), 1);
+        assert_eq!(start.elapsed(), Duration::from_millis(600));
     }
-    Ok(addresses)
+
+    #[tokio::test(start_paused = true)]
+    async fn the_second_goes_when_the_first_hangs_and_the_first_may_still_win() {
+        assert_eq!(race(pending(), ready(Ok(2))).await.unwrap(), 2);
+        let late = async {
+            sleep(Duration::from_secs(1)).await;
+            Ok(1)
+        };
+        assert_eq!(race(late, ready(refused())).await.unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_ends_with_its_time() {
+        let node = Node {
+            name: "1a".into(),
+            host: "relay.example".into(),
+            ipv4: node_core::derp::Address::Resolve,
+            ipv6: node_core::derp::Address::Resolve,
+            derp_port: 443,
+            stun_only: false,
+            stun_port: None,
+            stun_ip: None,
+            certificate: node_core::derp::Certificate::HostName,
+        };
+        let start = Instant::now();
+        let ended: Result<(), _> = within(CONNECT_TIMEOUT, &node, pending()).await;
+        let text = ended.unwrap_err().to_string();
+        assert!(text.starts_with("relay.example did not answer"), "{text}");
+        assert_eq!(start.elapsed(), CONNECT_TIMEOUT);
+    }
 }

@@ -23,8 +23,8 @@ pub(crate) enum Notice {
     Connected(RegionId),
     /// The connection ended and was not meant to, or could not be made.
     Lost(RegionId),
-    /// The relay says that it is unwell (`Some`) or well again.
-    Health(RegionId, Option<String>),
+    /// The relay says that it is unwell, or well again: see [`Manager::status`].
+    Health(RegionId),
 }
 
 /// Keeps the home region connected and dials other regions when there is something to send.
@@ -116,10 +116,32 @@ impl Manager {
         *state = State::default();
     }
 
-    /// Returns the connection by which a peer is reached: its home region if that is open, else one
-    /// on which it was heard, else its home region, dialled now.
-    pub(crate) fn link_to(&self, peer: &NodePublic, home: Option<RegionId>) -> Option<Arc<Link>> {
+    /// Queues packets for a peer on the connection by which it is reached: its home region if that is
+    /// open, else one on which it was heard, else its home region, dialled now. False if there is none.
+    ///
+    /// Queued under the lock, so that a connection with something to send is never given up.
+    pub(crate) fn send<'a>(
+        &self,
+        peer: &NodePublic,
+        home: Option<RegionId>,
+        packets: impl IntoIterator<Item = &'a [u8]>,
+    ) -> bool {
         let mut state = self.shared.lock();
+        let Some(link) = self.link_to(&mut state, peer, home) else {
+            return false;
+        };
+        for packet in packets {
+            link.send(*peer, packet);
+        }
+        true
+    }
+
+    fn link_to(
+        &self,
+        state: &mut State,
+        peer: &NodePublic,
+        home: Option<RegionId>,
+    ) -> Option<Arc<Link>> {
         let open = |region: &RegionId| {
             let link = state.links.get(region)?;
             link.is_connected().then(|| link.clone())
@@ -133,7 +155,7 @@ impl Manager {
         // A peer that has only just joined has told nobody where it listens: it may well be where we
         // do, and a lost handshake costs 5 s.
         let home = home.or(state.home)?;
-        self.ensure(&mut state, home)
+        self.ensure(state, home)
     }
 
     /// When a frame last came from a region.
@@ -213,8 +235,13 @@ impl Shared {
     }
 
     /// Removes a connection that is not needed any more; false if it is needed after all.
-    pub(super) fn retire(&self, region: RegionId, link: &Link) -> bool {
+    pub(super) fn retire(&self, region: RegionId, link: &Arc<Link>) -> bool {
         let mut state = self.lock();
+        let present = state.links.get(&region);
+        if !present.is_some_and(|present| Arc::ptr_eq(present, link)) {
+            // Another one has taken its place.
+            return true;
+        }
         let needed = state.home == Some(region) || !link.queue.is_empty();
         if !needed {
             state.links.remove(&region);
@@ -231,5 +258,84 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keys::DiscoPrivate;
+    use node_core::derp::Region;
+
+    use super::*;
+    use crate::net::disco::Disco;
+    use crate::net::peers::Peers;
+    use crate::relayed::Relayed;
+
+    const REGION: RegionId = RegionId(900);
+
+    fn manager() -> Manager {
+        let inbound = Inbound {
+            relayed: Arc::new(Relayed::bind(None, 41641).unwrap()),
+            peers: Peers::default(),
+            disco: Arc::new(Disco::new(DiscoPrivate::generate())),
+        };
+        Manager::new(inbound).0
+    }
+
+    /// A region that cannot be dialled.
+    fn map() -> DerpMap {
+        let region = Region {
+            id: REGION,
+            code: "lab".into(),
+            name: "Lab".into(),
+            never_home: false,
+            nodes: Vec::new(),
+        };
+        DerpMap {
+            regions: BTreeMap::from([(REGION, region)]),
+            scores: BTreeMap::new(),
+        }
+    }
+
+    fn link(manager: &Manager) -> Option<Arc<Link>> {
+        manager.shared.lock().links.get(&REGION).cloned()
+    }
+
+    #[tokio::test]
+    async fn a_retired_connection_does_not_take_its_successor_along() {
+        let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
+        manager.configure(&NodePrivate::generate(), &map());
+        assert!(manager.send(&peer, Some(REGION), [&b"1"[..]]));
+        let old = link(&manager).unwrap();
+
+        manager.configure(&NodePrivate::generate(), &map());
+        assert!(manager.send(&peer, Some(REGION), [&b"2"[..]]));
+        let new = link(&manager).unwrap();
+        new.queue.clear_packets();
+
+        assert!(manager.shared.retire(REGION, &old));
+        assert!(Arc::ptr_eq(&link(&manager).unwrap(), &new));
+        assert!(manager.shared.retire(REGION, &new));
+        assert!(link(&manager).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_something_to_send_is_kept() {
+        let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
+        manager.configure(&NodePrivate::generate(), &map());
+        assert!(manager.send(&peer, Some(REGION), [&b"1"[..]]));
+        let link = link(&manager).unwrap();
+
+        assert!(!manager.shared.retire(REGION, &link));
+        link.queue.clear_packets();
+        assert!(manager.shared.retire(REGION, &link));
+    }
+
+    #[tokio::test]
+    async fn a_region_that_is_not_in_the_map_takes_nothing() {
+        let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
+        manager.configure(&NodePrivate::generate(), &map());
+        assert!(!manager.send(&peer, Some(RegionId(1)), [&b"1"[..]]));
+        assert!(!manager.send(&peer, None, [&b"1"[..]]));
     }
 }

@@ -102,7 +102,12 @@ impl Queue {
         self.lock().control.clear();
     }
 
-    /// Packets dropped so far because the relay was too slow or not there.
+    /// Counts packets that were taken and then not sent.
+    pub(super) fn note_dropped(&self, count: u64) {
+        self.lock().dropped += count;
+    }
+
+    /// Packets dropped so far because the relay was too slow, not there, or allows no more.
     pub(super) fn dropped(&self) -> u64 {
         self.lock().dropped
     }

@@ -9,21 +9,23 @@ use derp_proto::{BadFrame, Frame, FrameTooLong, split_frame};
 use keys::{NodePrivate, NodePublic};
 use node_core::RegionId;
 use node_core::derp::Region;
-use rand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use super::bucket::Bucket;
 use super::client::{self, Connection};
 use super::manager::{Notice, Shared};
 use super::queue::Queue;
+use crate::backoff::{self, Backoff};
+use crate::error_text::error_text;
 
 /// Silence after which the relay counts as gone; it sends a keepalive every 60–65 s (derp.md §5).
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// A region that is not home is left after this long without a packet to send (disco.md §12).
 const IDLE: Duration = Duration::from_secs(60);
-/// First and longest pause between attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// A relay that restarts is waited for this long at most, whatever it asks for.
+const MAX_RESTART: Duration = Duration::from_secs(60);
 /// Room for one read; holds some fifty full packets.
 const READ_BUFFER_LEN: usize = 64 << 10;
 
@@ -46,7 +48,7 @@ struct LinkState {
 
 impl Link {
     /// Queues a packet for a peer; the oldest waiting packet goes if there are too many.
-    pub(crate) fn send(&self, peer: NodePublic, packet: &[u8]) {
+    pub(super) fn send(&self, peer: NodePublic, packet: &[u8]) {
         self.queue.push_packet(peer, packet);
     }
 
@@ -101,27 +103,21 @@ enum End {
 }
 
 async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shared>) {
-    let mut backoff = BACKOFF.0;
+    let mut backoff = Backoff::default();
     loop {
-        let mut pause = jittered(backoff);
-        match client::connect(&region, &key).await {
+        let (end, lasted) = match client::connect(&region, &key).await {
             Ok(connection) => {
                 let began = Instant::now();
                 let end = serve_connected(&link, connection, &shared).await;
-                match end {
-                    End::Idle => pause = Duration::ZERO,
-                    End::Restarting(after) => {
-                        pause = jittered(after.min(BACKOFF.1));
-                        lost(&link, &shared, "the relay restarts".to_owned());
-                    }
-                    End::Failed(reason) => lost(&link, &shared, reason),
-                }
-                // A relay that throws us out at once is not tried in a tight loop.
-                if began.elapsed() > BACKOFF.1 {
-                    backoff = BACKOFF.0;
-                }
+                (end, began.elapsed())
             }
-            Err(error) => lost(&link, &shared, chain(&error)),
+            Err(error) => (End::Failed(error_text(&error)), Duration::ZERO),
+        };
+        let pause = pause(&end, lasted, &mut backoff, rand::random());
+        match end {
+            End::Idle => {}
+            End::Restarting(_) => lost(&link, &shared, "the relay restarts".to_owned()),
+            End::Failed(reason) => lost(&link, &shared, reason),
         }
         // What waits for a region that is not home goes: whoever still sends makes us dial again.
         if !shared.is_home(region.id) {
@@ -132,7 +128,20 @@ async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shar
             tracing::debug!(region = region.code, "relay connection closed, not needed");
             return;
         }
-        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// How long to wait before the next attempt, after a connection that `lasted`; `random` is uniform in
+/// `0..1`.
+fn pause(end: &End, lasted: Duration, backoff: &mut Backoff, random: f64) -> Duration {
+    // A relay that throws us out at once is not tried in a tight loop.
+    if lasted > backoff::LONGEST {
+        backoff.reset();
+    }
+    match end {
+        End::Idle => Duration::ZERO,
+        End::Restarting(after) => *after.min(&MAX_RESTART) + backoff.next(random),
+        End::Failed(_) => backoff.next(random),
     }
 }
 
@@ -156,15 +165,16 @@ async fn serve_connected(link: &Arc<Link>, connection: Connection, shared: &Arc<
     link.connected.store(true, Ordering::Release);
     shared.notify(Notice::Connected(link.region));
 
+    let bucket = Bucket::new(&connection.info, Instant::now());
     let (reader, writer) = tokio::io::split(connection.stream);
     let end = tokio::select! {
         end = read(link, shared, reader, connection.received) => end,
-        end = write(link, writer) => end,
+        end = write(link, writer, bucket) => end,
         () = idle(link, shared) => End::Idle,
     };
     link.connected.store(false, Ordering::Release);
     shared.forget_routes(link.region);
-    shared.notify(Notice::Health(link.region, None));
+    shared.notify(Notice::Health(link.region));
     end
 }
 
@@ -180,10 +190,18 @@ async fn idle(link: &Link, shared: &Shared) {
     }
 }
 
-async fn write(link: &Link, mut writer: impl AsyncWrite + Unpin) -> End {
+async fn write(
+    link: &Link,
+    mut writer: impl AsyncWrite + Unpin,
+    mut bucket: Option<Bucket>,
+) -> End {
     let mut out = Vec::new();
     loop {
         link.queue.take(&mut out).await;
+        if let Some(bucket) = &mut bucket {
+            let dropped = bucket.limit(&mut out, Instant::now());
+            link.queue.note_dropped(dropped);
+        }
         let written = async {
             writer.write_all(&out).await?;
             writer.flush().await
@@ -259,9 +277,8 @@ async fn handle(
         Frame::Ping(data) => link.queue.push_control(Frame::Pong(data)),
         Frame::PeerGone { key, .. } => shared.forget_route(&key, link.region),
         Frame::Health(text) => {
-            let text = (!text.is_empty()).then(|| text.to_owned());
-            link.lock().problem.clone_from(&text);
-            shared.notify(Notice::Health(link.region, text));
+            link.lock().problem = (!text.is_empty()).then(|| text.to_owned());
+            shared.notify(Notice::Health(link.region));
         }
         Frame::Restarting {
             reconnect_in_ms, ..
@@ -274,19 +291,54 @@ async fn handle(
     None
 }
 
-/// Half to all of `pause`, at random: nodes that lost a relay together do not return together.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..=1.0))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+    fn failed() -> End {
+        End::Failed("broken".to_owned())
     }
-    text
+
+    #[test]
+    fn a_relay_that_was_good_is_dialled_again_soon() {
+        let mut backoff = Backoff::default();
+        for _ in 0..10 {
+            pause(&failed(), Duration::ZERO, &mut backoff, 1.0);
+        }
+        let first = Backoff::default().next(1.0);
+        let hour = Duration::from_secs(3600);
+        assert_eq!(pause(&failed(), hour, &mut backoff, 1.0), first);
+    }
+
+    #[test]
+    fn a_relay_that_throws_us_out_at_once_is_tried_ever_more_rarely() {
+        let mut backoff = Backoff::default();
+        let blink = Duration::from_millis(20);
+        let pauses: Vec<Duration> = (0..8)
+            .map(|_| pause(&failed(), blink, &mut backoff, 1.0))
+            .collect();
+        assert!(pauses.is_sorted() && pauses[0] < pauses[7], "{pauses:?}");
+        assert_eq!(pauses[7], backoff::LONGEST);
+    }
+
+    #[test]
+    fn a_relay_that_restarts_is_left_alone_for_as_long_as_it_asks() {
+        for random in [0.0, 0.5, 1.0] {
+            let after = Duration::from_secs(20);
+            let mut backoff = Backoff::default();
+            let waited = pause(&End::Restarting(after), after, &mut backoff, random);
+            let jitter = waited.checked_sub(after).unwrap();
+            assert!(!jitter.is_zero() && jitter <= Duration::from_secs(1));
+        }
+        let ages = Duration::from_millis(u32::MAX.into());
+        let mut backoff = Backoff::default();
+        let waited = pause(&End::Restarting(ages), ages, &mut backoff, 1.0);
+        assert!(waited <= MAX_RESTART + backoff::LONGEST, "{waited:?}");
+    }
+
+    #[test]
+    fn an_idle_connection_may_come_back_at_once() {
+        let mut backoff = Backoff::default();
+        assert_eq!(pause(&End::Idle, IDLE, &mut backoff, 1.0), Duration::ZERO);
+    }
 }

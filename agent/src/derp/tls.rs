@@ -1,6 +1,6 @@
 //! TLS to relays: trusted roots, another certificate name, a pinned leaf, or none; the meta certificate.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use keys::NodePublic;
 use node_core::derp::{Certificate, Node};
@@ -8,9 +8,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+use crate::underlay::trust;
 
 /// Returns the TLS configuration for a relay node.
 ///
@@ -18,7 +18,7 @@ use rustls::{
 ///
 /// If the node's certificate name is no name, or the host has no trusted roots at all.
 pub(crate) fn config(node: &Node) -> Result<Arc<ClientConfig>, Error> {
-    let provider = provider();
+    let provider = trust::provider();
     let verifier: Arc<dyn ServerCertVerifier> = match &node.certificate {
         Certificate::HostName => verifier(&provider)?,
         Certificate::Name(name) => Arc::new(OtherName {
@@ -62,27 +62,8 @@ pub(crate) fn derp_key(certificates: &[CertificateDer<'_>]) -> Option<NodePublic
     })
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER
-        .get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .clone()
-}
-
-/// Returns the verifier over the system's roots, and Mozilla's where the system has none.
 fn verifier(provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, Error> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let roots = ROOTS.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        let (added, ignored) = roots.add_parsable_certificates(found.certs);
-        tracing::debug!(added, ignored, "loaded the system's trusted roots");
-        if roots.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        Arc::new(roots)
-    });
-    WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
+    WebPkiServerVerifier::builder_with_provider(trust::roots(), provider.clone())
         .build()
         .map_err(|error| Error::General(error.to_string()))
 }

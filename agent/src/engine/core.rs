@@ -8,10 +8,11 @@ use control_proto::Timestamp;
 use control_proto::netmap::NetMap;
 use control_proto::tailcfg::NetInfo;
 use keys::NodePrivate;
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Command, FilterState, Handle, Notice, SharedNet};
+use super::expiry::Expiry;
+use super::{Command, FilterState, Handle, Notice, Refusal, SharedNet};
 use crate::control::{Control, ControlError, Event, Login};
 use crate::net::{EngineChoice, NetEvent};
 use crate::prefs::Prefs;
@@ -19,7 +20,7 @@ use crate::state::{StateDir, StateError};
 
 /// A server's clock that differs by less is taken for ours (protocol/control.md §4.4).
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
-/// No timer waits longer than this: sleeping hosts and changed clocks.
+/// How long nothing has to happen.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 /// Commands that may wait.
 const COMMANDS: usize = 64;
@@ -55,16 +56,23 @@ pub struct Engine {
     /// The operator asked for a login that is not over.
     pub(super) login_under_way: bool,
     pub(super) error: Option<String>,
+    /// Who waits for a logout that the control client was asked for.
+    pub(super) logout: Option<oneshot::Sender<Result<(), Refusal>>>,
 
     pub(super) map: Option<Arc<NetMap>>,
     pub(super) map_stale: bool,
+    /// A frame was refused: until the whole map comes again, no other frame fits.
+    pub(super) map_refused: bool,
     /// When the map was last known to be right, by our clock.
     pub(super) map_confirmed: Option<SystemTime>,
     pub(super) cache_at: Option<Instant>,
+    pub(super) expiry: Expiry,
     /// How far the server's clock is ahead, or behind.
     pub(super) clock: Clock,
 
     pub(super) net: SharedNet,
+    /// An earlier run of the daemon may have left a data plane that this one knows nothing of.
+    pub(super) leftovers: bool,
     pub(super) net_events: Option<mpsc::Receiver<NetEvent>>,
     pub(super) net_health: BTreeMap<&'static str, String>,
     pub(super) net_info: Option<NetInfo>,
@@ -121,6 +129,8 @@ impl Engine {
         let net: SharedNet = Arc::new(RwLock::new(None));
         let mut engine = Self {
             config,
+            // Without a server there was never a network.
+            leftovers: !prefs.control_url.is_empty(),
             commands,
             notices,
             prefs,
@@ -133,10 +143,13 @@ impl Engine {
             auth_url: None,
             login_under_way: false,
             error: None,
+            logout: None,
             map: None,
             map_stale: false,
+            map_refused: false,
             map_confirmed: None,
             cache_at: None,
+            expiry: Expiry::default(),
             clock: Clock::Ahead(Duration::ZERO),
             net: Arc::clone(&net),
             net_events: None,
@@ -177,7 +190,7 @@ impl Engine {
             self.map = Some(Arc::new(cached.map));
             self.map_stale = true;
             self.map_confirmed =
-                Some(SystemTime::UNIX_EPOCH + Duration::from_secs(cached.saved_at));
+                SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(cached.confirmed_at));
         }
     }
 
@@ -276,36 +289,15 @@ impl Engine {
             self.net_retry_at = None;
             self.dirty = true;
         }
-        // A key may have expired: what follows from the map follows from the time too.
-        if self.next_expiry().is_none_or(|left| left.is_zero()) {
-            self.dirty = true;
-        }
+        // What follows from the map follows from the time too.
+        self.dirty |= self.expiry.take(now);
     }
 
     fn next_timer(&self) -> Instant {
-        let now = Instant::now();
-        // A second later, so that the key has expired for sure.
-        let expiry = self
-            .next_expiry()
-            .map(|left| now + left + Duration::from_secs(1));
-        [self.cache_at, self.net_retry_at, expiry]
+        [self.cache_at, self.net_retry_at, self.expiry.at()]
             .into_iter()
             .flatten()
-            .fold(now + LONGEST_SLEEP, Instant::min)
-    }
-
-    /// Time until the next node key expires, our own or a peer's.
-    fn next_expiry(&self) -> Option<Duration> {
-        let now = self.now();
-        let map = self.map.as_ref()?;
-        std::iter::once(&map.node)
-            .chain(map.peers.values())
-            .filter_map(|node| {
-                SystemTime::from(node.key_expiry()?)
-                    .duration_since(now)
-                    .ok()
-            })
-            .min()
+            .fold(Instant::now() + LONGEST_SLEEP, Instant::min)
     }
 
     pub(super) fn now(&self) -> SystemTime {
@@ -321,13 +313,15 @@ impl Engine {
 
     /// Makes the host agree with what we know, then tells everybody.
     pub(super) async fn reconcile(&mut self) {
-        if self.prefs.want_running {
-            if self.dirty && self.net_retry_at.is_none() {
+        if self.net_retry_at.is_none() {
+            if !self.prefs.want_running {
+                if let Err(error) = self.take_down().await {
+                    tracing::debug!(%error, "tried again later");
+                }
+            } else if self.dirty {
                 self.dirty = false;
                 self.apply_map().await;
             }
-        } else {
-            self.take_down().await;
         }
         self.publish();
     }
@@ -338,20 +332,6 @@ impl Engine {
             net.detach().await;
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 async fn next_event(control: &mut Option<(Control, mpsc::Receiver<Event>)>) -> Event {

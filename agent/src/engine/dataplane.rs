@@ -7,22 +7,51 @@ use node_core::{DEFAULT_MTU, Desired, Options};
 use tokio::time::Instant;
 
 use super::FilterState;
-use super::core::{Engine, describe};
+use super::core::Engine;
+use crate::error_text::error_text;
 use crate::net::{Net, NetConfig, NetError};
 
 /// Pause before a data plane that failed is tried again.
 const NET_RETRY: Duration = Duration::from_secs(5);
 
-const NO_FILTER_RISK: &str = "the tailnet's policy restricts who may reach this node, and this version of \
-     tailrace cannot enforce that: the overlay stays down; to run it open to all peers nevertheless, use \
+/// Why there is no overlay, and what to do.
+pub(super) const NO_FILTER: &str = "the tailnet's policy restricts who may reach this node, and this version \
+     of tailrace cannot enforce that: the overlay stays down; to run it open to all peers nevertheless, use \
      `tailrace up --accept-risk=no-filter`";
 
 impl Engine {
     pub(super) async fn apply_map(&mut self) {
         let Some(map) = self.map.clone() else {
             // Nothing is known: a data plane that an earlier run left goes on as it was.
+            self.net_error = None;
             return;
         };
+        // Set for the same present that the host is made for.
+        self.expiry.arm(&map, self.now(), Instant::now());
+        let filter = self.judge_filter(&map);
+        let usable = filter != FilterState::Refused
+            && !self.is_expired()
+            && map.node.machine_authorized
+            && !self.prefs.logged_out;
+        let result = self.configure(&map, usable).await;
+        self.tunnel_up = usable && result.is_ok();
+        match result {
+            Ok(()) => self.net_error = None,
+            Err(error) => self.net_failed(&error, "the data plane could not be configured"),
+        }
+    }
+
+    /// Notes what failed, so that everybody sees it, and that it is to be tried again.
+    pub(super) fn net_failed(&mut self, error: &NetError, what: &str) {
+        let text = error_text(error);
+        tracing::error!(error = text, "{what}");
+        self.net_error = Some(text);
+        self.net_retry_at = Some(Instant::now() + NET_RETRY);
+        self.dirty = true;
+    }
+
+    /// Decides what becomes of the map's packet filter, which nothing enforces here yet.
+    pub(super) fn judge_filter(&mut self, map: &NetMap) -> FilterState {
         let filter = if !map.needs_filter() {
             FilterState::AllowAll
         } else if self.prefs.accepts_no_filter() {
@@ -32,33 +61,9 @@ impl Engine {
         };
         if self.filter != Some(filter) {
             tracing::info!(filter = filter.as_str(), "packet filter");
-            if self.filter == Some(FilterState::Refused)
-                && self.error.as_deref() == Some(NO_FILTER_RISK)
-            {
-                self.error = None;
-            }
             self.filter = Some(filter);
         }
-        if filter == FilterState::Refused {
-            self.error = Some(NO_FILTER_RISK.to_owned());
-        }
-        let usable = filter != FilterState::Refused
-            && !self.is_expired()
-            && map.node.machine_authorized
-            && !self.prefs.logged_out;
-        let result = self.configure(&map, usable).await;
-        self.tunnel_up = usable && result.is_ok();
-        match result {
-            Ok(()) => self.net_error = None,
-            Err(error) => {
-                let text = describe(&error);
-                tracing::error!(error = text, "the data plane could not be configured");
-                self.error = Some(text.clone());
-                self.net_error = Some(text);
-                self.net_retry_at = Some(Instant::now() + NET_RETRY);
-                self.dirty = true;
-            }
-        }
+        filter
     }
 
     pub(super) async fn configure(&mut self, map: &NetMap, usable: bool) -> Result<(), NetError> {
@@ -79,6 +84,8 @@ impl Engine {
                 })
                 .await?;
                 self.net_events = Some(events);
+                // They are this one's now.
+                self.leftovers = false;
                 slot.insert(net)
             }
         };
@@ -93,26 +100,45 @@ impl Engine {
             );
             net.apply(&self.node_key, &desired).await
         } else {
+            // Once the overlay may come up again, its relay has to be dialled anew.
+            self.relay_connected = false;
             net.idle().await
         }
     }
 
-    /// Removes the data plane from the host, if there is one.
-    pub(super) async fn take_down(&mut self) {
-        let net = self.net.write().await.take();
-        self.net_events = None;
-        self.net_health.clear();
-        self.net_error = None;
-        self.net_retry_at = None;
+    /// Removes the data plane from the host, also one that an earlier run left; nothing to do is fine.
+    ///
+    /// # Errors
+    ///
+    /// Whatever could not be removed; it is tried again later.
+    pub(super) async fn take_down(&mut self) -> Result<(), NetError> {
         self.relay_connected = false;
         self.tunnel_up = false;
         self.dirty = true;
-        if let Some(net) = net
-            && let Err(error) = net.down().await
-        {
-            let text = describe(&error);
-            tracing::error!(error = text, "the data plane could not be removed");
-            self.error = Some(text);
+        let removed = self.remove().await;
+        match &removed {
+            Ok(()) => {
+                self.net_events = None;
+                self.net_health.clear();
+                self.net_error = None;
+                self.net_retry_at = None;
+            }
+            Err(error) => self.net_failed(error, "the data plane could not be removed"),
         }
+        removed
+    }
+
+    async fn remove(&mut self) -> Result<(), NetError> {
+        let mut slot = self.net.write().await;
+        if let Some(net) = &mut *slot {
+            // It is let go of only once nothing is left that it would have to remove.
+            net.idle().await?;
+            *slot = None;
+        }
+        if self.leftovers {
+            Net::remove_leftovers(&self.config.device, self.state.path()).await?;
+            self.leftovers = false;
+        }
+        Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! Joining, leaving, and what the coordination server says: the engine's dealings with [`Control`].
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,12 +33,16 @@ impl Engine {
             return Err(Refusal::NoServer);
         }
         self.adopt(prefs, Login::default(), false).await?;
+        if !self.prefs.want_running && masked.contains_key("WantRunningSet") {
+            self.take_down().await?;
+        }
         Ok(self.prefs.clone())
     }
 
     pub(super) async fn start(&mut self, prefs: Prefs, login: Login) -> Result<(), Refusal> {
         self.error = None;
         // What failed before is tried again now, not when its pause is over.
+        self.net_error = None;
         self.net_retry_at = None;
         self.dirty = true;
         self.adopt(prefs, login, true).await
@@ -92,7 +99,7 @@ impl Engine {
                     self.login_under_way = joined || expired;
                     self.auth_url = None;
                     if !control.login(login) {
-                        return Err(Refusal::ShuttingDown);
+                        return Err(Refusal::Busy);
                     }
                 }
             }
@@ -127,7 +134,12 @@ impl Engine {
     pub(super) async fn stop_control(&mut self) {
         if let Some((control, _)) = self.control.take() {
             control.stop().await;
+            if self.map.is_some() && !self.map_stale {
+                // Keepalives confirmed it since it was stored.
+                self.cache_at = Some(Instant::now());
+            }
         }
+        self.answer_logout(Err(Refusal::CutShort));
         self.control_connected = false;
         self.control_problem = None;
         self.key_change = None;
@@ -138,38 +150,36 @@ impl Engine {
 
     /// The server is told first: a node that only this host thinks gone would stay in everybody's map.
     pub(super) fn log_out(&mut self, reply: oneshot::Sender<Result<(), Refusal>>) {
-        let started = match &self.control {
+        if self.prefs.control_url.is_empty() {
+            // It never joined; whoever asked may have gone away, here and below.
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        if self.logout.is_some() {
+            let _ = reply.send(Err(Refusal::Busy));
+            return;
+        }
+        if self.control.is_none()
             // The prefs keep want_running: until the server knows, nothing has changed.
-            None => self.start_control(Login::default(), false),
-            Some(_) => Ok(()),
-        };
-        let never_joined = self.prefs.control_url.is_empty();
-        match (&self.control, started) {
-            _ if never_joined => {
-                let _ = reply.send(Ok(()));
-            }
-            (Some((control, _)), Ok(())) => {
-                let (done, told) = oneshot::channel();
-                if !control.logout(done) {
-                    let _ = reply.send(Err(Refusal::ShuttingDown));
-                    return;
-                }
-                // The client may take its time to reach the server; the engine has other things to do.
-                tokio::spawn(async move {
-                    let result = match told.await {
-                        Ok(Ok(())) => Ok(()),
-                        Ok(Err(error)) => Err(Refusal::Server(error)),
-                        Err(_) => Err(Refusal::ShuttingDown),
-                    };
-                    let _ = reply.send(result);
-                });
-            }
-            (_, Err(error)) => {
-                let _ = reply.send(Err(error));
-            }
-            (None, Ok(())) => {
-                let _ = reply.send(Err(Refusal::ShuttingDown));
-            }
+            && let Err(error) = self.start_control(Login::default(), false)
+        {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let asked = self
+            .control
+            .as_ref()
+            .is_some_and(|(control, _)| control.logout());
+        // The client may take its time to reach the server; the engine has other things to do.
+        self.logout = Some(reply);
+        if !asked {
+            self.answer_logout(Err(Refusal::Busy));
+        }
+    }
+
+    fn answer_logout(&mut self, result: Result<(), Refusal>) {
+        if let Some(reply) = self.logout.take() {
+            let _ = reply.send(result);
         }
     }
 
@@ -197,6 +207,7 @@ impl Engine {
                 self.login_under_way = false;
                 self.error = None;
             }
+            Event::KeepAlive if self.map_refused => {}
             Event::KeepAlive => self.confirm_map(),
             Event::Map {
                 first,
@@ -213,28 +224,43 @@ impl Engine {
                 if matches!(problem, ControlError::KeyChanged { .. }) {
                     self.error = Some(problem.to_string());
                 }
-                if !self.prefs.want_running {
-                    // It was up for a logout only.
-                    self.stop_control().await;
-                } else {
-                    self.control_problem = Some(problem);
+                self.control_problem = Some(problem);
+            }
+            Event::LoggedOut(stored) => {
+                let reply = self.logout.take();
+                let result = self.leave().await;
+                if let Err(error) = &result {
+                    tracing::error!(%error, "the node left the tailnet, but traces of it stay here");
+                }
+                if let Some(reply) = reply {
+                    let _ = reply.send(stored.map_err(Refusal::from).and(result));
                 }
             }
-            Event::LoggedOut => {
-                let prefs = Prefs {
-                    logged_out: true,
-                    want_running: false,
-                    ..self.prefs.clone()
-                };
-                if let Err(error) = self.adopt(prefs, Login::default(), false).await {
-                    tracing::error!(%error, "the logout could not be stored");
+            Event::LogoutFailed(error) => {
+                if !self.prefs.want_running {
+                    // The client was there for the logout only.
+                    let reply = self.logout.take();
+                    self.stop_control().await;
+                    self.logout = reply;
                 }
-                if let Err(error) = self.forget_map() {
-                    tracing::error!(%error, "the cached network map could not be removed");
-                }
-                self.error = None;
+                self.answer_logout(Err(Refusal::Server(error)));
             }
         }
+    }
+
+    /// Forgets the tailnet that this node is no member of any more.
+    async fn leave(&mut self) -> Result<(), Refusal> {
+        let prefs = Prefs {
+            logged_out: true,
+            want_running: false,
+            ..self.prefs.clone()
+        };
+        let adopted = self.adopt(prefs, Login::default(), false).await;
+        let forgotten = self.forget_map();
+        self.error = None;
+        adopted?;
+        forgotten?;
+        Ok(self.take_down().await?)
     }
 
     pub(super) fn handle_map(
@@ -243,6 +269,10 @@ impl Engine {
         node_key: Arc<NodePrivate>,
         mut response: Box<MapResponse>,
     ) {
+        if self.map_refused && !first {
+            return;
+        }
+        self.map_refused = false;
         if let Some(time) = response.control_time.take() {
             self.clock = Clock::new(time.into(), SystemTime::now());
         }
@@ -274,9 +304,11 @@ impl Engine {
             }
             Err(error) => {
                 tracing::warn!(%error, "a frame of the network map was refused; asking for all of it again");
+                self.map_refused = true;
                 if let Some((control, _)) = &self.control
-                    && !control.login(Login::default())
+                    && !control.reconnect(error)
                 {
+                    // The stream ends by itself one day, and nothing of it is believed until then.
                     tracing::warn!("the control client is too busy");
                 }
             }
@@ -299,7 +331,7 @@ impl Engine {
         let saved = self.state.save_netmap(&CachedMapRef {
             control_url: &self.prefs.control_url,
             node_key: map.node.key,
-            saved_at: confirmed
+            confirmed_at: confirmed
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |age| age.as_secs()),
             map,

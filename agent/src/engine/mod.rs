@@ -6,6 +6,9 @@
 mod backend;
 mod core;
 mod dataplane;
+mod expiry;
+#[cfg(test)]
+mod filter_tests;
 mod membership;
 mod snapshot;
 mod view;
@@ -62,6 +65,12 @@ pub enum Refusal {
     /// No node has this address.
     #[error("no node of the tailnet has or routes {0}: `tailrace status` lists them")]
     UnknownPeer(IpAddr),
+    /// Too much was asked at once.
+    #[error("the daemon is still busy with what it was asked before: try again in a moment")]
+    Busy,
+    /// Another command took back what this one had begun.
+    #[error("the logout was cut short by another command: run `tailrace logout` again")]
+    CutShort,
     /// The daemon is on its way out.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -109,7 +118,8 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Prefs`]; nothing changed then.
+    /// [`Refusal::Prefs`]; nothing changed then. [`Refusal::Net`] if the node was told to stop and its data
+    /// plane could not be removed; that is tried again.
     pub async fn edit_prefs(&self, masked: Map<String, Value>) -> Result<Prefs, Refusal> {
         self.ask(|reply| Command::EditPrefs(masked, reply)).await?
     }
@@ -167,6 +177,7 @@ impl Handle {
     /// # Errors
     ///
     /// [`Refusal::Server`] if the server could not be told; the node is then still a member.
+    /// [`Refusal::State`] and [`Refusal::Net`] if it is not, but this host could not be tidied up.
     pub async fn logout(&self) -> Result<(), Refusal> {
         self.ask(Command::Logout).await?
     }
@@ -195,9 +206,14 @@ impl Handle {
         if result.is_local_ip {
             return Ok(result);
         }
-        let reply = match self.net.read().await.as_ref() {
-            Some(net) => net.ping(&key, timeout).await,
+        // Not under the lock: `down` must not wait for a pong.
+        let pinger = match self.net.read().await.as_ref() {
+            Some(net) => net.pinger().await,
             None => Err(NetError::Down),
+        };
+        let reply = match pinger {
+            Ok(pinger) => pinger.ping(&key, timeout).await,
+            Err(error) => Err(error),
         };
         match reply {
             Ok(reply) => {

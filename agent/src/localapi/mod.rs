@@ -17,7 +17,9 @@
 
 mod client;
 mod icmp;
+mod query;
 mod server;
+mod slots;
 mod status;
 mod types;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,17 +19,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::sync::watch;
 
+use super::query::Query;
+use super::slots::Slots;
 use super::{ErrorBody, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois};
 use crate::engine::{Handle, Notice, Refusal};
+use crate::error_text::error_text;
 use crate::metrics;
 
 /// Longest request body, in bytes.
 const MAX_REQUEST: usize = 1 << 20;
-/// Connections served at once; more wait.
-const MAX_CONNECTIONS: usize = 128;
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping waits for its pong.
@@ -41,8 +42,12 @@ type Body = BoxBody<Bytes, Infallible>;
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
-    path: PathBuf,
+    file: SocketFile,
 }
+
+/// The socket's place in the file system; removed on drop.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
 
 /// Why the socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,9 @@ pub enum BindError {
         "another daemon answers on {0}: stop it, or give this one its own --device (or --socket)"
     )]
     InUse(PathBuf),
+    /// Something else lies there.
+    #[error("{0} is there and is not a socket: move it away, or name another place with --socket")]
+    NotASocket(PathBuf),
     /// The system refused.
     #[error("cannot listen on {path}: {source}; name another place with --socket")]
     Io {
@@ -68,7 +76,7 @@ impl Server {
     /// # Errors
     ///
     /// Any [`BindError`].
-    pub async fn bind(path: &Path) -> Result<Self, BindError> {
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
         let io = |source| BindError::Io {
             path: path.to_owned(),
             source,
@@ -76,31 +84,43 @@ impl Server {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(BindError::InUse(path.to_owned()));
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-            _ => {}
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io(error)),
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(BindError::NotASocket(path.to_owned()));
+            }
+            Ok(_) if has_listener(path).map_err(io)? => {
+                return Err(BindError::InUse(path.to_owned()));
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(io)?,
         }
         let listener = UnixListener::bind(path).map_err(io)?;
+        listener.set_nonblocking(true).map_err(io)?;
         // Everybody may ask; who may change things is decided by who is asking.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(io)?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
+            file: SocketFile(path.to_owned()),
         })
     }
 
     /// Serves until dropped. `writers` are the user ids that may change things beside the operator.
     pub async fn serve(self, engine: Handle, writers: BTreeSet<u32>) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let writers = Arc::new(writers);
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+        let Self {
+            listener,
+            file: _file,
+        } = self;
+        let listener = match tokio::net::UnixListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the local API is not served");
                 return;
-            };
-            let stream = match self.listener.accept().await {
+            }
+        };
+        let slots = Slots::new(writers);
+        loop {
+            let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors: give the others time to close theirs.
@@ -109,15 +129,26 @@ impl Server {
                     continue;
                 }
             };
+            let uid = match stream.peer_cred() {
+                Ok(peer) => peer.uid(),
+                Err(error) => {
+                    tracing::debug!(%error, "local API connection of an unknown user");
+                    continue;
+                }
+            };
+            let Some(slot) = slots.take(uid) else {
+                tracing::debug!(uid, "local API connection refused: this user has too many");
+                continue;
+            };
             let caller = Caller {
-                uid: stream.peer_cred().ok().map(|peer| peer.uid()),
-                writers: Arc::clone(&writers),
+                uid,
+                is_writer: slots.is_writer(uid),
             };
             let engine = engine.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let (engine, caller) = (engine.clone(), caller.clone());
-                    async move { Ok::<_, Infallible>(answer(request, &engine, &caller).await) }
+                    let engine = engine.clone();
+                    async move { Ok::<_, Infallible>(answer(request, &engine, caller).await) }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -133,43 +164,50 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+/// Whether a process listens on the socket; never waits for it.
+fn has_listener(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        // Its queue is full.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, path = %self.path.display(), "cannot remove the socket");
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(%error, path = %self.0.display(), "cannot remove the socket");
         }
     }
 }
 
 /// Who is asking, as the kernel says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Caller {
-    uid: Option<u32>,
-    writers: Arc<BTreeSet<u32>>,
+    uid: u32,
+    is_writer: bool,
 }
 
 impl Caller {
-    async fn check_write(&self, engine: &Handle) -> Result<(), Failure> {
-        let refused = |uid: String| {
-            let message = format!(
-                "access denied: {uid} may not change this node; use sudo, or once as root: \
-                 tailrace set --operator=USER"
-            );
-            Failure {
-                status: StatusCode::FORBIDDEN,
-                message,
-            }
-        };
-        let Some(uid) = self.uid else {
-            return Err(refused("an unknown user".to_owned()));
-        };
-        if self.writers.contains(&uid) {
+    async fn check_write(self, engine: &Handle) -> Result<(), Failure> {
+        if self.is_writer {
             return Ok(());
         }
         let operator = engine.snapshot().await?.prefs.operator_user;
         match nix::unistd::User::from_name(&operator) {
-            Ok(Some(user)) if !operator.is_empty() && user.uid.as_raw() == uid => Ok(()),
-            _ => Err(refused(format!("user {uid}"))),
+            Ok(Some(user)) if !operator.is_empty() && user.uid.as_raw() == self.uid => Ok(()),
+            _ => Err(Failure {
+                status: StatusCode::FORBIDDEN,
+                message: format!(
+                    "access denied: user {} may not change this node; use sudo, or once as root: \
+                     tailrace set --operator=USER",
+                    self.uid
+                ),
+            }),
         }
     }
 }
@@ -202,18 +240,19 @@ impl From<Refusal> for Failure {
         let status = match &refusal {
             Refusal::Prefs(_) | Refusal::NoServer => StatusCode::BAD_REQUEST,
             Refusal::UnknownPeer(_) => StatusCode::NOT_FOUND,
-            Refusal::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::CutShort => StatusCode::CONFLICT,
+            Refusal::Busy | Refusal::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Server(_) => StatusCode::BAD_GATEWAY,
             Refusal::State(_) | Refusal::Net(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self {
             status,
-            message: refusal.to_string(),
+            message: error_text(&refusal),
         }
     }
 }
 
-async fn answer(request: Request<Incoming>, engine: &Handle, caller: &Caller) -> Response<Body> {
+async fn answer(request: Request<Incoming>, engine: &Handle, caller: Caller) -> Response<Body> {
     match route(request, engine, caller).await {
         Ok(response) => response,
         Err(failure) => {
@@ -229,15 +268,15 @@ async fn answer(request: Request<Incoming>, engine: &Handle, caller: &Caller) ->
 async fn route(
     request: Request<Incoming>,
     engine: &Handle,
-    caller: &Caller,
+    caller: Caller,
 ) -> Result<Response<Body>, Failure> {
     let Some(path) = request.uri().path().strip_prefix(PREFIX).map(str::to_owned) else {
         return Err(Failure::not_found("the local API is below /localapi/v0/"));
     };
-    let query = Query::of(&request);
+    let query = Query::parse(request.uri().query().unwrap_or_default());
     match (path.as_str(), request.method()) {
         ("status", &Method::GET) => {
-            let with_peers = query.get("peers").as_deref() != Some("false");
+            let with_peers = query.get("peers") != Some("false");
             Ok(json(&status(&engine.snapshot().await?, with_peers)))
         }
         ("prefs", &Method::GET) => Ok(json(&engine.snapshot().await?.prefs)),
@@ -267,7 +306,7 @@ async fn route(
             let address = query
                 .get("addr")
                 .ok_or_else(|| Failure::bad_request("addr is missing"))?;
-            whois(&engine.snapshot().await?, &address)
+            whois(&engine.snapshot().await?, address)
                 .map(|found| json(&found))
                 .ok_or_else(|| Failure::not_found(format!("no node has the address {address}")))
         }
@@ -304,7 +343,7 @@ async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
     let ip: IpAddr = text
         .parse()
         .map_err(|_| Failure::bad_request("ip is not an address"))?;
-    match query.get("type").as_deref() {
+    match query.get("type") {
         Some("disco") => Ok(engine.ping(ip, PING_TIMEOUT).await?),
         Some("ICMP") => {
             let mut result = engine.ping_target(ip).await?;
@@ -387,73 +426,4 @@ fn no_content() -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::new()).boxed());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
-}
-
-/// The parameters behind the question mark, percent-decoded.
-#[derive(Debug)]
-struct Query(Vec<(String, String)>);
-
-impl Query {
-    fn of(request: &Request<Incoming>) -> Self {
-        Self::parse(request.uri().query().unwrap_or_default())
-    }
-
-    fn parse(query: &str) -> Self {
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        Self(
-            pairs
-                .map(|(name, value)| (decode(name), decode(value)))
-                .collect(),
-        )
-    }
-
-    fn get(&self, name: &str) -> Option<String> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.clone())
-    }
-}
-
-/// Percent-decodes a query component; what is not valid stays as it is.
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let [first, tail @ ..] = rest {
-        let escaped = tail
-            .get(..2)
-            .filter(|_| *first == b'%')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (first, escaped) {
-            (_, Some(byte)) => {
-                out.push(byte);
-                rest = &tail[2..];
-            }
-            (b'+', None) => {
-                out.push(b' ');
-                rest = tail;
-            }
-            (byte, None) => {
-                out.push(*byte);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_decoded() {
-        let query = Query::parse("addr=%5Bfd00%3A%3A1%5D%3A80&type=disco&bad=%zz%4");
-        assert_eq!(query.get("addr").as_deref(), Some("[fd00::1]:80"));
-        assert_eq!(query.get("type").as_deref(), Some("disco"));
-        assert_eq!(query.get("bad").as_deref(), Some("%zz%4"));
-        assert_eq!(query.get("none"), None);
-    }
 }

@@ -11,7 +11,7 @@ use keys::NodePublic;
 use super::types::{
     BackendState, PeerStatus, RelayStatus, Status, TailnetStatus, TailraceStatus, WhoIs,
 };
-use crate::engine::Snapshot;
+use crate::engine::{FilterState, Snapshot};
 use crate::net::{self, CountersState};
 
 /// Builds the answer to `GET status`.
@@ -170,6 +170,8 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
             .filter
             .map(|filter| filter.as_str().to_owned())
             .unwrap_or_default(),
+        filter_refused: snapshot.prefs.want_running
+            && snapshot.filter == Some(FilterState::Refused),
         control_connected: snapshot.control_connected,
         control_url: snapshot.prefs.control_url.clone(),
         map_stale: snapshot.map_stale,

@@ -222,8 +222,10 @@ pub struct TailraceStatus {
     pub device: String,
     /// UDP port of WireGuard.
     pub port: u16,
-    /// `none (allow-all)`, `none (accepted risk)`, `refused`, or empty before the first map.
+    /// What becomes of the packet filter, in words; empty before the first map.
     pub filter: String,
+    /// The packet filter cannot be enforced and nobody accepted that: the overlay stays down.
+    pub filter_refused: bool,
     /// `ebpf`, or why packets are not counted.
     pub counters: String,
     /// The coordination server answers.

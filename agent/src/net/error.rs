@@ -15,6 +15,12 @@ pub enum NetError {
         /// The port that was asked for.
         port: u16,
     },
+    /// The UDP port is one that this process may not open.
+    #[error("UDP port {port} takes CAP_NET_BIND_SERVICE; choose one above 1023 with --port")]
+    PortRefused {
+        /// The port that was asked for.
+        port: u16,
+    },
     /// Kernel WireGuard was demanded and is not there.
     #[error("this kernel has no WireGuard; load the module, or use --wireguard embedded")]
     NoKernelWireGuard(#[source] netlink::Error),

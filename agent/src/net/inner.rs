@@ -17,6 +17,7 @@ use node_core::{Desired, DesiredPeer};
 use super::peers::{Peer, Peers};
 use super::{CountersState, Engine, Home, NetError, NetStatus, PeerStatus};
 use crate::derp::Manager;
+use crate::error_text::error_text;
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring};
 use crate::tunnel::{PeerState, Tunnel};
@@ -101,7 +102,7 @@ impl Inner {
         self.count().await
     }
 
-    /// Checks what others may have changed (device, addresses, routes, rules) without looking at peers.
+    /// Checks cheaply, between full inspections, that the device is there and up.
     pub(super) async fn is_wired(&self) -> Result<bool, NetError> {
         if self.applied.is_none() {
             return Ok(true);
@@ -175,7 +176,7 @@ impl Inner {
             self.counting = match Counters::attach(&self.device, self.pin_dir().as_deref()) {
                 Ok(counters) => Counting::On(Box::new(counters), link.index),
                 Err(error) => {
-                    let reason = describe(&error);
+                    let reason = error_text(&error);
                     tracing::warn!(reason, "packets are not counted");
                     Counting::Off(reason, link.index)
                 }
@@ -185,7 +186,7 @@ impl Inner {
         if let Counting::On(counters, index) = &mut self.counting
             && let Err(error) = counters.set_peers(&prefixes)
         {
-            let (reason, index) = (describe(&error), *index);
+            let (reason, index) = (error_text(&error), *index);
             tracing::warn!(reason, "packets are not counted any more");
             self.counting = Counting::Off(reason, index);
         }
@@ -214,7 +215,7 @@ impl Inner {
         match dataplane::pin_folder(&self.device, &self.state_dir) {
             Ok(folder) => Some(folder),
             Err(error) => {
-                let reason = describe(&error);
+                let reason = error_text(&error);
                 tracing::warn!(reason, "counters will not outlive the agent");
                 None
             }
@@ -278,7 +279,7 @@ impl Inner {
             Counting::Off(reason, _) => (CountersState::Off(reason.clone()), BTreeMap::new()),
             Counting::On(counters, _) => match counters.read() {
                 Ok(counts) => (CountersState::Ebpf, counts),
-                Err(error) => (CountersState::Off(describe(&error)), BTreeMap::new()),
+                Err(error) => (CountersState::Off(error_text(&error)), BTreeMap::new()),
             },
         }
     }
@@ -313,16 +314,4 @@ fn peer_status(
 /// The peer's number in the counters: its place in 127.64.0.0/10, stable as its address is.
 fn peer_index(address: Ipv4Addr) -> PeerIndex {
     PeerIndex(address.to_bits() & 0x3f_ffff)
-}
-
-/// The error and what caused it, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -4,44 +4,43 @@ pub(crate) mod disco;
 mod error;
 mod inner;
 pub(crate) mod peers;
+mod ping;
+mod repair;
 mod status;
 mod steward;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::Counters;
 use keys::{DiscoPrivate, NodePrivate, NodePublic};
+use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{DEFAULT_MTU, Desired};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{interval, timeout};
 
 use crate::derp::Manager;
 use crate::relayed::{Inbound, Relayed};
 use crate::tunnel::{Embedded, Kernel, Tunnel};
-use crate::underlay;
+use crate::{router, underlay};
 use disco::Disco;
 use inner::{Counting, Inner};
 use peers::Peers;
 use steward::{Assignment, Steward};
 
 pub use error::NetError;
+pub use ping::Pinger;
 pub use status::{
     CountersState, Engine, Home, NetEvent, NetStatus, PeerStatus, PingReply, RelayStatus,
 };
 
 /// Events that may wait for the agent.
 const MAX_EVENTS: usize = 64;
-/// Between looks at what others may have changed on the host, and between attempts to repair it.
-const INSPECT_EVERY: Duration = Duration::from_secs(5);
-/// Every so many looks everything is compared, rules and routes too.
-const FULL_INSPECTION: u32 = 12;
-const DEVICE_BROKEN: &str = "overlay-device";
 
 /// Which WireGuard the operator wants (`--wireguard`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -84,6 +83,25 @@ pub struct Net {
 }
 
 impl Net {
+    /// Does beforehand what takes privileges that the daemon gives up: where a kernel device will pin its
+    /// counters, it mounts a BPF file system if there is none.
+    pub async fn prepare(device: &str, engine: EngineChoice, state_dir: &Path) {
+        if engine == EngineChoice::Embedded {
+            return;
+        }
+        let prepared = async {
+            let netlink = Netlink::open()?;
+            Kernel::probe(&netlink, device).await?;
+            Ok::<_, netlink::Error>(dataplane::pin_folder(device, state_dir))
+        };
+        match prepared.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "no place for pinned counters"),
+            // No kernel WireGuard, no pins: `start` has the word about that.
+            Err(error) => tracing::debug!(%error, "nothing to prepare"),
+        }
+    }
+
     /// Picks the engine and starts the tasks. The overlay device appears with the first [`Net::apply`].
     ///
     /// A WireGuard device that a former agent left is taken over with its sessions.
@@ -149,7 +167,7 @@ impl Net {
         let tasks = [
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
-            tokio::spawn(repair(
+            tokio::spawn(repair::run(
                 Arc::downgrade(&inner),
                 config.device,
                 watcher,
@@ -206,39 +224,48 @@ impl Net {
         self.inner.lock().await.status().await
     }
 
-    /// Pings a peer over its relay (disco) and waits for the pong.
+    /// Returns what pings peers of the present network, without holding on to the data plane.
     ///
     /// # Errors
     ///
-    /// [`NetError::UnknownPeer`], [`NetError::Unreachable`] or [`NetError::PingTimeout`].
-    pub async fn ping(&self, peer: &NodePublic, wait: Duration) -> Result<PingReply, NetError> {
-        let our_key = {
-            let inner = self.inner.lock().await;
-            let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
-            applied.key.public()
-        };
-        let table = self.peers.snapshot();
-        let peer = table.by_key(peer).ok_or(NetError::UnknownPeer)?;
-        let mut ping = self.disco.ping(peer, our_key).ok_or(NetError::Unreachable(
-            "the peer has no disco key, or too many pings are under way",
-        ))?;
-        let link = self
-            .relays
-            .link_to(&peer.key, peer.home)
-            .ok_or(NetError::Unreachable(
-                "the peer has no home relay that this node knows",
-            ))?;
-        let start = tokio::time::Instant::now();
-        link.send(peer.key, &ping.datagram);
-        let Ok(Ok(region)) = timeout(wait, &mut ping.answered).await else {
-            return Err(NetError::PingTimeout(wait));
-        };
-        let latency = start.elapsed();
-        Ok(PingReply {
-            latency,
-            region,
-            region_code: self.relays.code(region),
+    /// [`NetError::Down`] while nothing is applied.
+    pub async fn pinger(&self) -> Result<Pinger, NetError> {
+        let inner = self.inner.lock().await;
+        let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
+        Ok(Pinger {
+            our_key: applied.key.public(),
+            relays: self.relays.clone(),
+            peers: self.peers.clone(),
+            disco: self.disco.clone(),
         })
+    }
+
+    /// Pings a peer; see [`Pinger::ping`].
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`NetError::Down`].
+    pub async fn ping(&self, peer: &NodePublic, wait: Duration) -> Result<PingReply, NetError> {
+        self.pinger().await?.ping(peer, wait).await
+    }
+
+    /// Removes what an earlier run of the agent left, without taking it over first; nothing there is fine.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refused to remove.
+    pub async fn remove_leftovers(device: &str, state_dir: &Path) -> Result<(), NetError> {
+        let netlink = Netlink::open()?;
+        let leftover = Kernel::leftover(&netlink, device).await?;
+        // One with another mark is somebody else's; one without a key is ours, hardly begun.
+        if leftover.is_some_and(|left| left.fwmark == UNDERLAY_MARK || left.private_key.is_none()) {
+            let pins = dataplane::pin_folder(device, state_dir).ok();
+            let counters = Counters::remove_leftovers(device, pins.as_deref());
+            links::delete(&netlink, device).await?;
+            counters.map_err(NetError::Counters)?;
+            tracing::info!(device, "removed what an earlier run left");
+        }
+        Ok(router::remove(&netlink).await?)
     }
 
     /// Removes everything: device, routes, rules, pins. Nothing is left; again is fine.
@@ -318,17 +345,18 @@ fn check_permission() -> Result<(), NetError> {
     }
 }
 
-/// Tells early, and in plain words, that somebody else has the port.
+/// Tells early, and in plain words, that the port cannot be had.
 fn check_port(port: u16) -> Result<(), NetError> {
     let any = [
         IpAddr::from(Ipv4Addr::UNSPECIFIED),
         IpAddr::from(Ipv6Addr::UNSPECIFIED),
     ];
     for ip in any {
-        if let Err(error) = UdpSocket::bind((ip, port))
-            && error.kind() == io::ErrorKind::AddrInUse
-        {
-            return Err(NetError::PortInUse { port });
+        match UdpSocket::bind((ip, port)).map_err(|error| error.kind()) {
+            Err(io::ErrorKind::AddrInUse) => return Err(NetError::PortInUse { port }),
+            Err(io::ErrorKind::PermissionDenied) => return Err(NetError::PortRefused { port }),
+            // A family that this host does not have.
+            _ => {}
         }
     }
     Ok(())
@@ -340,46 +368,6 @@ async fn carry(relayed: Arc<Relayed>, peers: Peers, relays: Manager) {
         let error = relayed.serve(&peers, &relays).await;
         tracing::warn!(%error, "relay socket failed, going on");
         tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Puts back what vanished: the device at once, the rest within a minute.
-async fn repair(
-    inner: Weak<Mutex<Inner>>,
-    device: String,
-    mut watcher: links::Watcher,
-    events: mpsc::Sender<NetEvent>,
-) {
-    let mut looks = interval(INSPECT_EVERY);
-    let mut count: u32 = 0;
-    let mut broken = false;
-    let mut watching = true;
-    loop {
-        let removed = tokio::select! {
-            _ = looks.tick() => false,
-            name = watcher.next_removed(), if watching => {
-                watching = name.is_some();
-                if name.as_ref() != Some(&device) {
-                    continue;
-                }
-                true
-            }
-        };
-        let Some(inner) = inner.upgrade() else { return };
-        let mut inner = inner.lock().await;
-        count = count.wrapping_add(1);
-        let due = removed || broken || count.is_multiple_of(FULL_INSPECTION);
-        let wired = !due && inner.is_wired().await.unwrap_or(false);
-        let result = if wired { Ok(()) } else { inner.reapply().await };
-        drop(inner);
-        if result.is_ok() == broken {
-            let text = result.as_ref().err().map(ToString::to_string);
-            let key = DEVICE_BROKEN;
-            if events.send(NetEvent::Health { key, text }).await.is_err() {
-                return;
-            }
-        }
-        broken = result.is_err();
     }
 }
 

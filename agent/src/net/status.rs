@@ -83,7 +83,7 @@ pub struct RelayStatus {
     pub connected: bool,
     /// Why it is not connected, or what the relay says about its own health.
     pub problem: Option<String>,
-    /// Packets dropped because the relay was too slow or not there.
+    /// Packets dropped because the relay was too slow, not there, or allows no more.
     pub dropped: u64,
 }
 

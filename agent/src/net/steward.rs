@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{self, sleep_until};
 
-use super::NetEvent;
+use super::{NetEvent, RelayStatus};
 use crate::derp::home::{HomeSelector, Measured};
 use crate::derp::{Manager, Notice};
 use crate::netcheck::{self, Plan, Report};
@@ -46,6 +46,7 @@ pub(super) struct Steward {
     told: Option<tailcfg::NetInfo>,
     unconnected_since: Option<Instant>,
     told_unconnected: bool,
+    told_unwell: Option<String>,
 }
 
 impl Steward {
@@ -60,6 +61,7 @@ impl Steward {
             told: None,
             unconnected_since: None,
             told_unconnected: false,
+            told_unwell: None,
         }
     }
 
@@ -191,16 +193,26 @@ impl Steward {
                 false
             }
             Notice::Lost(region) => self.selector.home() == Some(region),
-            Notice::Health(region, text) => {
-                let text = text.map(|text| format!("relay region {region} says: {text}"));
-                self.tell_health(RELAY_UNWELL, text).await;
+            Notice::Health(_) => {
+                self.tell_unwell().await;
                 false
             }
         }
     }
 
+    /// Passes on what the connected relays say about their health, all in one warning.
+    async fn tell_unwell(&mut self) {
+        let text = unwell(&self.relays.status());
+        if text != self.told_unwell {
+            self.told_unwell.clone_from(&text);
+            self.tell_health(RELAY_UNWELL, text).await;
+        }
+    }
+
     /// Warns when there is no home relay for a while, and takes it back.
     async fn watch_connection(&mut self, assigned: bool) {
+        // A connection that another map or key ended tells nothing more.
+        self.tell_unwell().await;
         let connected =
             !assigned || (self.selector.home().is_some() && self.relays.is_home_connected());
         if connected {
@@ -244,6 +256,16 @@ impl Steward {
     }
 }
 
+/// What the connected relays that are unwell say, in order of regions; `None` if all are well.
+fn unwell(relays: &[RelayStatus]) -> Option<String> {
+    let says = |relay: &RelayStatus| {
+        let text = relay.problem.as_ref().filter(|_| relay.connected)?;
+        Some(format!("relay region {} says: {text}", relay.code))
+    };
+    let texts: Vec<String> = relays.iter().filter_map(says).collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
+}
+
 /// Waits for the running check; pends for ever if there is none, gives `None` if it was aborted.
 async fn finished(check: &mut Option<(Instant, JoinHandle<Report>)>) -> Option<Report> {
     match check {
@@ -263,4 +285,42 @@ fn derp_latency(report: &Report) -> BTreeMap<String, f64> {
     all.extend(seconds(&report.v4, "v4"));
     all.extend(seconds(&report.v6, "v6"));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay(region: u16, code: &str, connected: bool, problem: Option<&str>) -> RelayStatus {
+        RelayStatus {
+            region: RegionId(region),
+            code: code.to_owned(),
+            connected,
+            problem: problem.map(str::to_owned),
+            dropped: 0,
+        }
+    }
+
+    #[test]
+    fn one_warning_names_every_relay_that_is_unwell() {
+        let fra = relay(1, "fra", true, Some("overloaded"));
+        let ams = relay(2, "ams", true, Some("disk full"));
+        let well = relay(3, "lhr", true, None);
+        assert_eq!(
+            unwell(&[fra.clone(), ams, well.clone()]).as_deref(),
+            Some("relay region fra says: overloaded; relay region ams says: disk full")
+        );
+        // One that is well again leaves the other's warning.
+        assert_eq!(
+            unwell(&[fra, relay(2, "ams", true, None)]).as_deref(),
+            Some("relay region fra says: overloaded")
+        );
+        assert_eq!(unwell(&[well]), None);
+    }
+
+    #[test]
+    fn why_a_relay_is_not_connected_is_not_what_it_says() {
+        let gone = relay(1, "fra", false, Some("the relay closed the connection"));
+        assert_eq!(unwell(&[gone]), None);
+    }
 }

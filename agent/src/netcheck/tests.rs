@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use node_core::derp::Certificate;
+use node_core::derp::{Address, Certificate};
 
 use super::*;
 

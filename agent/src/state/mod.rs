@@ -10,13 +10,14 @@
 mod identity;
 mod netmap;
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use settings::private_file;
 
 use crate::prefs::Prefs;
 
@@ -27,6 +28,7 @@ const IDENTITY: &str = "identity.json";
 const PREFS: &str = "prefs.json";
 const NETMAP: &str = "netmap.json";
 const LOCK: &str = "lock";
+const PROBE: &str = "probe.new";
 
 /// A state folder that this process holds exclusively.
 #[derive(Debug)]
@@ -82,11 +84,7 @@ impl StateDir {
                 source,
             }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(io("make the state folder", path))?;
+        private_file::create_folder(path).map_err(io("make the state folder", path))?;
         let lock_path = path.join(LOCK);
         let lock = OpenOptions::new()
             .create(true)
@@ -113,6 +111,13 @@ impl StateDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether files can be replaced in the folder.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        let probe = self.path.join(PROBE);
+        std::fs::write(&probe, []).is_ok() && std::fs::remove_file(&probe).is_ok()
     }
 
     /// Reads the keys of this node; makes and stores new ones if there are none yet.
@@ -225,25 +230,11 @@ impl StateDir {
         }
     }
 
-    /// Writes a new file beside the old one and renames it over: a crash leaves either, whole.
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let path = self.path.join(name);
-        let draft = self.path.join(format!("{name}.new"));
-        let result = (|| {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&draft)?;
-            let mut writer = BufWriter::new(file);
-            serde_json::to_writer(&mut writer, value)?;
-            writer.flush()?;
-            writer.get_ref().sync_all()?;
-            std::fs::rename(&draft, &path)?;
-            File::open(&self.path)?.sync_all()
-        })();
-        result.map_err(|source| StateError::Io {
+        let written =
+            private_file::write_with(&path, |file| Ok(serde_json::to_writer(file, value)?));
+        written.map_err(|source| StateError::Io {
             operation: "write",
             path,
             source,

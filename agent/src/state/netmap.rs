@@ -13,8 +13,8 @@ pub struct CachedMap {
     pub control_url: String,
     /// Our node key it was made for.
     pub node_key: NodePublic,
-    /// When it was stored, Unix seconds.
-    pub saved_at: u64,
+    /// When it was last known to be right, Unix seconds.
+    pub confirmed_at: u64,
     /// The map.
     pub map: NetMap,
 }
@@ -28,8 +28,8 @@ pub struct CachedMapRef<'a> {
     pub control_url: &'a str,
     /// Our node key it was made for.
     pub node_key: NodePublic,
-    /// When it is stored, Unix seconds.
-    pub saved_at: u64,
+    /// When it was last known to be right, Unix seconds.
+    pub confirmed_at: u64,
     /// The map.
     pub map: &'a NetMap,
 }

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,6 +22,10 @@ use netlink::{Netlink, links};
 use super::tun::Tun;
 use super::{PeerState, Tunnel};
 use crate::net::{Engine, NetError};
+
+/// How often, and how far apart, a port is tried again that our own device held until just now.
+const REBINDS: u32 = 40;
+const REBIND_PAUSE: Duration = Duration::from_millis(25);
 
 type Transports = (UdpSocketFactory, Tun, Tun);
 
@@ -106,12 +110,20 @@ impl Embedded {
     }
 
     async fn stop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.device.stop().await;
-            // The last holder of the TUN may let go of it a moment later; what follows relies on it being gone.
-            if let Err(error) = links::delete(&self.netlink, &self.name).await {
+        if let Some(Running { device, index, .. }) = self.running.take() {
+            device.stop().await;
+            if let Err(error) = self.delete(index).await {
                 tracing::warn!(%error, device = self.name, "the overlay device was not removed");
             }
+        }
+    }
+
+    /// Deletes our TUN device, whose last holder may let go of it a moment later: what follows relies on
+    /// it being gone. By now another device may bear the name: that one is not ours.
+    async fn delete(&self, index: u32) -> Result<(), netlink::Error> {
+        match links::get(&self.netlink, &self.name).await? {
+            Some(link) if link.index == index => links::delete(&self.netlink, &self.name).await,
+            _ => Ok(()),
         }
     }
 }
@@ -148,6 +160,8 @@ impl Running {
             _ => None,
         });
         let wanted = port.unwrap_or(self.port);
+        // The socket that a new key makes gotatun bind again is the one it just let go of.
+        let rebinds = self.private_key.is_some() && wanted == self.port;
         for change in &changes {
             match change {
                 Change::SetPrivateKey(key) => self.private_key = Some(key.clone()),
@@ -164,8 +178,25 @@ impl Running {
         });
         match written.await {
             Ok(Ok(())) => Ok(()),
+            Err(error) if rebinds && is_in_use(&error) => self.bind_again(wanted).await,
             Ok(Err(error)) | Err(error) => Err(explain(error, wanted)),
         }
+    }
+
+    /// Binds the port once gotatun's last task has dropped the socket that held it: its stop returns
+    /// before that. The new configuration is in place already.
+    async fn bind_again(&self, port: u16) -> Result<(), NetError> {
+        let mut error = None;
+        for _ in 0..REBINDS {
+            tokio::time::sleep(REBIND_PAUSE).await;
+            self.device.suspend().await;
+            match self.device.resume().await {
+                Ok(()) => return Ok(()),
+                Err(failure) if is_in_use(&failure) => error = Some(failure),
+                Err(failure) => return Err(explain(failure, port)),
+            }
+        }
+        Err(error.map_or(NetError::PortInUse { port }, |error| explain(error, port)))
     }
 }
 
@@ -279,11 +310,13 @@ impl Tunnel for Embedded {
     }
 }
 
+fn is_in_use(error: &GotatunError) -> bool {
+    matches!(error, GotatunError::Bind(source, _) if source.kind() == io::ErrorKind::AddrInUse)
+}
+
 fn explain(error: GotatunError, port: u16) -> NetError {
     match error {
-        GotatunError::Bind(source, _) if source.kind() == io::ErrorKind::AddrInUse => {
-            NetError::PortInUse { port }
-        }
+        error if is_in_use(&error) => NetError::PortInUse { port },
         error => failed("configuring", error),
     }
 }

@@ -96,6 +96,37 @@ fn applying_again_changes_nothing_and_a_lost_device_comes_back() -> Result<()> {
 }
 
 #[test]
+fn a_device_that_took_the_name_is_left_alone() -> Result<()> {
+    testnet::skip_unless_available!();
+    let mut overlay = Overlay::new(EngineChoice::Embedded)?;
+    overlay.join()?;
+    let namespace = overlay.node(ALICE).namespace();
+    namespace.ip("link add other0 type bridge")?;
+    // Renamed, because a device that is deleted comes back at once.
+    for change in [
+        "link set tailrace0 down",
+        "link set tailrace0 name gone0",
+        "link set other0 name tailrace0",
+    ] {
+        namespace.ip(change)?;
+    }
+    let foreign = overlay.device_number(ALICE)?;
+
+    let error = overlay.apply(ALICE).unwrap_err();
+    assert!(
+        matches!(
+            error.downcast_ref::<NetError>(),
+            Some(NetError::ForeignDevice { .. })
+        ),
+        "{error:#}"
+    );
+    assert_eq!(overlay.device_number(ALICE)?, foreign);
+    overlay.down(ALICE)?;
+    assert_eq!(overlay.device_number(ALICE)?, foreign);
+    Ok(())
+}
+
+#[test]
 fn down_leaves_nothing_behind_and_idle_keeps_running() -> Result<()> {
     testnet::skip_unless_available!("ping");
     let mut overlay = Overlay::new(EngineChoice::Auto)?;

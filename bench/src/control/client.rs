@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use keys::{DiscoPrivate, MachinePrivate, MachinePublic, NodePrivate};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// Asks a server for its Noise key, over plain HTTP.
@@ -23,11 +24,18 @@ pub(crate) async fn server_key(server: SocketAddr) -> anyhow::Result<MachinePubl
     let socket = TcpStream::connect(server)
         .await
         .context("cannot reach the server")?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    server_key_over(socket, &server.to_string()).await
+}
+
+/// Asks for the Noise key over a connection to `host`, TLS or not.
+pub(crate) async fn server_key_over<T>(io: T, host: &str) -> anyhow::Result<MachinePublic>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::get("/key?v=117")
-        .header("Host", server.to_string())
+        .header("Host", host)
         .body(Full::<Bytes>::default())?;
     let response = sender.send_request(request).await?;
     ensure!(
@@ -136,8 +144,20 @@ impl Client {
             .await
             .context("cannot reach the server")?;
         socket.set_nodelay(true)?;
-        let noise =
-            noise_io::upgrade_client(socket, &server.to_string(), machine, key, 117).await?;
+        Self::over(socket, &server.to_string(), key, machine).await
+    }
+
+    /// The same over a connection to `host`, TLS or not.
+    pub(crate) async fn over<T>(
+        io: T,
+        host: &str,
+        key: &MachinePublic,
+        machine: &MachinePrivate,
+    ) -> anyhow::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let noise = noise_io::upgrade_client(io, host, machine, key, 117).await?;
         let (sender, connection) =
             http2::handshake(TokioExecutor::new(), TokioIo::new(noise)).await?;
         tokio::spawn(connection);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bytes::{Buf as _, BytesMut};
-use derp_proto::{Frame, KEY_LEN, kind, packet_header, split_frame};
+use derp_proto::{Frame, KEY_LEN, PACKET_HEADER_LEN, kind, split_frame};
 use keys::NodePublic;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -103,9 +103,14 @@ async fn send(
     window: u64,
     pair: Arc<Pair>,
 ) -> anyhow::Result<()> {
-    let mut frame = packet_header(kind::SEND_PACKET, &destination, packet).to_vec();
-    let payload = frame.len();
-    frame.resize(payload + packet, 0x5A);
+    let filling = vec![0x5A; packet];
+    let mut frame = Vec::new();
+    Frame::SendPacket {
+        destination,
+        packet: &filling,
+    }
+    .encode(&mut frame);
+    let payload = PACKET_HEADER_LEN;
     for number in 0_u64.. {
         let mut lost = 0;
         while window > 0 && number - pair.newest.load(Ordering::Relaxed).max(lost) >= window {

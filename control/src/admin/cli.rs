@@ -11,7 +11,7 @@ use super::api::{
 };
 pub use super::client::ClientError;
 use super::client::{Client, segment};
-use crate::config::parse_duration;
+use settings::parse_duration;
 
 /// What an administrator can ask of a running server.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -86,6 +86,7 @@ pub enum KeysCommand {
     /// Withdraw an auth key; nodes that it let in stay
     Revoke {
         /// As listed
+        #[arg(value_parser = number)]
         id: i64,
     },
 }
@@ -350,6 +351,11 @@ fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; 
             .map(|(cell, width)| format!("{cell:<width$}"));
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
+}
+
+fn number(text: &str) -> Result<i64, String> {
+    let number = text.parse();
+    number.map_err(|_| "not a number: see `tailrace-control keys list`".to_owned())
 }
 
 fn day_and_time(at: Option<OffsetDateTime>) -> String {

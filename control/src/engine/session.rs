@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::delta::{Delta, Parts};
 use super::wire;
-use crate::model::NodeId;
+use crate::model::{NodeId, UserId};
 
 /// Changes that wait for a slow reader; beyond it the viewer gets a fresh full frame instead.
 pub const QUEUE_LIMIT: usize = 256;
@@ -33,9 +33,18 @@ pub struct Session {
 struct Mailbox {
     queue: VecDeque<Arc<Delta>>,
     /// The viewer's own node as it is now; only the newest matters.
-    own: Option<Bytes>,
+    own: Option<Own>,
     overflowed: bool,
     ended: bool,
+}
+
+/// A node as it is told about itself.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// Rendered.
+    pub(super) node: Bytes,
+    /// Its owner, whom the node need not know yet, with the rendered profile.
+    pub(super) owner: (UserId, Bytes),
 }
 
 /// What to do next for a stream.
@@ -87,7 +96,7 @@ impl Session {
     }
 
     /// Queues the viewer's own node.
-    pub(super) fn push_own(&self, own: Bytes) {
+    pub(super) fn push_own(&self, own: Own) {
         {
             let mut mailbox = self.mailbox();
             if mailbox.ended {
@@ -120,7 +129,8 @@ impl Session {
     pub fn take(&self) -> Option<Next> {
         let (queue, own) = {
             let mut mailbox = self.mailbox();
-            if mailbox.overflowed {
+            // What ends needs no full frame, only the last word on the viewer itself.
+            if mailbox.overflowed && !mailbox.ended {
                 mailbox.overflowed = false;
                 return Some(Next::Resync);
             }
@@ -138,7 +148,8 @@ impl Session {
         }
         let mut out = wire::Writer::new();
         if let Some(own) = own {
-            out.raw("Node", &own);
+            out.raw("Node", &own.node);
+            parts.profiles.extend([own.owner]);
         }
         parts.render(&mut out);
         Some(out.frame(self.compress).into())

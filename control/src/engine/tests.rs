@@ -1,9 +1,11 @@
 //! Tests of the map engine.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use control_proto::frame;
-use control_proto::tailcfg::{DerpMap, MapResponse};
+use control_proto::tailcfg::{Compress, DerpMap, Hostinfo, MapResponse};
+use keys::{DiscoPublic, MachinePublic};
 use time::Duration;
 
 use super::*;
@@ -169,6 +171,48 @@ fn an_overflow_becomes_one_fresh_full_frame() {
 }
 
 #[test]
+fn a_node_deleted_behind_an_overflow_still_learns_of_it() {
+    let engine = engine();
+    (1..=2).for_each(|id| add(&engine, id));
+    let (viewer, _) = connect(&engine, 1);
+    for round in 0..=QUEUE_LIMIT {
+        endpoints(&engine, 2, 1000 + u16::try_from(round).unwrap());
+    }
+    engine.remove_node(ChangeNumber(9), NodeId(1), start());
+    let own = take(&viewer).node.unwrap();
+    assert!(own.key_expiry < render::timestamp(start()));
+    assert_eq!(viewer.take(), Some(Next::End));
+}
+
+#[test]
+fn a_change_by_an_administrator_keeps_what_was_reported_meanwhile() {
+    let engine = engine();
+    (1..=2).for_each(|id| add(&engine, id));
+    let read_before = engine.node(NodeId(2)).unwrap().node;
+    let report = Report {
+        capver: 120,
+        hostinfo: Some(Hostinfo {
+            os: "plan9".to_owned(),
+            ..Hostinfo::default()
+        }),
+        endpoints: Some(vec![SocketAddr::from(([192, 0, 2, 1], 7))]),
+        ..Report::default()
+    };
+    engine.report(NodeId(2), report, start());
+    let reported = engine.node(NodeId(2)).unwrap().node;
+    let renamed = Node {
+        name: "other".to_owned(),
+        ..read_before
+    };
+    engine.put_node(ChangeNumber(9), renamed, start());
+    let expected = Node {
+        name: "other".to_owned(),
+        ..reported
+    };
+    assert_eq!(engine.node(NodeId(2)).unwrap().node, expected);
+}
+
+#[test]
 fn a_full_frame_without_peers_names_those_that_are_gone() {
     let engine = engine();
     add(&engine, 9);
@@ -230,6 +274,7 @@ fn a_node_that_returns_within_the_grace_period_never_was_offline() {
 fn a_disco_key_travels_with_an_honest_word_on_liveness() {
     let engine = engine();
     (1..=2).for_each(|id| add(&engine, id));
+    let (_other, _) = connect(&engine, 2);
     let (viewer, _) = connect(&engine, 1);
     let disco = DiscoPublic::from_bytes([5; 32]);
     let report = Report {
@@ -240,7 +285,33 @@ fn a_disco_key_travels_with_an_honest_word_on_liveness() {
     engine.report(NodeId(2), report, start());
     let frame = take(&viewer);
     let patch = &frame.peers_changed_patch[0];
-    assert_eq!((patch.disco_key, patch.online), (Some(disco), Some(false)));
+    assert_eq!((patch.disco_key, patch.online), (Some(disco), Some(true)));
+}
+
+#[test]
+fn viewers_hear_of_an_offline_nodes_disco_key_when_it_is_back() {
+    let engine = engine();
+    (1..=2).for_each(|id| add(&engine, id));
+    let (viewer, _) = connect(&engine, 1);
+    let disco = Some(DiscoPublic::from_bytes([5; 32]));
+    let report = Report {
+        capver: 117,
+        disco,
+        ..Report::default()
+    };
+    engine.report(NodeId(2), report, start());
+    assert!(viewer.take().is_none(), "clients would not believe it");
+    let (session, _) = connect(&engine, 2);
+    let frame = take(&viewer);
+    let patch = &frame.peers_changed_patch[0];
+    assert_eq!((patch.disco_key, patch.online), (disco, Some(true)));
+
+    let absence = engine.disconnect(&session, start()).unwrap();
+    engine.end_grace(absence, start());
+    assert_eq!(take(&viewer).peers_changed_patch[0].online, Some(false));
+    let (_session, _) = connect(&engine, 2);
+    let frame = take(&viewer);
+    assert_eq!(frame.peers_changed_patch[0].disco_key, None, "once");
 }
 
 #[test]

@@ -1,27 +1,20 @@
 //! What nodes ask inside the Noise channel: `/machine/…`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
 use control_proto::capver::{self, CapabilityVersion};
 use control_proto::json;
 use control_proto::tailcfg::{MapRequest, RegisterRequest};
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use keys::MachinePublic;
 use serde::de::DeserializeOwned;
 
+use super::body::{Bodies, BodyError};
 use super::stream;
 use crate::service::{Control, MapRefusal, RegisterRefusal, now};
-
-/// Longest request body, bytes (protocol digest 2.5).
-const MAX_BODY: usize = 1 << 20;
-/// For the whole of a request body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An HTTP error, with a text that clients show.
 struct Refusal(StatusCode, String);
@@ -31,12 +24,13 @@ struct Refusal(StatusCode, String);
 pub(super) async fn answer(
     control: &Arc<Control>,
     machine: MachinePublic,
+    bodies: &Bodies,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let answered = match (&head.method, head.uri.path()) {
-        (&Method::POST, "/machine/register") => register(control, machine, body).await,
-        (&Method::POST, "/machine/map") => map(control, machine, body).await,
+        (&Method::POST, "/machine/register") => register(control, machine, bodies, body).await,
+        (&Method::POST, "/machine/map") => map(control, machine, bodies, body).await,
         (_, path) if path.starts_with("/machine/") => Err(Refusal(
             StatusCode::NOT_IMPLEMENTED,
             "not implemented by this server".into(),
@@ -53,9 +47,10 @@ pub(super) async fn answer(
 async fn register(
     control: &Arc<Control>,
     machine: MachinePublic,
+    bodies: &Bodies,
     body: Incoming,
 ) -> Result<Response<Body>, Refusal> {
-    let request: RegisterRequest = read(body).await?;
+    let request: RegisterRequest = read(bodies, body).await?;
     check_version(request.version)?;
     let answer = control.register(machine, request).await?;
     let json = json::to_vec(&answer)
@@ -70,9 +65,10 @@ async fn register(
 async fn map(
     control: &Arc<Control>,
     machine: MachinePublic,
+    bodies: &Bodies,
     body: Incoming,
 ) -> Result<Response<Body>, Refusal> {
-    let request: MapRequest = read(body).await?;
+    let request: MapRequest = read(bodies, body).await?;
     check_version(request.version)?;
     let id = control.identify(machine, &request)?;
     let compress = request.compress;
@@ -103,33 +99,14 @@ async fn map(
     Ok(Response::new(Body::from(frame)))
 }
 
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
-    let bytes = collect(body).await?;
+async fn read<T: DeserializeOwned>(bodies: &Bodies, body: Incoming) -> Result<T, Refusal> {
+    let bytes = bodies.read(body).await?;
     json::from_slice(&bytes).map_err(|error| {
         Refusal(
             StatusCode::BAD_REQUEST,
             format!("bad request body: {error}"),
         )
     })
-}
-
-async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
-    let collecting = Limited::new(body, MAX_BODY).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, collecting).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("request body exceeds {MAX_BODY} bytes"),
-        )),
-        Ok(Err(error)) => Err(Refusal(
-            StatusCode::BAD_REQUEST,
-            format!("request body: {error}"),
-        )),
-        Err(_) => Err(Refusal(
-            StatusCode::REQUEST_TIMEOUT,
-            "request body too slow".into(),
-        )),
-    }
 }
 
 fn check_version(version: CapabilityVersion) -> Result<(), Refusal> {
@@ -142,6 +119,17 @@ fn check_version(version: CapabilityVersion) -> Result<(), Refusal> {
         capver::MINIMUM
     );
     Err(Refusal(StatusCode::BAD_REQUEST, text))
+}
+
+impl<E: std::fmt::Display> From<BodyError<E>> for Refusal {
+    fn from(error: BodyError<E>) -> Self {
+        let status = match &error {
+            BodyError::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+        };
+        Refusal(status, error.to_string())
+    }
 }
 
 impl From<RegisterRefusal> for Refusal {

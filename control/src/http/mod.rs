@@ -19,7 +19,9 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::service::Control;
+use body::LongBodies;
 
+mod body;
 mod machine;
 mod pages;
 mod stream;
@@ -40,6 +42,7 @@ pub struct Front {
     noise_key: MachinePrivate,
     pages: Router,
     unauthenticated: Arc<Semaphore>,
+    long_bodies: LongBodies,
 }
 
 /// A connection's place among the unauthenticated; given up once it is authenticated.
@@ -61,6 +64,7 @@ impl Front {
             control,
             noise_key,
             unauthenticated: Arc::new(Semaphore::new(MAX_UNAUTHENTICATED)),
+            long_bodies: LongBodies::new(),
         })
     }
 

@@ -70,7 +70,8 @@ async fn verify(State(shared): State<Shared>, body: Bytes) -> Response {
 /// Where a login URL leads: tells what the administrator has to do.
 async fn register(State(shared): State<Shared>, Path(code): Path<String>) -> Response {
     let Some(login) = shared.control.logins().get(&code) else {
-        let text = "This login is unknown, or it timed out. Start it again on the machine.";
+        let text = "This login timed out, or it was approved already. If the machine is not in, \
+                    start the login again there.";
         return (
             StatusCode::NOT_FOUND,
             page("Login not found", &escape(text)),

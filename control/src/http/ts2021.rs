@@ -17,6 +17,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use keys::ChallengePublic;
 
+use super::body::Bodies;
 use super::{Front, HANDSHAKE_TIMEOUT, Place, machine};
 
 /// A client has one connection for its map stream, updates and long polls (protocol digest 2.5).
@@ -90,9 +91,13 @@ impl Front {
 
         let machine = accepted.machine;
         let control = Arc::clone(&self.control);
+        let bodies = Arc::new(Bodies::new(self.long_bodies.clone()));
         let service = service_fn(move |request: Request<Incoming>| {
-            let control = Arc::clone(&control);
-            async move { Ok::<_, Infallible>(machine::answer(&control, machine, request).await) }
+            let (control, bodies) = (Arc::clone(&control), Arc::clone(&bodies));
+            async move {
+                let answer = machine::answer(&control, machine, &bodies, request).await;
+                Ok::<_, Infallible>(answer)
+            }
         });
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())

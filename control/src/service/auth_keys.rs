@@ -45,9 +45,13 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// There is no such user, or a tag is not one.
+    /// There is no such user, a tag is not one, or the key would not live for a second.
     pub async fn create_auth_key(&self, ask: AuthKeyRequest) -> Result<IssuedKey, ServiceError> {
         let tags = parse_tags(&ask.tags)?;
+        if ask.valid_for < Duration::from_secs(1) {
+            let text = "--expiry must be a second at least, such as 24h";
+            return Err(ServiceError::Invalid(text.to_owned()));
+        }
         let _writer = self.writer().await;
         let user = self.find_user(&ask.user)?;
         let created = now();
@@ -86,7 +90,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// There is no such key.
+    /// There is no such key, or it was withdrawn before.
     pub async fn revoke_auth_key(&self, id: AuthKeyId) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
         let revoked = self.store.revoke_auth_key(id, now()).await?;
@@ -95,7 +99,8 @@ impl Control {
             Ok(())
         } else {
             Err(ServiceError::NotFound(format!(
-                "there is no auth key {id}: see `tailrace-control keys list`"
+                "there is no auth key {id} to revoke, or it was revoked before: see \
+                 `tailrace-control keys list`"
             )))
         }
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{Control, ServiceError, auth_keys::parse_tags, conflict, now};
 use crate::engine::NodeView;
-use crate::model::{Node, NodeId};
+use crate::model::{AuthKeyId, Node, NodeId};
 use crate::names;
+use crate::store::StoreError;
 
 impl Control {
     /// Finds a node by name, overlay address, number or stable id.
@@ -39,23 +40,28 @@ impl Control {
         })
     }
 
-    /// Lets in the machine that waits with this code, as a node of `user`.
+    /// Lets in the machine that waits with this code, as a node of `user`. A code works once.
     ///
     /// # Errors
     ///
-    /// The code is unknown or too old, or there is no such user.
+    /// The code is unknown, used or too old, or there is no such user.
     pub async fn approve(self: &Arc<Self>, code: &str, user: &str) -> Result<Node, ServiceError> {
-        // People paste the whole URL, too.
-        let code = code.trim().rsplit('/').next().unwrap_or_default();
-        let login = self.logins.get(code).ok_or_else(|| {
-            ServiceError::NotFound(format!(
-                "no login waits with the code {code:?}: it may have timed out; run `up` on the \
-                 node again for a new one"
-            ))
-        })?;
         let user = self.find_user(user)?;
+        // People paste the whole URL, too.
+        let code = code.trim().trim_end_matches('/');
+        let code = code.rsplit('/').next().unwrap_or_default();
+        let unknown = || {
+            ServiceError::NotFound(format!(
+                "no login waits with the code {code:?}: it timed out or was approved already, see \
+                 `tailrace-control nodes list`; run `up` on the node again for a new code"
+            ))
+        };
+        let login = self.logins.get(code).ok_or_else(unknown)?;
         let node = self.admit_login(&login, &user).await?;
-        login.approve();
+        // Of two administrators who approve at once, the second hears that it is done.
+        if !self.logins.finish(&login) {
+            return Err(unknown());
+        }
         Ok(node)
     }
 
@@ -65,11 +71,9 @@ impl Control {
     ///
     /// There is no such node.
     pub async fn expire_node(&self, text: &str) -> Result<Node, ServiceError> {
+        let id = self.find_node(text)?.node.id;
         let node = self
-            .change_node(text, |node| {
-                node.expires = Some(now());
-                Ok(())
-            })
+            .change_node(id, None, |node| node.expires = Some(now()))
             .await?;
         self.key_gone(node.key);
         Ok(node)
@@ -87,10 +91,10 @@ impl Control {
                  (not at the ends)"
             )));
         }
-        self.change_node(text, |node| {
+        let id = self.find_node(text)?.node.id;
+        self.change_node(id, None, |node| {
             name.clone_into(&mut node.name);
             node.renamed = true;
-            Ok(())
         })
         .await
     }
@@ -104,7 +108,8 @@ impl Control {
     pub async fn tag_node(&self, text: &str, tags: &[String]) -> Result<Node, ServiceError> {
         let tags = parse_tags(tags)?;
         let fresh = now() + self.settings.key_expiry;
-        self.change_node(text, |node| {
+        let id = self.find_node(text)?.node.id;
+        self.change_node(id, None, |node| {
             let was_tagged = node.is_tagged();
             node.tags = tags;
             if node.is_tagged() {
@@ -115,7 +120,6 @@ impl Control {
             } else if was_tagged && node.expires.is_none() {
                 node.expires = Some(fresh);
             }
-            Ok(())
         })
         .await
     }
@@ -142,15 +146,18 @@ impl Control {
         Ok(())
     }
 
-    async fn change_node(
+    /// Changes a node as it is when its turn has come; with `spend`, an auth key pays for it.
+    pub(super) async fn change_node(
         &self,
-        text: &str,
-        change: impl FnOnce(&mut Node) -> Result<(), ServiceError>,
+        id: NodeId,
+        spend: Option<AuthKeyId>,
+        change: impl FnOnce(&mut Node),
     ) -> Result<Node, ServiceError> {
         let _writer = self.writer().await;
-        let mut node = self.find_node(text)?.node;
-        change(&mut node)?;
-        let committed = self.store.update_node(&node, None, now()).await;
+        let view = self.engine.node(id).ok_or(StoreError::Missing)?;
+        let mut node = view.node;
+        change(&mut node);
+        let committed = self.store.update_node(&node, spend, now()).await;
         let committed = committed.map_err(|error| conflict(error, &node.name))?;
         self.engine.put_node(committed.number, node.clone(), now());
         Ok(node)

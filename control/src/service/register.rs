@@ -92,16 +92,9 @@ impl Control {
         if node.ephemeral {
             self.remove_node(node.id).await?;
         } else if !node.is_expired(now()) {
-            let key = node.key;
-            self.replace_node(
-                Node {
-                    expires: Some(now()),
-                    ..node
-                },
-                None,
-            )
-            .await?;
-            self.key_gone(key);
+            self.change_node(node.id, None, |node| node.expires = Some(now()))
+                .await?;
+            self.key_gone(node.key);
         }
         Ok(RegisterResponse {
             node_key_expired: true,
@@ -128,14 +121,8 @@ impl Control {
         // A nearer end than the stored one is a wish to expire sooner; a later one is not granted.
         let sooner = wanted_expiry.filter(|at| node.expires.is_some_and(|stored| *at < stored));
         if let Some(at) = sooner {
-            self.replace_node(
-                Node {
-                    expires: Some(at),
-                    ..node.clone()
-                },
-                None,
-            )
-            .await?;
+            self.change_node(node.id, None, |node| node.expires = Some(at))
+                .await?;
         }
         Ok(self.success(&node))
     }
@@ -161,13 +148,13 @@ impl Control {
             // Another owner is another node, with a node key of its own.
             return Ok(expired());
         }
-        let renewed = Node {
-            expires: self.expiry(&admission, wanted_expiry(request)),
-            tags: admission.tags.to_vec(),
-            ..node
-        };
-        match self.replace_node(renewed.clone(), admission.spend).await {
-            Ok(()) => Ok(self.success(&renewed)),
+        let expires = self.expiry(&admission, wanted_expiry(request));
+        let renewing = self.change_node(node.id, admission.spend, |node| {
+            node.expires = expires;
+            node.tags = admission.tags.to_vec();
+        });
+        match renewing.await {
+            Ok(renewed) => Ok(self.success(&renewed)),
             Err(ServiceError::Store(StoreError::Refused(reason))) => {
                 Ok(refused(reason.to_string()))
             }
@@ -189,6 +176,8 @@ impl Control {
         let Some(login) = login else {
             return Ok(self.start_login(machine, request));
         };
+        // It is kept while the login waits, which may be long.
+        let request = essentials(request);
         if login.wait(self.settings.followup_hold).await
             && let Some(node) = self.engine.node_by_key(&request.node_key)
         {
@@ -205,23 +194,7 @@ impl Control {
         if let Some(reason) = unwanted_tags(&request) {
             return refused(reason);
         }
-        // Anybody can make the server remember this: no more than the approval needs.
-        let hostinfo = request.hostinfo.unwrap_or_default();
-        let hostinfo = Hostinfo {
-            hostname: hostinfo.hostname.chars().take(255).collect(),
-            os: hostinfo.os.chars().take(64).collect(),
-            ..Hostinfo::default()
-        };
-        let request = RegisterRequest {
-            version: request.version,
-            node_key: request.node_key,
-            old_node_key: request.old_node_key,
-            expiry: request.expiry,
-            ephemeral: request.ephemeral,
-            hostinfo: Some(hostinfo),
-            ..RegisterRequest::default()
-        };
-        match self.logins.start(machine, request) {
+        match self.logins.start(machine, essentials(request)) {
             Ok(login) => {
                 tracing::info!(code = %login.code, "a machine waits for approval");
                 self.login_at(&login)
@@ -302,7 +275,6 @@ impl Control {
                 user: admission.user.id,
                 tags: admission.tags.to_vec(),
                 ephemeral: admission.ephemeral,
-                capver: request.version.0,
                 expires,
                 ..old
             };
@@ -387,13 +359,6 @@ impl Control {
         }
     }
 
-    async fn replace_node(&self, node: Node, spend: Option<AuthKeyId>) -> Result<(), ServiceError> {
-        let _writer = self.writer().await;
-        let committed = self.store.update_node(&node, spend, now()).await?;
-        self.engine.put_node(committed.number, node, now());
-        Ok(())
-    }
-
     /// Nodes with tags do not expire; others after the default, or sooner if they wish.
     fn expiry(
         &self,
@@ -476,15 +441,34 @@ fn wanted_expiry(request: &RegisterRequest) -> Option<OffsetDateTime> {
         .flatten()
 }
 
+/// What an approval needs of a request; anybody can make the server remember this.
+fn essentials(request: RegisterRequest) -> RegisterRequest {
+    let hostinfo = request.hostinfo.unwrap_or_default();
+    let hostinfo = Hostinfo {
+        hostname: hostinfo.hostname.chars().take(255).collect(),
+        os: hostinfo.os.chars().take(64).collect(),
+        ..Hostinfo::default()
+    };
+    RegisterRequest {
+        version: request.version,
+        node_key: request.node_key,
+        old_node_key: request.old_node_key,
+        expiry: request.expiry,
+        ephemeral: request.ephemeral,
+        hostinfo: Some(hostinfo),
+        ..RegisterRequest::default()
+    }
+}
+
 /// Without a policy nobody may choose tags but the key that carries them.
 fn unwanted_tags(request: &RegisterRequest) -> Option<String> {
     let tags = &request.hostinfo.as_ref()?.request_tags;
     (!tags.is_empty()).then(|| {
+        let named: String = tags.join(", ").chars().take(200).collect();
         format!(
-            "the requested tags {} are not permitted: leave out --advertise-tags and use an auth \
+            "the requested tags {named} are not permitted: leave out --advertise-tags and use an auth \
              key made with `tailrace-control keys create --tags`, or have an administrator run \
-             `tailrace-control nodes tag`",
-            tags.join(", ")
+             `tailrace-control nodes tag`"
         )
     })
 }

@@ -53,7 +53,8 @@ impl Control {
     pub(super) fn find_user(&self, name: &str) -> Result<User, ServiceError> {
         self.engine.user_named(name).ok_or_else(|| {
             ServiceError::NotFound(format!(
-                "there is no user {name}: make it with `tailrace-control users create {name}`"
+                "there is no user {name}: see `tailrace-control users list`, or make it with \
+                 `tailrace-control users create {name}`"
             ))
         })
     }

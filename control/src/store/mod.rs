@@ -44,7 +44,7 @@ pub trait Store: Send + Sync {
     /// The auth key with this hash.
     fn find_auth_key<'a>(&'a self, secret_hash: &'a str) -> Pending<'a, Option<AuthKey>>;
 
-    /// Withdraws an auth key; `false` if there is none with that number.
+    /// Withdraws an auth key; `false` if there is none with that number, or it was withdrawn before.
     fn revoke_auth_key(&self, id: AuthKeyId, now: OffsetDateTime) -> Pending<'_, Committed<bool>>;
 
     /// Adds a node; its `id` is ignored and chosen by the database. With `spend`, in the same
@@ -57,7 +57,8 @@ pub trait Store: Send + Sync {
         now: OffsetDateTime,
     ) -> Pending<'a, Committed<NodeId>>;
 
-    /// Replaces a node; `spend` as for [`Store::insert_node`].
+    /// Replaces a node, all but what it reports, see [`Store::save_reports`]; `spend` as for
+    /// [`Store::insert_node`].
     fn update_node<'a>(
         &'a self,
         node: &'a Node,
@@ -69,7 +70,7 @@ pub trait Store: Send + Sync {
     fn delete_node(&self, id: NodeId) -> Pending<'_, Committed<()>>;
 
     /// Writes what nodes report all the time (endpoints, home relay, disco key, host details,
-    /// last seen) for many nodes at once. Without a change number: it is written behind.
+    /// capability version, last seen) for many nodes at once. Without a change number: it is written behind.
     fn save_reports<'a>(&'a self, nodes: &'a [Node]) -> Pending<'a, ()>;
 
     /// Does the database answer?

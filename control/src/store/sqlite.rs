@@ -286,8 +286,8 @@ impl Store for SqliteStore {
         async move {
             let mut tx = self.begin().await?;
             let revoked = sqlx::query(
-                "UPDATE auth_keys SET revoked_at = coalesce(revoked_at, ?) \
-                 WHERE tailnet_id = ? AND id = ?",
+                "UPDATE auth_keys SET revoked_at = ? \
+                 WHERE tailnet_id = ? AND id = ? AND revoked_at IS NULL",
             )
             .bind(now.unix_timestamp())
             .bind(self.tailnet.0)
@@ -372,7 +372,7 @@ impl Store for SqliteStore {
             }
             let updated = sqlx::query(
                 "UPDATE nodes SET user_id = ?, node_key = ?, name = ?, renamed = ?, tags = ?, \
-                 ephemeral = ?, capver = ?, hostinfo = ?, expires_at = ? \
+                 ephemeral = ?, expires_at = ? \
                  WHERE tailnet_id = ? AND id = ?",
             )
             .bind(node.user.0)
@@ -381,8 +381,6 @@ impl Store for SqliteStore {
             .bind(node.renamed)
             .bind(to_json("tags", &node.tags)?)
             .bind(node.ephemeral)
-            .bind(node.capver)
-            .bind(to_json("hostinfo", &node.hostinfo)?)
             .bind(node.expires.map(OffsetDateTime::unix_timestamp))
             .bind(self.tailnet.0)
             .bind(node.id.0)

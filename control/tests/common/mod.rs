@@ -1,4 +1,5 @@
 //! A server on loopback, and simulated nodes that speak to it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use tokio::net::TcpListener;
 // The same simulated node that the bench measures with.
 #[path = "../../../bench/src/control/client.rs"]
 pub(crate) mod client;
+pub(crate) mod derp;
+pub(crate) mod program;
 
 use client::{Client, Identity, MapStream};
 

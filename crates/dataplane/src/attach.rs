@@ -1,6 +1,6 @@
 //! Attachments: programs on the overlay device, by tcx link or clsact filter.
 
-use std::{fmt, mem, path::Path};
+use std::{fmt, fs, io, mem, path::Path};
 
 use aya::{
     Ebpf,
@@ -12,7 +12,10 @@ use aya::{
     util::KernelVersion,
 };
 use ebpf_abi::Direction;
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketType, netdevice::name_to_index, socket},
+};
 
 use crate::{DataplaneError, error::is_errno, object, pins, pins::Pins};
 
@@ -124,7 +127,7 @@ fn tcx(
     let as_link = |error: LinkError| attach_error(ifname, direction, error);
 
     let pinned = match pin {
-        Some(pin) => pinned_on(pin, ifname, direction)?,
+        Some(pin) => pinned_on(pin, ifname)?,
         None => None,
     };
     if let Some(link) = pinned {
@@ -164,19 +167,15 @@ fn tcx(
 
 /// Opens the link pinned at `pin` if it is attached to this very interface. The pin of a link
 /// whose device is gone, perhaps replaced by another of its name, is removed.
-fn pinned_on(
-    pin: &Path,
-    ifname: &str,
-    direction: Direction,
-) -> Result<Option<SchedClassifierLink>, DataplaneError> {
+fn pinned_on(pin: &Path, ifname: &str) -> Result<Option<SchedClassifierLink>, DataplaneError> {
     if !pin.exists() {
         return Ok(None);
     }
     let on_interface = || -> Result<SchedClassifierLink, Box<dyn std::error::Error>> {
         let link = FdLink::from(PinnedLink::from_pin(pin)?);
-        let program = link.info()?.program_id();
-        let (_, programs) = SchedClassifier::query_tcx(ifname, attach_type(direction))?;
-        if !programs.iter().any(|found| found.id() == program) {
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        let interface = name_to_index(&socket, ifname)?;
+        if interface_of(link.info()?.id())? != Some(interface) {
             return Err("it is attached elsewhere".into());
         }
         Ok(link.try_into()?)
@@ -189,6 +188,35 @@ fn pinned_on(
             Ok(None)
         }
     }
+}
+
+/// Returns the number of the interface that an open tcx link is attached to; 0 once that is gone.
+///
+/// The kernel tells it in the descriptor's `fdinfo`. To ask the interface for its programs would
+/// take CAP_SYS_ADMIN, which the agent gives up.
+fn interface_of(link: u32) -> io::Result<Option<u32>> {
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        // Descriptors of other threads come and go meanwhile.
+        let Ok(text) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        if fdinfo(&text, "link_id") == Some(link) {
+            return Ok(fdinfo(&text, "ifindex"));
+        }
+    }
+    Ok(None)
+}
+
+/// A number in `/proc/self/fdinfo/N`: lines of `name:`, a tab and the value.
+fn fdinfo(text: &str, name: &str) -> Option<u32> {
+    let value = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')?
+            .trim()
+            .parse()
+            .ok()
+    };
+    text.lines().find_map(value)
 }
 
 fn clsact(
@@ -241,4 +269,18 @@ fn attach_error(
     }
     let program = direction.program();
     DataplaneError::new(format!("attaching {program} to {ifname}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_words_about_a_link_are_understood() {
+        let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t16\nlink_type:\ttcx\nlink_id:\t7\n\
+                    prog_tag:\t0123456789abcdef\nprog_id:\t31\nifindex:\t5\nattach_type:\t46 (tcx_ingress)\n";
+        assert_eq!(fdinfo(text, "link_id"), Some(7));
+        assert_eq!(fdinfo(text, "ifindex"), Some(5));
+        assert_eq!(fdinfo("pos:\t0\n", "link_id"), None);
+    }
 }

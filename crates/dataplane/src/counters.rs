@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::{
     Attachment, DataplaneError,
     attach::{self, Hook},
-    object,
+    memory, object,
     pins::Pins,
     tables::Tables,
 };
@@ -61,7 +61,7 @@ impl Counters {
     ) -> Result<Self, DataplaneError> {
         let adopted = pin_dir.is_some_and(Path::exists);
         let pins = pin_dir.map(Pins::open).transpose()?;
-        let attached = Self::load(ifname, pins.as_ref(), pin_dir, kind);
+        let attached = memory::contained(|| Self::load(ifname, pins.as_ref(), pin_dir, kind));
         if let (Err(_), Some(pins), false) = (&attached, &pins, adopted)
             && let Err(error) = attach::detach(ifname, Some(pins)).and_then(|()| pins.remove())
         {

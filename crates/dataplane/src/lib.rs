@@ -14,13 +14,18 @@
 //!
 //! Kernel: Linux 6.1 or newer. From 6.6 the programs are attached by tcx links, below it by
 //! clsact filters.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod attach;
 mod counters;
 mod error;
 #[cfg(feature = "ebpf-log")]
 mod log;
+#[expect(
+    unsafe_code,
+    reason = "the allocator is told by functions of the C library"
+)]
+mod memory;
 mod object;
 mod pins;
 mod plan;

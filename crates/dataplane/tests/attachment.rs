@@ -6,7 +6,10 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +19,7 @@ use dataplane::{
     Attachment, Counters, DataplaneError, Direction, PeerCounters, PeerIndex, pin_folder,
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use testnet::{Namespace, wait_until};
 
 use common::{PEER4, PEER6, TCP, UDP, US4, US6, ipv4, ipv6, tcp, udp};
@@ -465,4 +469,45 @@ fn wait_until_bare(kind: Attachment, pins: &Path) -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn the_agents_four_capabilities_suffice_to_take_over_and_to_remove() -> Result<()> {
+    skip_without_bpf!();
+    on_overlay(|kind, overlay| {
+        let pins = pins()?;
+        keep_the_agents_capabilities()?;
+        drop(attached(kind, Some(&pins))?);
+        let link = || Ok::<_, std::io::Error>(fs::metadata(pins.join("link_in"))?.ino());
+        let before = (kind == Attachment::Tcx).then(link).transpose()?;
+        overlay.arrive(&hello())?;
+
+        let counters = attached(kind, Some(&pins))?;
+
+        let after = (kind == Attachment::Tcx).then(link).transpose()?;
+        ensure!(after == before, "the attachment was made anew");
+        // The host may answer that nobody listens there: only what arrived is certain.
+        wait_until(DEADLINE, "what arrived is still counted", || {
+            let found = counters.read()?.get(&PEER).copied().unwrap_or_default();
+            ensure!((found.rx_packets, found.rx_bytes) == (1, 30), "{found:?}");
+            Ok(())
+        })?;
+        counters.remove()?;
+        ensure!(!pins.exists(), "pins stay behind");
+        Ok(())
+    })
+}
+
+/// What the daemon has left after its start, for the calling thread.
+fn keep_the_agents_capabilities() -> Result<()> {
+    let kept = CapabilitySet::NET_ADMIN
+        | CapabilitySet::NET_RAW
+        | CapabilitySet::PERFMON
+        | CapabilitySet::BPF;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(set_capabilities(None, sets)?)
 }

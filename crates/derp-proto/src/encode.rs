@@ -6,7 +6,7 @@ use bytes::BufMut;
 use keys::NodePublic;
 
 use crate::frame::{Frame, kind};
-use crate::{HEADER_LEN, KEY_LEN, MAGIC, MAX_BODY_LEN, PACKET_HEADER_LEN};
+use crate::{HEADER_LEN, MAGIC, MAX_BODY_LEN, PACKET_HEADER_LEN};
 
 /// Appends one frame of `kind` whose body is the concatenation of `parts`.
 ///
@@ -22,22 +22,6 @@ pub fn put_frame(out: &mut impl BufMut, kind: u8, parts: &[&[u8]]) {
     for part in parts {
         out.put_slice(part);
     }
-}
-
-/// The bytes in front of a packet in SendPacket (`kind` 0x04, `key` the destination) and RecvPacket
-/// (0x05, the source), for vectored writes that do not copy the packet.
-///
-/// `packet_len` is in bytes, at most [`crate::MAX_PACKET_LEN`].
-#[must_use]
-pub fn packet_header(kind: u8, key: &NodePublic, packet_len: usize) -> [u8; PACKET_HEADER_LEN] {
-    debug_assert!(packet_len <= crate::MAX_PACKET_LEN);
-    let mut header = [0; PACKET_HEADER_LEN];
-    header[0] = kind;
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by MAX_PACKET_LEN")]
-    let len = (KEY_LEN + packet_len) as u32;
-    header[1..HEADER_LEN].copy_from_slice(&len.to_be_bytes());
-    header[HEADER_LEN..].copy_from_slice(key.as_bytes());
-    header
 }
 
 /// Turns the SendPacket frame at the front of `frame` into the RecvPacket frame that its

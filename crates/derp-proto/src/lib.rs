@@ -23,7 +23,7 @@ mod handshake;
 pub mod http;
 pub mod meta;
 
-pub use encode::{packet_header, put_frame, rewrite_send_to_recv};
+pub use encode::{put_frame, rewrite_send_to_recv};
 pub use frame::{BadFrame, Frame, FrameTooLong, PeerGoneReason, RawFrame, kind, split_frame};
 pub use handshake::{
     ClientHandshake, ClientInfo, HandshakeError, Progress, ServerHandshake, ServerInfo,

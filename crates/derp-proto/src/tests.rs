@@ -136,21 +136,18 @@ proptest! {
 }
 
 #[test]
-fn packet_headers_are_those_of_whole_frames() {
+fn a_sent_frame_becomes_the_received_one_in_place() {
     let (source, destination) = (
         NodePublic::from_bytes([1; 32]),
         NodePublic::from_bytes([2; 32]),
     );
     let packet = [9; 100];
-    let mut sent = packet_header(kind::SEND_PACKET, &destination, packet.len()).to_vec();
-    sent.extend_from_slice(&packet);
-    let frame = Frame::SendPacket {
+    let mut sent = Vec::new();
+    Frame::SendPacket {
         destination,
         packet: &packet,
-    };
-    let mut whole = Vec::new();
-    frame.encode(&mut whole);
-    assert_eq!(sent, whole);
+    }
+    .encode(&mut sent);
 
     rewrite_send_to_recv(&mut sent, &source);
 
@@ -214,7 +211,6 @@ fn the_handshakes_meet() {
         panic!("done without ServerInfo")
     };
     assert_eq!(consumed, to_client.len());
-    assert!(client.may_send());
     to_client.clear();
 
     for cut in 0..to_server.len() {

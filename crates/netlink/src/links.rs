@@ -108,23 +108,6 @@ pub async fn ensure_up(netlink: &Netlink, link: &Link, mtu: u32) -> Result<(), E
     .await
 }
 
-/// Brings an interface down; does nothing if it is down already.
-///
-/// # Errors
-///
-/// Whatever the kernel refused.
-pub async fn ensure_down(netlink: &Netlink, link: &Link) -> Result<(), Error> {
-    if !link.up {
-        return Ok(());
-    }
-    set(
-        netlink,
-        &link.name,
-        LinkUnspec::new_with_index(link.index).down().build(),
-    )
-    .await
-}
-
 async fn set(netlink: &Netlink, name: &str, message: LinkMessage) -> Result<(), Error> {
     netlink
         .route

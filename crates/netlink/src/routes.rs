@@ -142,6 +142,8 @@ fn message(table: u32, index: u32, destination: IpNet) -> RouteMessage {
             .push(RouteAttribute::Destination(destination.network().into()));
     }
     message.attributes.push(RouteAttribute::Oif(index));
+    // A metric per device: two nodes on one host may both route to the same peer, each by its own.
+    message.attributes.push(RouteAttribute::Priority(index));
     message.attributes.push(RouteAttribute::Table(table));
     message
 }

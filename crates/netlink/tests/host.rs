@@ -1,6 +1,9 @@
 //! Addresses, routes, rules and links against a real kernel, in a network namespace of their own.
 
-#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
 
 mod namespace;
 

@@ -1,6 +1,9 @@
 //! The WireGuard module against a real kernel; an independent library reads back what was set.
 
-#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
 
 mod namespace;
 

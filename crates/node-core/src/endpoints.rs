@@ -20,7 +20,7 @@ const LAST: u32 = u32::from_be_bytes([127, 127, 255, 254]);
 #[derive(Debug)]
 pub struct Endpoints {
     by_peer: BTreeMap<NodePublic, Ipv4Addr>,
-    by_address: BTreeMap<Ipv4Addr, NodePublic>,
+    taken: BTreeSet<Ipv4Addr>,
     next: u32,
     last: u32,
 }
@@ -35,7 +35,7 @@ impl Endpoints {
     fn with_range(first: u32, last: u32) -> Self {
         Self {
             by_peer: BTreeMap::new(),
-            by_address: BTreeMap::new(),
+            taken: BTreeSet::new(),
             next: first,
             last,
         }
@@ -47,7 +47,7 @@ impl Endpoints {
     pub fn adopt(&mut self, peer: NodePublic, address: Ipv4Addr) {
         if !(FIRST..=self.last).contains(&address.to_bits())
             || self.by_peer.contains_key(&peer)
-            || self.by_address.contains_key(&address)
+            || self.taken.contains(&address)
         {
             return;
         }
@@ -65,7 +65,7 @@ impl Endpoints {
             return Ok(*address);
         }
         let capacity = (self.last - FIRST + 1) as usize;
-        if self.by_address.len() >= capacity {
+        if self.taken.len() >= capacity {
             return Err(Exhausted);
         }
         loop {
@@ -74,7 +74,7 @@ impl Endpoints {
             }
             let address = Ipv4Addr::from_bits(self.next);
             self.next += 1;
-            if !self.by_address.contains_key(&address) {
+            if !self.taken.contains(&address) {
                 self.insert(peer, address);
                 return Ok(address);
             }
@@ -83,14 +83,14 @@ impl Endpoints {
 
     /// Frees the addresses of all peers that are not in `peers`.
     pub fn retain(&mut self, peers: &BTreeSet<NodePublic>) {
-        self.by_peer.retain(|peer, _| peers.contains(peer));
-        self.by_address.retain(|_, peer| peers.contains(peer));
-    }
-
-    /// Returns the peer behind an address.
-    #[must_use]
-    pub fn peer(&self, address: Ipv4Addr) -> Option<NodePublic> {
-        self.by_address.get(&address).copied()
+        let taken = &mut self.taken;
+        self.by_peer.retain(|peer, address| {
+            let stays = peers.contains(peer);
+            if !stays {
+                taken.remove(address);
+            }
+            stays
+        });
     }
 
     /// Returns the address of a peer, if it has one.
@@ -101,7 +101,7 @@ impl Endpoints {
 
     fn insert(&mut self, peer: NodePublic, address: Ipv4Addr) {
         self.by_peer.insert(peer, address);
-        self.by_address.insert(address, peer);
+        self.taken.insert(address);
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(first, Ipv4Addr::new(127, 64, 0, 2));
         assert_ne!(first, second);
         assert_eq!(endpoints.assign(peer(1)).unwrap(), first);
-        assert_eq!(endpoints.peer(second), Some(peer(2)));
+        assert_eq!(endpoints.address(&peer(2)), Some(second));
     }
 
     #[test]

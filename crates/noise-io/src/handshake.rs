@@ -44,26 +44,6 @@ pub struct Accepted<T> {
     pub version: u16,
 }
 
-/// Client: sends an initiation on `io` itself and completes the handshake.
-///
-/// Coordination servers take the initiation from an HTTP header instead: see
-/// [`crate::upgrade_client`]. Give it a time limit; dropping the future abandons the connection.
-///
-/// # Errors
-///
-/// [`HandshakeError`]; [`NoiseError::Refused`] carries unauthenticated text.
-pub async fn client_handshake<T: AsyncRead + AsyncWrite + Unpin>(
-    mut io: T,
-    machine: &MachinePrivate,
-    server: &MachinePublic,
-    version: u16,
-) -> Result<NoiseStream<T>, HandshakeError> {
-    let (initiator, initiation) = Initiator::new(machine, server, version)?;
-    io.write_all(&initiation).await?;
-    io.flush().await?;
-    finish(io, initiator, BytesMut::new()).await
-}
-
 /// Client: reads the server's answer, of which `buffered` arrived already.
 pub(crate) async fn finish<T: AsyncRead + Unpin>(
     mut io: T,

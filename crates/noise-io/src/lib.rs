@@ -8,7 +8,7 @@ mod handshake;
 mod stream;
 mod upgrade;
 
-pub use handshake::{Accepted, HandshakeError, client_handshake, server_accept};
+pub use handshake::{Accepted, HandshakeError, server_accept};
 pub use stream::NoiseStream;
 pub use upgrade::{
     HANDSHAKE_HEADER, PATH, UPGRADE_PROTOCOL, UpgradeError, decode_handshake_header, upgrade_client,

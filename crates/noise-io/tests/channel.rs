@@ -9,8 +9,8 @@ use control_proto::{
 };
 use keys::{ChallengePublic, MachinePrivate};
 use noise_io::{
-    Accepted, HandshakeError, NoiseStream, UpgradeError, client_handshake, decode_handshake_header,
-    server_accept, upgrade_client,
+    Accepted, HandshakeError, NoiseStream, UpgradeError, decode_handshake_header, server_accept,
+    upgrade_client,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
@@ -38,15 +38,14 @@ async fn channel(
 ) -> (NoiseStream<DuplexStream>, NoiseStream<DuplexStream>) {
     let (near, mut far) = duplex(pipe);
     let accept = async {
-        let mut initiation = [0; INITIATION_LEN];
-        far.read_exact(&mut initiation).await.unwrap();
+        let initiation = switch_protocols(&mut far).await;
         server_accept(far, &server_key(), &initiation, early.as_ref())
             .await
             .unwrap()
     };
     let server_public = server_key().public();
     let machine = machine_key();
-    let client = client_handshake(near, &machine, &server_public, version);
+    let client = upgrade_client(near, "control.example", &machine, &server_public, version);
     let (
         client,
         Accepted {
@@ -195,13 +194,12 @@ async fn a_server_with_another_key_tells_the_client() {
     let (near, mut far) = duplex(1 << 16);
     let other = MachinePrivate::from_bytes([9; 32]);
     let accept = async {
-        let mut initiation = [0; INITIATION_LEN];
-        far.read_exact(&mut initiation).await.unwrap();
+        let initiation = switch_protocols(&mut far).await;
         server_accept(far, &other, &initiation, None).await
     };
     let server_public = server_key().public();
     let machine = machine_key();
-    let client = client_handshake(near, &machine, &server_public, VERSION);
+    let client = upgrade_client(near, "control.example", &machine, &server_public, VERSION);
 
     let (client, accepted) = tokio::join!(client, accept);
 
@@ -211,7 +209,9 @@ async fn a_server_with_another_key_tells_the_client() {
     ));
     assert!(matches!(
         client,
-        Err(HandshakeError::Noise(NoiseError::Refused(_)))
+        Err(UpgradeError::Handshake(HandshakeError::Noise(
+            NoiseError::Refused(_)
+        )))
     ));
 }
 
@@ -402,8 +402,7 @@ async fn handshake_by_hand(
     let server_public = server_key().public();
     let machine = machine_key();
     let answer = async {
-        let mut initiation = [0; INITIATION_LEN];
-        far.read_exact(&mut initiation).await.unwrap();
+        let initiation = switch_protocols(far).await;
         let (response, session) = Responder::new(&server_key(), &initiation)
             .unwrap()
             .respond()
@@ -411,7 +410,7 @@ async fn handshake_by_hand(
         far.write_all(&response).await.unwrap();
         session
     };
-    let client = client_handshake(near, &machine, &server_public, VERSION);
+    let client = upgrade_client(near, "control.example", &machine, &server_public, VERSION);
     let (client, session) = tokio::join!(client, answer);
     (client.unwrap(), session)
 }
@@ -429,6 +428,14 @@ async fn read_request(far: &mut DuplexStream) -> [u8; INITIATION_LEN] {
     let value = request.split_once("X-Tailscale-Handshake: ").unwrap().1;
     let value = value.split_once("\r\n").unwrap().0;
     decode_handshake_header(value.as_bytes()).unwrap()
+}
+
+/// Answers the client's upgrade request with 101; returns the initiation in it.
+async fn switch_protocols(far: &mut DuplexStream) -> [u8; INITIATION_LEN] {
+    let initiation = read_request(far).await;
+    let head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tailscale-control-protocol\r\n\r\n";
+    far.write_all(head).await.unwrap();
+    initiation
 }
 
 /// Counts writes; reads never end.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,11 +37,13 @@ pub struct VerifyUrl {
 #[non_exhaustive]
 pub enum VerifyUrlError {
     /// Not a URL that can be asked.
-    #[error("`{0}` is not an http:// or https:// URL with a host")]
+    #[error(
+        "`{0}` is not an http:// or https:// URL with a host, and a port from 1 to 65535 if any"
+    )]
     Url(String),
     /// TLS cannot be set up.
-    #[error("no certificate authorities to check the verification service with: {0}")]
-    Roots(String),
+    #[error("cannot set up TLS to the verification service: {0}")]
+    Tls(rustls::Error),
     /// No connection.
     #[error("no connection to the verification service: {0}")]
     Connect(#[source] io::Error),
@@ -77,7 +80,7 @@ impl VerifyUrl {
     ///
     /// # Errors
     ///
-    /// [`VerifyUrlError::Url`], [`VerifyUrlError::Roots`].
+    /// [`VerifyUrlError::Url`], [`VerifyUrlError::Tls`].
     pub fn new(url: &str) -> Result<Self, VerifyUrlError> {
         let bad = || VerifyUrlError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| bad())?;
@@ -86,12 +89,12 @@ impl VerifyUrl {
             Some("https") => (443, Some(connector()?)),
             _ => return Err(bad()),
         };
-        let host = uri.host().ok_or_else(bad)?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(bad)?;
+        let port = port(&uri, default_port).ok_or_else(bad)?;
         let host = host
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let port = uri.port_u16().unwrap_or(default_port);
         Ok(Self {
             uri,
             host,
@@ -176,19 +179,65 @@ impl fmt::Debug for VerifyUrl {
     }
 }
 
+/// The port of `uri`; `None` if it names one that cannot be, which the URI type itself passes over.
+fn port(uri: &Uri, default: u16) -> Option<u16> {
+    let authority = uri.authority()?.as_str();
+    let host_and_port = authority.rsplit('@').next()?;
+    match host_and_port.strip_prefix(uri.host()?)?.strip_prefix(':') {
+        None => Some(default),
+        Some(port) => port.parse().ok().map(NonZeroU16::get),
+    }
+}
+
+/// TLS that trusts the system's authorities; the built-in list where the system has none.
 fn connector() -> Result<TlsConnector, VerifyUrlError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        let causes: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(VerifyUrlError::Roots(causes.join(", ")));
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| VerifyUrlError::Roots(error.to_string()))?
+        .map_err(VerifyUrlError::Tls)?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_the_urls_or_the_schemes() {
+        for (url, host, port) in [
+            ("http://verify.example/allow", "verify.example", 80),
+            ("https://verify.example", "verify.example", 443),
+            ("https://verify.example:8443/", "verify.example", 8443),
+            ("http://[2001:db8::1]:65535/allow", "2001:db8::1", 65535),
+            ("http://[2001:db8::1]/allow", "2001:db8::1", 80),
+        ] {
+            let verify = VerifyUrl::new(url).unwrap();
+            assert_eq!((verify.host.as_str(), verify.port), (host, port), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_asked_is_refused_by_name() {
+        for url in [
+            "http://verify.example:99999/allow",
+            "https://verify.example:0/",
+            "http://verify.example:/",
+            "http://[2001:db8::1]:65536/",
+            "ftp://verify.example/",
+            "verify.example",
+            "/allow",
+        ] {
+            let error = VerifyUrl::new(url).unwrap_err();
+            assert!(matches!(error, VerifyUrlError::Url(_)), "{url}: {error}");
+            assert!(error.to_string().contains(url), "{error}");
+        }
+    }
 }

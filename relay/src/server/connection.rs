@@ -321,10 +321,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             let Some((key, packet)) = body.split_first_chunk::<KEY_LEN>() else {
                 break;
             };
-            let class = match is_disco(packet) {
-                true => Class::Disco,
-                false => Class::Data,
-            };
+            let class = class_of(packet);
             match &mut run {
                 None => {
                     run = Some(Run {
@@ -377,20 +374,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             }
             return;
         };
+        self.hand_over(run, &receiver, frames);
+        self.note_delivered(&receiver);
+    }
+
+    /// Puts packets into the receiver's outbox and counts what becomes of them.
+    fn hand_over(&self, run: &Run, receiver: &Client, frames: Bytes) {
+        let metrics = &self.server.0.metrics;
         match receiver.outbox.push_packets(run.class, frames) {
-            Pushed::Closed => server.metrics.dropped_gone.inc_by(run.packets),
+            Pushed::Closed => metrics.dropped_gone.inc_by(run.packets),
             Pushed::Queued { dropped } => {
-                server.metrics.packets_sent.inc_by(run.packets);
-                server.metrics.bytes_sent.inc_by(run.payload_len());
+                metrics.packets_sent.inc_by(run.packets);
+                metrics.bytes_sent.inc_by(run.payload_len());
                 if dropped > 0 {
                     match run.class {
-                        Class::Disco => server.metrics.dropped_queue_disco.inc_by(dropped),
-                        Class::Data => server.metrics.dropped_queue_data.inc_by(dropped),
+                        Class::Disco => metrics.dropped_queue_disco.inc_by(dropped),
+                        Class::Data => metrics.dropped_queue_data.inc_by(dropped),
                     }
                 }
             }
         }
-        self.note_delivered(&receiver);
     }
 
     /// Remembers who must hear when this client is gone.
@@ -433,19 +436,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 server.metrics.forwarded.inc();
                 let mut frame = BytesMut::with_capacity(PACKET_HEADER_LEN + packet.len());
                 Frame::RecvPacket { source, packet }.encode(&mut frame);
-                let class = if is_disco(packet) {
-                    Class::Disco
-                } else {
-                    Class::Data
+                let run = Run {
+                    destination,
+                    class: class_of(packet),
+                    packets: 1,
+                    wire_len: frame.len(),
                 };
                 match server.registry.find(&destination) {
                     // Not `deliver`: the mesh tells about the source's end, this connection's does not.
-                    Some(receiver) => match receiver.outbox.push_packets(class, frame.freeze()) {
-                        Pushed::Closed => server.metrics.dropped_gone.inc(),
-                        Pushed::Queued { dropped } => {
-                            server.metrics.dropped_queue_data.inc_by(dropped);
-                        }
-                    },
+                    Some(receiver) => self.hand_over(&run, &receiver, frame.freeze()),
                     None => server.metrics.dropped_unknown.inc(),
                 }
             }
@@ -483,6 +482,13 @@ struct Run {
 impl Run {
     fn payload_len(&self) -> u64 {
         self.wire_len as u64 - self.packets * PACKET_HEADER_LEN as u64
+    }
+}
+
+fn class_of(packet: &[u8]) -> Class {
+    match is_disco(packet) {
+        true => Class::Disco,
+        false => Class::Data,
     }
 }
 

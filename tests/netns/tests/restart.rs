@@ -76,6 +76,11 @@ fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> 
     let address = bob.ip("-4")?;
     alice.reach(address, CONNECT)?;
 
+    // Changes of the map are written in batches: what a crash may cost is their last seconds.
+    wait_until(CONNECT, "alice has written down who bob is", || {
+        ensure!(is_written(&alice, &address.to_string())?, "not yet");
+        Ok(())
+    })?;
     control.kill()?;
     alice.kill()?;
     alice.start_again()?;
@@ -87,6 +92,17 @@ fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> 
         .and_then(Value::as_bool);
     ensure!(stale == Some(true), "the map is marked stale: {status}");
     Ok(())
+}
+
+/// Whether a file of the node's state holds `text`.
+fn is_written(node: &Node, text: &str) -> Result<bool> {
+    for entry in std::fs::read_dir(node.state_dir())? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && std::fs::read_to_string(entry.path())?.contains(text) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Node key and stable id.

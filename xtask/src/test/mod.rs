@@ -20,9 +20,20 @@ pub(crate) struct Options {
     /// `unit`, `netns`, `interop`, `vm [KERNEL…]` (as `vm 6.12`); without a name: all that this
     /// machine can run.
     suites: Vec<String>,
-    /// Only tests whose name holds this text.
-    #[arg(long)]
+    /// Only tests whose name holds this text (letters, digits, `_` and `:`).
+    #[arg(long, value_parser = test_name)]
     filter: Option<String>,
+}
+
+/// A part of a test's name; it goes into a shell script of the VM, so nothing else passes.
+fn test_name(text: &str) -> Result<String, String> {
+    if text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+    {
+        return Ok(text.to_owned());
+    }
+    Err("names of tests hold letters, digits, _ and :".to_owned())
 }
 
 /// Kernel of `test vm` without a name.
@@ -41,7 +52,7 @@ enum Suite {
 ///
 /// # Errors
 ///
-/// When a test failed, or a suite that was named cannot run here.
+/// When a test failed or none ran, or a suite that was named cannot run here.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let named = !options.suites.is_empty();
     let suites = if named {
@@ -75,7 +86,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             Suite::Vm(kernels) => {
                 for name in kernels {
                     let kernel = setup::vm(workspace, name)?;
-                    vm::run(workspace, &kernel, &daemons, &mut tally)?;
+                    vm::run(workspace, &kernel, &daemons, filter, &mut tally)?;
                 }
             }
         }
@@ -85,9 +96,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     for skip in &tally.skips {
         println!("skipped {}: {}", skip.name, skip.reason);
     }
-    let failed = tally.failed;
+    // A filter that matches nothing proves nothing.
+    let nothing = tally.passed + tally.failed + tally.skips.len() == 0;
+    if nothing {
+        println!("no test ran: is the name after --filter right?");
+    }
     println!("{tally}");
-    if failed > 0 {
+    if nothing || tally.failed > 0 {
         // The count is the last line: no error message below it.
         std::process::exit(1);
     }

@@ -23,6 +23,7 @@ pub(crate) fn run(
     workspace: &Workspace,
     kernel: &Kernel,
     daemons: &Path,
+    filter: Option<&str>,
     tally: &mut Tally,
 ) -> Result<()> {
     println!("\nSuite vm {}: compiling", kernel.name);
@@ -34,6 +35,7 @@ pub(crate) fn run(
     let guest = Guest {
         tests,
         daemons: daemons.to_owned(),
+        filter: filter.map(str::to_owned),
         environment: vec![("TAILRACE_WIREGUARD".to_owned(), "kernel".to_owned())],
     };
     let label = format!("vm {}", kernel.name);

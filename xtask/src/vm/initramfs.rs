@@ -226,6 +226,7 @@ fn script(guest: &Guest) -> String {
     }
     let tests: Vec<&str> = guest.tests.iter().map(|test| test.name.as_str()).collect();
     let tests = tests.join(" ");
+    let filter = guest.filter.as_deref().unwrap_or_default();
     format!(
         r#"#!/bin/busybox sh
 # Real programs before busybox's applets of the same name.
@@ -249,7 +250,7 @@ ip link set lo up
 {environment}
 for name in {tests}; do
     echo "{SUITE}$name"
-    /tests/$name --show-output --test-threads=1 2>&1
+    /tests/$name {filter} --show-output --test-threads=1 2>&1
     echo "{EXIT}$name $?"
 done
 echo "{DONE}"

@@ -32,6 +32,8 @@ pub(crate) struct Guest {
     pub(crate) tests: Vec<Executable>,
     /// Folder of the daemons.
     pub(crate) daemons: PathBuf,
+    /// Only tests whose name holds this text.
+    pub(crate) filter: Option<String>,
     /// Further environment of the tests.
     pub(crate) environment: Vec<(String, String)>,
 }

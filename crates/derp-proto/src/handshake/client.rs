@@ -9,8 +9,7 @@ use crate::{KEY_LEN, MAX_BODY_LEN};
 
 /// The client's half of the handshake.
 ///
-/// Give it what the server sent and write what it appends to `out`, until it is done. Frames may be
-/// sent from [`ClientHandshake::may_send`] on: the server reads them after it admitted the client.
+/// Give it what the server sent and write what it appends to `out`, until it is done.
 #[derive(Debug)]
 pub struct ClientHandshake {
     key: NodePrivate,
@@ -44,18 +43,6 @@ impl ClientHandshake {
         let mut handshake = Self::new(key, info);
         handshake.send_info(server, out)?;
         Ok(handshake)
-    }
-
-    /// The server's key, once known.
-    #[must_use]
-    pub fn server(&self) -> Option<NodePublic> {
-        self.server
-    }
-
-    /// Whether ClientInfo is on its way, so that frames may follow it.
-    #[must_use]
-    pub fn may_send(&self) -> bool {
-        self.server.is_some()
     }
 
     /// Takes `input`, all bytes received and not yet consumed; appends what is to be sent to `out`.

@@ -221,7 +221,11 @@ impl Node {
         wait_until(deadline, &format!("{address} answers"), || {
             self.ping(address)
         })
-        .with_context(|| format!("the daemon printed:\n{}", self.process.log().join("\n")))
+        .with_context(|| {
+            let log = self.process.log().join("\n");
+            let status = self.cli(&["status", "--json"]).unwrap_or_default();
+            format!("the daemon printed:\n{log}\nits status: {status}")
+        })
     }
 
     /// The text of its metrics endpoint.

@@ -4,19 +4,19 @@ use std::time::Duration;
 
 /// First wait, before jitter.
 const FIRST: Duration = Duration::from_millis(500);
-/// Longest wait: the tailnet must heal within 15 s of the server listening again.
-const LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait: the tailnet must heal within 15 s of a server or relay listening again.
+pub(crate) const LONGEST: Duration = Duration::from_secs(5);
 
 /// Doubles from half a second to five, each wait between half of that and all of it, so that many
 /// nodes do not return at the same moment.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// Returns the wait after one more failure. `random` is uniform in `0..1`.
-    pub(super) fn next(&mut self, random: f64) -> Duration {
+    pub(crate) fn next(&mut self, random: f64) -> Duration {
         let full = FIRST
             .saturating_mul(1 << self.failures.min(16))
             .min(LONGEST);
@@ -24,8 +24,8 @@ impl Backoff {
         full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }
 
-    /// Starts again from the first wait. Call it once something useful arrived, not on a mere connect.
-    pub(super) fn reset(&mut self) {
+    /// Starts again from the first wait. Call it for a connection that proved good, not on a mere connect.
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 }

@@ -1,5 +1,9 @@
 //! Shapes of packets, and the socket against a stand-in for WireGuard's.
 
+use std::net::SocketAddr;
+
+use tokio::net::UdpSocket;
+
 use super::*;
 
 #[test]

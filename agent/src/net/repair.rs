@@ -1,0 +1,57 @@
+//! The task that watches over what was applied: another program may remove the device, a route, a rule.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use netlink::links;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::interval;
+
+use super::NetEvent;
+use super::inner::Inner;
+
+/// Between looks at what others may have changed on the host, and between attempts to repair it.
+const INSPECT_EVERY: Duration = Duration::from_secs(5);
+/// Every so many looks everything is compared, rules and routes too.
+const FULL_INSPECTION: u32 = 12;
+const DEVICE_BROKEN: &str = "overlay-device";
+
+/// Puts back what vanished: the device at once, the rest within a minute.
+pub(super) async fn run(
+    inner: Weak<Mutex<Inner>>,
+    device: String,
+    mut watcher: links::Watcher,
+    events: mpsc::Sender<NetEvent>,
+) {
+    let mut looks = interval(INSPECT_EVERY);
+    let mut count: u32 = 0;
+    let mut broken = false;
+    let mut watching = true;
+    loop {
+        let removed = tokio::select! {
+            _ = looks.tick() => false,
+            name = watcher.next_removed(), if watching => {
+                watching = name.is_some();
+                if name.as_ref() != Some(&device) {
+                    continue;
+                }
+                true
+            }
+        };
+        let Some(inner) = inner.upgrade() else { return };
+        let mut inner = inner.lock().await;
+        count = count.wrapping_add(1);
+        let due = removed || broken || count.is_multiple_of(FULL_INSPECTION);
+        let wired = !due && inner.is_wired().await.unwrap_or(false);
+        let result = if wired { Ok(()) } else { inner.reapply().await };
+        drop(inner);
+        if result.is_ok() == broken {
+            let text = result.as_ref().err().map(ToString::to_string);
+            let key = DEVICE_BROKEN;
+            if events.send(NetEvent::Health { key, text }).await.is_err() {
+                return;
+            }
+        }
+        broken = result.is_err();
+    }
+}

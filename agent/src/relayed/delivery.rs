@@ -1,0 +1,126 @@
+//! From relays to WireGuard: sorts out disco, and gathers packets that can leave in one call.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use keys::NodePublic;
+use node_core::RegionId;
+
+use super::{MAX_DATAGRAM_LEN, Relayed};
+use crate::net::disco::Disco;
+use crate::net::peers::Peers;
+
+/// Most bytes in one UDP_SEGMENT send.
+const MAX_SEGMENTS_LEN: usize = 60_000;
+
+/// Where packets from relays go: to WireGuard or to disco.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    /// The socket to WireGuard.
+    pub(crate) relayed: Arc<Relayed>,
+    /// Who may send.
+    pub(crate) peers: Peers,
+    /// Answers pings.
+    pub(crate) disco: Arc<Disco>,
+}
+
+impl Inbound {
+    /// Opens the way in for one relay connection.
+    pub(crate) fn delivery(&self, region: RegionId) -> Delivery {
+        Delivery {
+            inbound: self.clone(),
+            region,
+            source: Ipv4Addr::UNSPECIFIED,
+            size: 0,
+            count: 0,
+            packets: Vec::new(),
+        }
+    }
+}
+
+/// Packets of one relay connection on their way to WireGuard, gathered while they are alike.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    inbound: Inbound,
+    region: RegionId,
+    source: Ipv4Addr,
+    size: usize,
+    count: usize,
+    packets: Vec<u8>,
+}
+
+/// What a relay connection has to know about a packet that it delivered.
+#[derive(Debug, Default)]
+pub(crate) struct Handled {
+    /// The peer's home is another region.
+    pub(crate) away_from_home: bool,
+    /// A datagram to send back.
+    pub(crate) reply: Option<Vec<u8>>,
+}
+
+impl Delivery {
+    /// Takes one packet off the relay. Follow a batch of packets with [`Self::flush`].
+    pub(crate) async fn handle(&mut self, source: NodePublic, packet: &[u8]) -> Handled {
+        let table = self.inbound.peers.snapshot();
+        let Some(peer) = table.by_key(&source) else {
+            return Handled::default();
+        };
+        let mut handled = Handled {
+            away_from_home: peer.home != Some(self.region),
+            reply: None,
+        };
+        if derp_proto::is_disco(packet) {
+            handled.reply = self.inbound.disco.handle(self.region, peer, packet);
+        } else if is_wireguard(packet) && packet.len() <= MAX_DATAGRAM_LEN {
+            self.push(peer.address, packet).await;
+        }
+        handled
+    }
+
+    async fn push(&mut self, source: Ipv4Addr, packet: &[u8]) {
+        let fits = self.source == source
+            && packet.len() <= self.size
+            && self.count < self.inbound.relayed.max_segments()
+            && self.packets.len() + packet.len() <= MAX_SEGMENTS_LEN;
+        if !fits {
+            self.flush().await;
+            self.source = source;
+            self.size = packet.len();
+        }
+        self.packets.extend_from_slice(packet);
+        self.count += 1;
+        // A shorter packet ends the train: only the last segment may be short.
+        if packet.len() < self.size {
+            self.flush().await;
+        }
+    }
+
+    /// Hands over what is gathered.
+    pub(crate) async fn flush(&mut self) {
+        if self.packets.is_empty() {
+            return;
+        }
+        let relayed = &self.inbound.relayed;
+        if let Err(error) = relayed.inject(self.source, &self.packets, self.size).await {
+            // As on any network, the packets are lost and sent again.
+            tracing::trace!(%error, "packets from a relay not handed to WireGuard");
+        }
+        self.packets.clear();
+        self.count = 0;
+        self.size = 0;
+    }
+}
+
+/// True if a packet has the shape of a WireGuard message: type 1–4 and a length that fits it.
+fn is_wireguard(packet: &[u8]) -> bool {
+    match packet.first_chunk::<4>() {
+        Some([1, 0, 0, 0]) => packet.len() == 148,
+        Some([2, 0, 0, 0]) => packet.len() == 92,
+        Some([3, 0, 0, 0]) => packet.len() == 64,
+        Some([4, 0, 0, 0]) => packet.len() >= 32,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
