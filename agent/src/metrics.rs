@@ -210,6 +210,10 @@ impl SnapshotCollector<'_> {
             "tailrace_peer_packets_total",
             "Overlay packets exchanged with a peer, as the eBPF programs count them.",
         )?;
+        let overlay_bytes = peer_counter(
+            "tailrace_peer_overlay_bytes_total",
+            "IP bytes of those packets, without the tunnel's own.",
+        )?;
         let mut peers: Vec<_> = net.peers.iter().collect();
         peers.sort_by_key(|(key, peer)| (u64::MAX - (peer.rx_bytes + peer.tx_bytes), **key));
         for (rank, (key, peer)) in peers.into_iter().enumerate() {
@@ -223,13 +227,20 @@ impl SnapshotCollector<'_> {
             bytes
                 .with_label_values(&[name.as_str(), "tx"])
                 .inc_by(peer.tx_bytes);
-            if let (Some(rx), Some(tx)) = (peer.rx_packets, peer.tx_packets) {
-                packets.with_label_values(&[name.as_str(), "rx"]).inc_by(rx);
-                packets.with_label_values(&[name.as_str(), "tx"]).inc_by(tx);
+            if let Some(counted) = peer.overlay {
+                for (direction, count, ip_bytes) in [
+                    ("rx", counted.rx_packets, counted.rx_bytes),
+                    ("tx", counted.tx_packets, counted.tx_bytes),
+                ] {
+                    let labels = [name.as_str(), direction];
+                    packets.with_label_values(&labels).inc_by(count);
+                    overlay_bytes.with_label_values(&labels).inc_by(ip_bytes);
+                }
             }
         }
         families.extend(bytes.collect());
         families.extend(packets.collect());
+        families.extend(overlay_bytes.collect());
         families.retain(|family| !family.get_metric().is_empty());
         Ok(families)
     }

@@ -215,8 +215,15 @@ fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
     let traffic = if is_self {
         "-".to_owned()
     } else {
+        let packets = |count: u64| format!(" ({count} packets)");
+        let (rx_packets, tx_packets) = node.overlay.map_or_else(Default::default, |counted| {
+            (
+                packets(counted.overlay_rx_packets),
+                packets(counted.overlay_tx_packets),
+            )
+        });
         format!(
-            "rx {} tx {}",
+            "rx {}{rx_packets} tx {}{tx_packets}",
             bytes_text(node.rx_bytes),
             bytes_text(node.tx_bytes)
         )
@@ -273,6 +280,7 @@ mod tests {
     use keys::NodePublic;
 
     use super::*;
+    use crate::localapi::OverlayTraffic;
 
     fn node(name: &str, address: &str) -> PeerStatus {
         PeerStatus {
@@ -311,6 +319,23 @@ mod tests {
             user: Some(users),
             ..Status::default()
         }
+    }
+
+    #[test]
+    fn the_packets_of_a_peer_are_shown_where_they_are_counted() {
+        let mut status = status();
+        for peer in status.peer.iter_mut().flat_map(BTreeMap::values_mut) {
+            peer.overlay = Some(OverlayTraffic {
+                overlay_rx_packets: 7,
+                overlay_tx_packets: 9,
+                ..OverlayTraffic::default()
+            });
+        }
+        let text = render(&status);
+        assert!(
+            text.contains("rx 0 B (7 packets) tx 0 B (9 packets)"),
+            "{text}"
+        );
     }
 
     #[test]

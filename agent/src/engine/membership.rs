@@ -20,8 +20,9 @@ use crate::control::{Control, ControlConfig, ControlError, Event, Login, ServerU
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::{CachedMapRef, StateError};
 
-/// A changed map is stored at the latest this much later; the first of a stream at once.
-const CACHE_DELAY: Duration = Duration::from_secs(5);
+/// A changed map is stored at the latest this much later; the first of a stream at once. Short, since a
+/// peer that joined within it is unknown after a power cut while control is away.
+const CACHE_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) async fn edit_prefs(

@@ -27,8 +27,8 @@ pub use client::{Client, ClientError, NotifyStream};
 pub use server::{BindError, Server};
 pub use status::{status, whois};
 pub use types::{
-    BackendState, ErrorBody, Notify, PeerStatus, PingResult, RelayStatus, StartOptions, Status,
-    TailnetStatus, TailraceStatus, WhoIs,
+    BackendState, ErrorBody, Notify, OverlayTraffic, PeerStatus, PingResult, RelayStatus,
+    StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,
 };
 
 /// What every path begins with.

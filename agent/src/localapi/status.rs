@@ -9,7 +9,8 @@ use control_proto::tailcfg::{Node, Prefix};
 use keys::NodePublic;
 
 use super::types::{
-    BackendState, PeerStatus, RelayStatus, Status, TailnetStatus, TailraceStatus, WhoIs,
+    BackendState, OverlayTraffic, PeerStatus, RelayStatus, Status, TailnetStatus, TailraceStatus,
+    WhoIs,
 };
 use crate::engine::{FilterState, Snapshot};
 use crate::net::{self, CountersState};
@@ -120,6 +121,12 @@ fn peer_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
             .map_or(Timestamp::ZERO, Timestamp::from)
             .to_string(),
         active: live.active,
+        overlay: live.overlay.map(|counted| OverlayTraffic {
+            overlay_rx_packets: counted.rx_packets,
+            overlay_rx_bytes: counted.rx_bytes,
+            overlay_tx_packets: counted.tx_packets,
+            overlay_tx_bytes: counted.tx_bytes,
+        }),
         in_magic_sock: true,
         in_engine: true,
         ..base

@@ -208,6 +208,23 @@ pub struct PeerStatus {
     /// When the node key expires; absent if never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_expiry: Option<String>,
+    /// Our addition: what the eBPF programs counted; absent while they do not run.
+    #[serde(rename = "Tailrace", default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlayTraffic>,
+}
+
+/// Traffic with a peer inside the tunnel, in [`PeerStatus`]: packets on the wire and their IP bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct OverlayTraffic {
+    /// Packets received.
+    pub overlay_rx_packets: u64,
+    /// Bytes received.
+    pub overlay_rx_bytes: u64,
+    /// Packets sent.
+    pub overlay_tx_packets: u64,
+    /// Bytes sent.
+    pub overlay_tx_bytes: u64,
 }
 
 /// Our additions to [`Status`].

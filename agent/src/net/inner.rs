@@ -15,7 +15,7 @@ use node_core::endpoints::Endpoints;
 use node_core::{Desired, DesiredPeer};
 
 use super::peers::{Peer, Peers};
-use super::{CountersState, Engine, Home, NetError, NetStatus, PeerStatus};
+use super::{CountersState, Engine, Home, NetError, NetStatus, OverlayTraffic, PeerStatus};
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::relayed::Relayed;
@@ -299,8 +299,12 @@ fn peer_status(
     PeerStatus {
         rx_bytes: state.stats.rx_bytes,
         tx_bytes: state.stats.tx_bytes,
-        rx_packets: counts.map(|counts| counts.rx_packets),
-        tx_packets: counts.map(|counts| counts.tx_packets),
+        overlay: counts.map(|counts| OverlayTraffic {
+            rx_packets: counts.rx_packets,
+            rx_bytes: counts.rx_bytes,
+            tx_packets: counts.tx_packets,
+            tx_bytes: counts.tx_bytes,
+        }),
         last_handshake: handshake,
         cur_addr: direct,
         relay: peer

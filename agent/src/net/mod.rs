@@ -36,7 +36,8 @@ use steward::{Assignment, Steward};
 pub use error::NetError;
 pub use ping::Pinger;
 pub use status::{
-    CountersState, Engine, Home, NetEvent, NetStatus, PeerStatus, PingReply, RelayStatus,
+    CountersState, Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingReply,
+    RelayStatus,
 };
 
 /// Events that may wait for the agent.

@@ -87,6 +87,20 @@ pub struct RelayStatus {
     pub dropped: u64,
 }
 
+/// Traffic with one peer inside the tunnel, as the eBPF programs count it: packets on the wire, not
+/// merged ones, and their IP bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct OverlayTraffic {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
 /// One peer as the data plane sees it.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PeerStatus {
@@ -94,10 +108,8 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to the peer, as WireGuard counts them.
     pub tx_bytes: u64,
-    /// Overlay packets received, if the counters run.
-    pub rx_packets: Option<u64>,
-    /// Overlay packets sent, if the counters run.
-    pub tx_packets: Option<u64>,
+    /// What the eBPF programs counted, if they run.
+    pub overlay: Option<OverlayTraffic>,
     /// Last completed WireGuard handshake.
     pub last_handshake: Option<SystemTime>,
     /// Direct endpoint in use; `None` while relayed.

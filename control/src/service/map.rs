@@ -94,6 +94,13 @@ impl Control {
         });
         let hostname = report.hostinfo.as_ref().map(|new| new.hostname.clone());
         self.engine.report(node.id, report, now());
+        // Without these a node is out of reach, and its peers drop their tunnel to it: what is
+        // acknowledged is stored, even if the server dies the next moment.
+        if let Some(after) = self.engine.node(node.id)
+            && (after.node.disco, after.node.home_derp) != (node.disco, node.home_derp)
+        {
+            self.save_reports().await;
+        }
         if renamed && let Some(hostname) = hostname {
             self.follow_hostname(node.id, &hostname).await?;
         }

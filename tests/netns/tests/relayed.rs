@@ -61,13 +61,17 @@ fn status_shows_peers_under_upstreams_names() -> Result<()> {
         "{status}"
     );
 
-    let peer = alice.peer("bob")?;
+    // Which relay bob calls home becomes known a moment after it joined.
+    let peer = wait_until(CONNECT, "bob's relay is known", || {
+        let peer = alice.peer("bob")?;
+        ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
+        Ok(peer)
+    })?;
     ensure!(peer.flag("Online")?, "{peer:?}");
     ensure!(
         peer.text("CurAddr")?.is_empty(),
         "no direct path yet: {peer:?}"
     );
-    ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
     ensure!(
         peer.ip(false)? == bob.ip("-4")? && peer.ip(true)? == bob.ip("-6")?,
         "{peer:?}"
@@ -123,16 +127,22 @@ fn ebpf_counts_packets_and_bytes_per_peer() -> Result<()> {
         counters == Some("ebpf"),
         "the programs are not attached: {status}"
     );
-    let before = packets_metric(alice)?;
+    let before = Overlay::of(alice)?;
     alice
         .host()
         .namespace()
         .exec(&["ping", "-n", "-c", "20", "-i", "0.05", &address])?;
+    // A ping of the default size is an IP packet of 84 bytes.
     wait_until(Duration::from_secs(10), "the programs have counted", || {
-        let counted = packets_metric(alice)? - before;
+        let after = Overlay::of(alice)?;
         ensure!(
-            counted >= 20.0,
-            "{counted} packets sent, by the programs' count"
+            after.packets >= before.packets + 20 && after.bytes >= before.bytes + 20 * 84,
+            "before {before:?}, after {after:?}"
+        );
+        ensure!(
+            metric(alice, "tailrace_peer_packets_total")? >= after.packets as f64
+                && metric(alice, "tailrace_peer_overlay_bytes_total")? >= after.bytes as f64,
+            "the metrics lag behind {after:?}"
         );
         Ok(())
     })
@@ -155,8 +165,21 @@ fn bytes_metric(node: &Node) -> Result<f64> {
     metric(node, "tailrace_peer_bytes_total")
 }
 
-fn packets_metric(node: &Node) -> Result<f64> {
-    metric(node, "tailrace_peer_packets_total")
+/// What the programs counted toward bob, as `tailrace status --json` shows it.
+#[derive(Debug)]
+struct Overlay {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Overlay {
+    fn of(node: &Node) -> Result<Overlay> {
+        let bob = node.peer("bob")?;
+        Ok(Overlay {
+            packets: bob.number("/Tailrace/OverlayTxPackets")?,
+            bytes: bob.number("/Tailrace/OverlayTxBytes")?,
+        })
+    }
 }
 
 fn metric(node: &Node, name: &str) -> Result<f64> {

@@ -280,13 +280,14 @@ impl Node {
 }
 
 impl Peer {
-    /// A number, as `RxBytes`.
+    /// A number, as `RxBytes`, or by path, as `/Tailrace/OverlayRxBytes`.
     ///
     /// # Errors
     ///
     /// When the field is missing.
     pub fn number(&self, field: &str) -> Result<u64> {
-        let value = self.0.get(field).and_then(Value::as_u64);
+        let value = self.0.get(field).or_else(|| self.0.pointer(field));
+        let value = value.and_then(Value::as_u64);
         value.with_context(|| format!("no number {field} in {}", self.0))
     }
 
