@@ -186,17 +186,15 @@ impl Running {
     /// Binds the port once gotatun's last task has dropped the socket that held it: its stop returns
     /// before that. The new configuration is in place already.
     async fn bind_again(&self, port: u16) -> Result<(), NetError> {
-        let mut error = None;
         for _ in 0..REBINDS {
             tokio::time::sleep(REBIND_PAUSE).await;
             self.device.suspend().await;
             match self.device.resume().await {
-                Ok(()) => return Ok(()),
-                Err(failure) if is_in_use(&failure) => error = Some(failure),
-                Err(failure) => return Err(explain(failure, port)),
+                Err(error) if is_in_use(&error) => {}
+                other => return other.map_err(|error| explain(error, port)),
             }
         }
-        Err(error.map_or(NetError::PortInUse { port }, |error| explain(error, port)))
+        Err(NetError::PortInUse { port })
     }
 }
 
