@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod control;
 mod counters;
+mod policy;
 mod process;
 mod relay;
 
@@ -23,6 +24,8 @@ enum Command {
     Control(control::Args),
     /// Nanoseconds that counting costs each packet, per eBPF program.
     Counters(counters::Args),
+    /// Compilation, changes and questions of a big policy.
+    Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
     Relay(relay::Args),
 }
@@ -31,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
+        Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
     }
 }

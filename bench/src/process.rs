@@ -21,11 +21,20 @@ pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs(1) * total / USER_HZ)
 }
 
-/// Resident memory of process `pid`, in KiB.
+/// Resident memory of process `pid` now, in KiB.
 pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
+    memory_kib(pid, "VmRSS:")
+}
+
+/// The most memory that process `pid` ever had resident, in KiB.
+pub(crate) fn peak_rss_kib(pid: u32) -> anyhow::Result<u64> {
+    memory_kib(pid, "VmHWM:")
+}
+
+fn memory_kib(pid: u32, field: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} is gone"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let text = line.context("no VmRSS")?.trim().trim_end_matches(" kB");
-    Ok(text.parse()?)
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let text = line.with_context(|| format!("no {field}"))?;
+    Ok(text.trim().trim_end_matches(" kB").parse()?)
 }

@@ -5,8 +5,11 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use packet::{Gso, Window};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-/// Bytes of headers that parsing may want: IPv4 or IPv6 and TCP, each with all its options.
-const HEADERS: u32 = 120;
+/// Bytes of headers that parsing may want: IPv6, its extensions and ICMPv6, twice, for an error quotes
+/// a packet with as many, and the first of the quoted packet's ports.
+const HEADERS: u32 = 2 * (40 + packet::MAX_EXTENSION_BYTES + 8) + 8;
+/// No header begins farther into a packet.
+const FARTHEST: usize = 1023;
 
 /// The linear part of a buffer, read in place.
 pub(crate) struct Frame<'a> {
@@ -26,6 +29,16 @@ impl<'a> Frame<'a> {
         Gso {
             size: skb.gso_size,
             segments: skb.gso_segs,
+        }
+    }
+
+    /// What `read` makes of the packet; if it fails, and bytes of headers were out of its reach, then
+    /// what it makes of it with those.
+    #[inline(always)]
+    pub(crate) fn read<T, E>(&self, mut read: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+        match read() {
+            Err(_) if self.pull_headers() => read(),
+            result => result,
         }
     }
 
@@ -54,6 +67,10 @@ impl Window for Frame<'_> {
 
     #[inline(always)]
     fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T> {
+        // Headers end far below; beyond this the verifier takes no offset that it cannot foresee.
+        if offset > FARTHEST {
+            return None;
+        }
         let start = self.ctx.data() + offset;
         if start + size_of::<T>() > self.ctx.data_end() {
             return None;

@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 #[cfg(target_arch = "bpf")]
+mod filter;
+#[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -13,6 +15,8 @@ mod maps;
 mod overlay;
 #[cfg(target_arch = "bpf")]
 mod runtime;
+#[cfg(target_arch = "bpf")]
+mod tables;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

@@ -1,4 +1,4 @@
-//! The maps, as `ebpf-abi` describes them, and the only ways in which programs touch them.
+//! The maps, as `ebpf-abi` describes them, and the only ways in which programs touch the counters.
 #![expect(
     unsafe_code,
     reason = "per-CPU values are written through raw pointers"
@@ -8,15 +8,15 @@ use aya_ebpf::{
     macros::map,
     maps::{LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
 };
-use ebpf_abi::{Count, Direction, PeerCounters, PeerIndex, Reason, total_slot};
+use ebpf_abi::{Count, Direction, PeerCounters, PeerEntry, PeerIndex, total_slot};
 use packet::Address;
 
 #[map]
-static PEERS_V4: LpmTrie<[u8; 4], PeerIndex> =
+static PEERS_V4: LpmTrie<[u8; 4], PeerEntry> =
     LpmTrie::with_max_entries(ebpf_abi::PEERS_V4.max_entries, ebpf_abi::PEERS_V4.flags);
 
 #[map]
-static PEERS_V6: LpmTrie<[u8; 16], PeerIndex> =
+static PEERS_V6: LpmTrie<[u8; 16], PeerEntry> =
     LpmTrie::with_max_entries(ebpf_abi::PEERS_V6.max_entries, ebpf_abi::PEERS_V6.flags);
 
 #[map]
@@ -29,12 +29,12 @@ static PEER_COUNTS: PerCpuHashMap<PeerIndex, PeerCounters> = PerCpuHashMap::with
 static TOTALS: PerCpuArray<Count> =
     PerCpuArray::with_max_entries(ebpf_abi::TOTALS.max_entries, ebpf_abi::TOTALS.flags);
 
-/// Returns the peer with the longest prefix that holds `address`.
+/// Returns whose is the longest prefix that holds `address`.
 #[inline(always)]
-pub(crate) fn peer(address: Address) -> Option<PeerIndex> {
+pub(crate) fn peer(address: Address) -> Option<&'static PeerEntry> {
     match address {
-        Address::V4(address) => PEERS_V4.get(Key::new(32, address)).copied(),
-        Address::V6(address) => PEERS_V6.get(Key::new(128, address)).copied(),
+        Address::V4(address) => PEERS_V4.get(Key::new(32, address)),
+        Address::V6(address) => PEERS_V6.get(Key::new(128, address)),
     }
 }
 
@@ -58,11 +58,11 @@ pub(crate) fn count_peer(peer: PeerIndex, direction: Direction, count: Count) ->
     Some(())
 }
 
-/// Adds `count` to the total of `direction` and `reason`.
+/// Adds `count` to the total of `direction` and the reason of this number.
 #[inline(always)]
-pub(crate) fn count_total(direction: Direction, reason: Reason, count: Count) {
-    // The slot is within the array by the assertion on `REASON_SLOTS`: there is always a value.
-    if let Some(total) = TOTALS.get_ptr_mut(total_slot(direction, reason)) {
+pub(crate) fn count_total(direction: Direction, number: u32, count: Count) {
+    // The slot is within the array by its making: there is always a value.
+    if let Some(total) = TOTALS.get_ptr_mut(total_slot(direction, number)) {
         // SAFETY: as in `count_peer`.
         unsafe { *total += count };
     }

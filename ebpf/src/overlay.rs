@@ -1,10 +1,16 @@
 //! Programs on the overlay device: count each packet for the peer it comes from or goes to.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use ebpf_abi::{Count, Direction, Reason};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    macros::classifier,
+    programs::TcContext,
+};
+#[cfg(feature = "log")]
+use ebpf_abi::Count;
+use ebpf_abi::{Direction, PeerEntry, Reason};
 use packet::remote_address;
 
-use crate::{frame::Frame, maps};
+use crate::{filter, frame::Frame, maps, tables};
 
 /// Ingress of the overlay device.
 #[classifier]
@@ -24,44 +30,59 @@ fn bare(_: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// The one exit: every packet is counted under one reason, and goes on to the next program.
+/// The one exit: every packet is counted under one number, and goes on to the next program or ends.
 #[inline(always)]
 fn run(ctx: &TcContext, direction: Direction) -> i32 {
     let frame = Frame::new(ctx);
-    let mut outcome = try_run(&frame, direction);
-    if let Err(Reason::Truncated) = outcome.1
-        && frame.pull_headers()
-    {
-        outcome = try_run(&frame, direction);
-    }
-    let (count, result) = outcome;
-    let reason = result.err().unwrap_or(Reason::Counted);
-    maps::count_total(direction, reason, count);
+    let peer = peer(&frame, direction);
+    // Not before: to judge may have brought headers into reach.
+    let count = packet::count(&frame, frame.gso());
+    let (number, verdict) = match peer {
+        Ok(peer) => {
+            let counted = peer.and_then(|peer| maps::count_peer(peer.index, direction, count));
+            let reason = counted.map_or(Reason::UnknownPeer, |()| Reason::Counted);
+            (reason as u32, TC_ACT_UNSPEC)
+        }
+        Err(End { number, verdict }) => (number, verdict),
+    };
+    maps::count_total(direction, number, count);
     #[cfg(feature = "log")]
-    log(ctx, direction, reason, count);
-    TC_ACT_UNSPEC
+    log(ctx, direction, number, count);
+    verdict
 }
 
-/// Counts the packet for its peer.
+/// How a packet that could not be read or may not pass ends.
+struct End {
+    number: u32,
+    verdict: i32,
+}
+
+/// Whose packet it is, if it may pass.
 #[inline(always)]
-fn try_run(frame: &Frame<'_>, direction: Direction) -> (Count, Result<(), Reason>) {
-    let count = packet::count(frame, frame.gso());
-    let result = remote_address(frame, direction).and_then(|address| {
-        maps::peer(address)
-            .and_then(|peer| maps::count_peer(peer, direction, count))
-            .ok_or(Reason::UnknownPeer)
-    });
-    (count, result)
+fn peer(frame: &Frame<'_>, direction: Direction) -> Result<Option<&'static PeerEntry>, End> {
+    if tables::filters() {
+        return filter::judge(frame, direction).map_err(|reason| End {
+            number: reason as u32,
+            verdict: TC_ACT_SHOT,
+        });
+    }
+    frame
+        .read(|| remote_address(frame, direction))
+        .map(maps::peer)
+        .map_err(|reason| End {
+            number: reason as u32,
+            verdict: TC_ACT_UNSPEC,
+        })
 }
 
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log(ctx: &TcContext, direction: Direction, reason: Reason, count: Count) {
+fn log(ctx: &TcContext, direction: Direction, number: u32, count: Count) {
     aya_log_ebpf::debug!(
         ctx,
         "{} {}: {} packets, {} bytes",
         direction.program(),
-        reason.name(),
+        number,
         count.packets,
         count.bytes
     );

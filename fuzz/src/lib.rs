@@ -9,8 +9,10 @@
 pub mod control;
 pub mod derp;
 pub mod disco;
+pub mod filter;
 pub mod keys;
 pub mod packet;
+pub mod policy;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -27,9 +29,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("map_request", control::map_request),
     ("register_request", control::register_request),
     ("overlay_packet", packet::overlay_packet),
+    ("filter_model", filter::filter_model),
     ("derp_frames", derp::derp_frames),
     ("derp_client_handshake", derp::derp_client_handshake),
     ("derp_server_handshake", derp::derp_server_handshake),
+    ("policy_file", policy::policy_file),
     ("stun_message", disco::stun_message),
     ("disco_open", disco::disco_open),
 ];

@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 ///
 /// ```text
 /// shells     agent  control  relay          (control embeds relay)
-/// libraries  node-core  noise-io  dataplane  netlink
+/// libraries  node-core  noise-io  dataplane  netlink  policy
 /// protocols  control-proto  derp-proto  disco-proto
 /// data       keys  packet  ebpf-abi  settings
 /// ```
@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node-core", &["control-proto", "keys"]),
     ("netlink", &["keys"]),
     ("settings", &[]),
+    ("policy", &["control-proto", "packet"]),
     ("dataplane", &["ebpf-abi", "packet"]),
     ("relay", &["derp-proto", "disco-proto", "keys", "settings"]),
     (
@@ -38,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "derp-proto",
             "keys",
             "noise-io",
+            "policy",
             "relay",
             "settings",
         ],
@@ -67,6 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "disco-proto",
             "keys",
             "packet",
+            "policy",
         ],
     ),
 ];
@@ -80,7 +83,7 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
     ("control", &["derp-proto", "testnet"]),
     ("relay", &["testnet"]),
     ("netlink", &["testnet"]),
-    ("dataplane", &["testnet"]),
+    ("dataplane", &["control-proto", "policy", "testnet"]),
 ];
 
 /// Outside packages with owners: nobody else touches them.
@@ -103,6 +106,7 @@ const OWNERS: &[(&[&str], &[&str])] = &[
         &["netlink"],
     ),
     (&["sqlx"], &["control"]),
+    (&["jsonc-parser", "miette"], &["policy"]),
     (&["gotatun", "tun-rs"], &["agent"]),
     (&["snow"], &["control-proto"]),
     // Cores are driven from outside: no runtime in them.

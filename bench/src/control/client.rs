@@ -10,7 +10,7 @@ use control_proto::tailcfg::{
     RegisterResponse, ServerKeys,
 };
 use control_proto::{frame, json};
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -214,8 +214,20 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> anyhow::Result<http::Response<Incoming>> {
-        let request =
-            Request::post(format!("https://unused{path}")).body(Full::new(Bytes::from(body)))?;
+        self.send(Method::POST, path, body).await
+    }
+
+    /// Sends any request.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<http::Response<Incoming>> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://unused{path}"))
+            .body(Full::new(Bytes::from(body)))?;
         let mut sender = self.sender.clone();
         sender.ready().await?;
         Ok(sender.send_request(request).await?)

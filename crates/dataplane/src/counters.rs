@@ -6,13 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ebpf_abi::{Count, Direction, PeerCounters, PeerIndex, Reason};
+use ebpf_abi::{Count, Direction, DropReason, PeerCounters, PeerIndex, Reason};
 use ipnet::IpNet;
 
 use crate::{
     Attachment, DataplaneError,
     attach::{self, Hook},
-    memory, object,
+    filter::RuleTables,
+    memory,
+    object::{self, Features},
+    peer::Peer,
     pins::Pins,
     tables::Tables,
 };
@@ -59,9 +62,20 @@ impl Counters {
         pin_dir: Option<&Path>,
         kind: Attachment,
     ) -> Result<Self, DataplaneError> {
+        Self::attach_with(ifname, pin_dir, kind, Features::default()).map(|(counters, _)| counters)
+    }
+
+    /// Attaches programs that have `features`; returns the rule tables beside.
+    pub(crate) fn attach_with(
+        ifname: &str,
+        pin_dir: Option<&Path>,
+        kind: Attachment,
+        features: Features,
+    ) -> Result<(Self, RuleTables), DataplaneError> {
         let adopted = pin_dir.is_some_and(Path::exists);
         let pins = pin_dir.map(Pins::open).transpose()?;
-        let attached = memory::contained(|| Self::load(ifname, pins.as_ref(), pin_dir, kind));
+        let attached =
+            memory::contained(|| Self::load(ifname, pins.as_ref(), pin_dir, kind, features));
         if let (Err(_), Some(pins), false) = (&attached, &pins, adopted)
             && let Err(error) = attach::detach(ifname, Some(pins)).and_then(|()| pins.remove())
         {
@@ -75,8 +89,9 @@ impl Counters {
         pins: Option<&Pins>,
         pin_dir: Option<&Path>,
         kind: Attachment,
-    ) -> Result<Self, DataplaneError> {
-        let mut ebpf = object::load(pins)?;
+        features: Features,
+    ) -> Result<(Self, RuleTables), DataplaneError> {
+        let mut ebpf = object::load(pins, features)?;
         #[cfg(feature = "ebpf-log")]
         let log = crate::log::LogReader::start(&mut ebpf);
         // Both must pass the verifier before either replaces a program that works.
@@ -88,11 +103,13 @@ impl Counters {
             attach::attach(&mut ebpf, ifname, Direction::Out, kind, pins)?,
         ];
         let tables = Tables::take(&mut ebpf)?;
+        let rules = RuleTables::take(&mut ebpf)?;
         if let Some(pins) = pins {
             pins.remove_other_versions()?;
         }
-        tracing::debug!(ifname, %kind, pinned = pins.is_some(), "attached the traffic counters");
-        Ok(Self {
+        let pinned = pins.is_some();
+        tracing::debug!(ifname, %kind, pinned, ?features, "attached the eBPF programs");
+        let counters = Self {
             ifname: ifname.to_owned(),
             kind,
             pin_dir: pin_dir.map(Path::to_owned),
@@ -100,7 +117,8 @@ impl Counters {
             hooks,
             #[cfg(feature = "ebpf-log")]
             _log: log,
-        })
+        };
+        Ok((counters, rules))
     }
 
     /// How the programs are attached.
@@ -119,7 +137,10 @@ impl Counters {
     ///
     /// [`DataplaneError::TableFull`] beyond 65 536 prefixes per family or peers. What was applied
     /// until then stays, and the next call goes on from there.
-    pub fn set_peers(&mut self, peers: &[(IpNet, PeerIndex)]) -> Result<(), DataplaneError> {
+    pub fn set_peers<P: Copy + Into<Peer>>(
+        &mut self,
+        peers: &[(IpNet, P)],
+    ) -> Result<(), DataplaneError> {
         self.tables.set_peers(peers)
     }
 
@@ -140,6 +161,11 @@ impl Counters {
     /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
     pub fn totals(&self) -> Result<BTreeMap<(Direction, Reason), Count>, DataplaneError> {
         self.tables.totals()
+    }
+
+    /// Reads what the filter dropped, by direction and reason.
+    pub(crate) fn drops(&self) -> Result<BTreeMap<(Direction, DropReason), Count>, DataplaneError> {
+        self.tables.drops()
     }
 
     /// Detaches the programs and removes every pin. The kernel lets go of unpinned attachments

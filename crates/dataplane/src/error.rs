@@ -7,6 +7,8 @@ use aya::{
     programs::{ProgramError, tc::TcError},
 };
 
+use crate::filter::TooLarge;
+
 /// Why loading, attaching, filling or reading the programs failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,6 +87,9 @@ pub enum DataplaneError {
         /// Its most entries.
         limit: u32,
     },
+    /// The rules do not fit. Until others do, nothing that a peer initiates is admitted.
+    #[error("nothing is admitted: {0}")]
+    Filter(#[from] TooLarge),
     /// Any other failure of a system call.
     #[error("{operation} failed")]
     Kernel {

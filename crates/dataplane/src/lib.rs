@@ -19,6 +19,7 @@
 mod attach;
 mod counters;
 mod error;
+mod filter;
 #[cfg(feature = "ebpf-log")]
 mod log;
 #[expect(
@@ -27,6 +28,7 @@ mod log;
 )]
 mod memory;
 mod object;
+mod peer;
 mod pins;
 mod plan;
 mod tables;
@@ -34,8 +36,12 @@ mod trial;
 
 pub use attach::Attachment;
 pub use counters::Counters;
-pub use ebpf_abi::{ABI_VERSION, Count, Direction, PeerCounters, PeerIndex, Reason};
+pub use ebpf_abi::{
+    ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
+};
 pub use error::DataplaneError;
+pub use filter::{Filter, Rule, Rules, TooLarge};
 pub use object::is_embedded;
+pub use peer::{Peer, since_boot};
 pub use pins::pin_folder;
-pub use trial::{Gso, Outcome, Program, Trial};
+pub use trial::{Gso, Outcome, Program, Trial, TrialKind};

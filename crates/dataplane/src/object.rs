@@ -5,7 +5,10 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use aya_obj::{Object, ProgramSection};
-use ebpf_abi::{ABI_VERSION, ABI_VERSION_SECTION, MAPS, MapSpec, PROGRAMS};
+use ebpf_abi::{
+    ABI_VERSION, ABI_VERSION_SECTION, GLOBAL_FILTER, GLOBAL_VIRTUAL_TIME, InnerMapSpec, MAPS,
+    MapSpec, PROGRAMS,
+};
 
 use crate::{DataplaneError, pins::Pins};
 
@@ -18,10 +21,23 @@ pub fn is_embedded() -> bool {
     !OBJECT.is_empty()
 }
 
+/// What the programs are to do. Each `false` leaves code out that costs time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Features {
+    /// Filter, not only count.
+    pub(crate) filter: bool,
+    /// Take the time from a map.
+    pub(crate) virtual_time: bool,
+}
+
 /// Creates the object's maps, or takes over the pinned ones, and relocates the programs.
-pub(crate) fn load(pins: Option<&Pins>) -> Result<Ebpf, DataplaneError> {
+pub(crate) fn load(pins: Option<&Pins>, features: Features) -> Result<Ebpf, DataplaneError> {
     check(OBJECT)?;
     let mut loader = EbpfLoader::new();
+    let filter = u32::from(features.filter);
+    let virtual_time = u32::from(features.virtual_time);
+    loader.override_global(GLOBAL_FILTER, &filter, true);
+    loader.override_global(GLOBAL_VIRTUAL_TIME, &virtual_time, true);
     // The BTF of the kernel serves relocations that Rust programs do not have.
     loader.btf(None);
     if let Some(pins) = pins {
@@ -92,6 +108,12 @@ fn check_parsed(object: &Object) -> Result<(), DataplaneError> {
             value_size: map.value_size(),
             max_entries: map.max_entries(),
             flags: map.map_flags(),
+            inner: map.inner().map(|inner| InnerMapSpec {
+                map_type: inner.map_type(),
+                key_size: inner.key_size(),
+                value_size: inner.value_size(),
+                flags: inner.map_flags(),
+            }),
         };
         if found != expected {
             return Err(damaged(format!("{found:?} instead of {expected:?}")));

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_abi::PeerIndex;
+use ebpf_abi::{PeerEntry, PeerIndex};
 use ipnet::IpNet;
 
 /// Prefixes of the overlay and the peers they belong to.
-pub(crate) type Routes = BTreeMap<IpNet, PeerIndex>;
+pub(crate) type Routes = BTreeMap<IpNet, PeerEntry>;
 
 /// One change of the maps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -14,7 +14,7 @@ pub(crate) enum Change {
     /// Gives the peer counters, all zero, whatever it had before.
     StartCounting(PeerIndex),
     /// Points the prefix at the peer.
-    SetRoute(IpNet, PeerIndex),
+    SetRoute(IpNet, PeerEntry),
     /// Takes the prefix away.
     RemoveRoute(IpNet),
     /// Takes the peer's counters away.
@@ -31,11 +31,14 @@ pub(crate) fn plan(
     actual: &Routes,
     counted: &BTreeSet<PeerIndex>,
 ) -> Vec<Change> {
-    let wanted: BTreeSet<PeerIndex> = desired.values().copied().collect();
+    let wanted: BTreeSet<PeerIndex> = desired.values().map(|peer| peer.index).collect();
     let kept: BTreeSet<PeerIndex> = desired
         .iter()
-        .filter(|(prefix, peer)| actual.get(*prefix) == Some(*peer))
-        .map(|(_, peer)| *peer)
+        .filter(|(prefix, peer)| {
+            let before = actual.get(*prefix);
+            before.is_some_and(|before| before.index == peer.index)
+        })
+        .map(|(_, peer)| peer.index)
         .collect();
 
     let start = wanted
@@ -68,10 +71,17 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn entry(index: PeerIndex) -> PeerEntry {
+        PeerEntry {
+            index,
+            ..PeerEntry::default()
+        }
+    }
+
     fn routes(entries: &[(&str, PeerIndex)]) -> Routes {
         entries
             .iter()
-            .map(|(prefix, peer)| (net(prefix), *peer))
+            .map(|(prefix, peer)| (net(prefix), entry(*peer)))
             .collect()
     }
 
@@ -82,8 +92,8 @@ mod tests {
             plan(&desired, &Routes::new(), &BTreeSet::new()),
             [
                 Change::StartCounting(A),
-                Change::SetRoute(net("100.64.0.1/32"), A),
-                Change::SetRoute(net("fd7a::1/128"), A),
+                Change::SetRoute(net("100.64.0.1/32"), entry(A)),
+                Change::SetRoute(net("fd7a::1/128"), entry(A)),
             ]
         );
     }
@@ -108,7 +118,7 @@ mod tests {
         ]);
         assert_eq!(
             plan(&desired, &actual, &BTreeSet::from([A, B])),
-            [Change::SetRoute(net("10.0.0.0/8"), B)]
+            [Change::SetRoute(net("10.0.0.0/8"), entry(B))]
         );
     }
 
@@ -133,9 +143,23 @@ mod tests {
             plan(&desired, &actual, &BTreeSet::from([A])),
             [
                 Change::StartCounting(A),
-                Change::SetRoute(net("100.64.0.9/32"), A),
+                Change::SetRoute(net("100.64.0.9/32"), entry(A)),
                 Change::RemoveRoute(net("100.64.0.1/32")),
             ]
+        );
+    }
+
+    #[test]
+    fn a_key_that_expires_later_changes_the_prefixes_and_no_counts() {
+        let actual = routes(&[("100.64.0.1/32", A)]);
+        let later = PeerEntry {
+            expires: 7,
+            ..entry(A)
+        };
+        let desired = Routes::from([(net("100.64.0.1/32"), later)]);
+        assert_eq!(
+            plan(&desired, &actual, &BTreeSet::from([A])),
+            [Change::SetRoute(net("100.64.0.1/32"), later)]
         );
     }
 }

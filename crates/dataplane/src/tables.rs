@@ -14,8 +14,8 @@ use aya::{
     util::nr_cpus,
 };
 use ebpf_abi::{
-    Count, Direction, MapSpec, PEER_COUNTS, PEERS_V4, PEERS_V6, PeerCounters, PeerIndex, Reason,
-    TOTALS, total_slot,
+    Count, Direction, DropReason, MapSpec, PEER_COUNTS, PEERS_V4, PEERS_V6, PeerCounters,
+    PeerEntry, PeerIndex, Reason, TOTALS, total_slot,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
@@ -24,13 +24,14 @@ use crate::{
     DataplaneError,
     error::is_errno,
     object::missing,
+    peer::Peer,
     plan::{Change, Routes, plan},
 };
 
 /// The maps of one loaded object and what this process knows to be in them.
 pub(crate) struct Tables {
-    v4: LpmTrie<MapData, [u8; 4], PeerIndex>,
-    v6: LpmTrie<MapData, [u8; 16], PeerIndex>,
+    v4: LpmTrie<MapData, [u8; 4], PeerEntry>,
+    v6: LpmTrie<MapData, [u8; 16], PeerEntry>,
     counts: PerCpuHashMap<MapData, PeerIndex, PeerCounters>,
     totals: PerCpuArray<MapData, Count>,
     routes: Routes,
@@ -75,10 +76,13 @@ impl Tables {
     }
 
     /// Makes the maps hold exactly `peers`.
-    pub(crate) fn set_peers(&mut self, peers: &[(IpNet, PeerIndex)]) -> Result<(), DataplaneError> {
+    pub(crate) fn set_peers<P: Copy + Into<Peer>>(
+        &mut self,
+        peers: &[(IpNet, P)],
+    ) -> Result<(), DataplaneError> {
         let desired: Routes = peers
             .iter()
-            .map(|(prefix, peer)| (prefix.trunc(), *peer))
+            .map(|(prefix, peer)| (prefix.trunc(), (*peer).into().entry()))
             .collect();
         for change in plan(&desired, &self.routes, &self.counted) {
             self.apply(change)?;
@@ -137,26 +141,41 @@ impl Tables {
         self.counted.iter().map(sum).collect()
     }
 
-    /// Reads the totals, summed over the CPUs.
+    /// Reads the totals of what passed, or would have but for the filter's reasons to drop.
     pub(crate) fn totals(&self) -> Result<BTreeMap<(Direction, Reason), Count>, DataplaneError> {
+        self.sums(Reason::ALL, |reason| reason as u32)
+    }
+
+    /// Reads the totals of what the filter dropped.
+    pub(crate) fn drops(&self) -> Result<BTreeMap<(Direction, DropReason), Count>, DataplaneError> {
+        self.sums(DropReason::ALL, |reason| reason as u32)
+    }
+
+    fn sums<R: Copy + Ord>(
+        &self,
+        reasons: impl IntoIterator<Item = R>,
+        number: impl Fn(R) -> u32,
+    ) -> Result<BTreeMap<(Direction, R), Count>, DataplaneError> {
         let mut totals = BTreeMap::new();
-        for direction in Direction::ALL {
-            for reason in Reason::ALL {
-                let per_cpu = self
-                    .totals
-                    .get(&total_slot(direction, reason), 0)
-                    .map_err(reading(&TOTALS))?;
-                let sum = totals
-                    .entry((direction, reason))
-                    .or_insert(Count::default());
-                per_cpu.iter().for_each(|count| *sum += *count);
+        for reason in reasons {
+            for direction in Direction::ALL {
+                totals.insert((direction, reason), self.sum(direction, number(reason))?);
             }
         }
         Ok(totals)
     }
+
+    /// Reads one total, summed over the CPUs.
+    pub(crate) fn sum(&self, direction: Direction, number: u32) -> Result<Count, DataplaneError> {
+        let slot = total_slot(direction, number);
+        let per_cpu = self.totals.get(&slot, 0).map_err(reading(&TOTALS))?;
+        let mut sum = Count::default();
+        per_cpu.iter().for_each(|count| sum += *count);
+        Ok(sum)
+    }
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(
+pub(crate) fn typed<M: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
     spec: &MapSpec,
 ) -> Result<M, DataplaneError> {
@@ -177,7 +196,7 @@ fn prefix_len(bits: u32) -> u8 {
     u8::try_from(bits).unwrap_or(u8::MAX)
 }
 
-fn reading(spec: &MapSpec) -> impl FnOnce(MapError) -> DataplaneError {
+pub(crate) fn reading(spec: &MapSpec) -> impl FnOnce(MapError) -> DataplaneError {
     let name = spec.name;
     move |error| DataplaneError::new(format!("reading eBPF map {name}"), error)
 }
@@ -203,7 +222,7 @@ fn write(
     insert().map_err(writing(spec))
 }
 
-fn writing(spec: &'static MapSpec) -> impl FnOnce(MapError) -> DataplaneError {
+pub(crate) fn writing(spec: &'static MapSpec) -> impl FnOnce(MapError) -> DataplaneError {
     move |error| {
         // Tries answer ENOSPC, hash tables E2BIG.
         if is_errno(&error, Errno::NOSPC) || is_errno(&error, Errno::TOOBIG) {

@@ -4,12 +4,20 @@ use std::{collections::BTreeMap, time::Duration};
 
 use aya::{
     Ebpf,
+    maps::{Array, MapData},
     programs::{TestRun as _, TestRunOptions},
 };
-use ebpf_abi::{Count, Direction, PROGRAM_BARE, PeerCounters, PeerIndex, Reason};
+use ebpf_abi::{
+    CLOCK, Count, Direction, DropReason, Nanos, PROGRAM_BARE, PeerCounters, PeerIndex, Reason,
+};
 use ipnet::IpNet;
 
-use crate::{DataplaneError, object, tables::Tables};
+use crate::{
+    DataplaneError, Peer, Rules,
+    filter::{Enforced, RuleTables},
+    object::{self, Features},
+    tables::{Tables, typed, writing},
+};
 
 /// `__sk_buff` in `linux/bpf.h`: its size and the fields a run may set.
 const SK_BUFF_SIZE: usize = 192;
@@ -23,6 +31,15 @@ pub enum Program {
     Overlay(Direction),
     /// The program that does nothing: the cost of a run by itself.
     Bare,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Overlay(direction) => direction.program(),
+            Self::Bare => PROGRAM_BARE,
+        }
+    }
 }
 
 /// What the kernel says of a buffer that stands for several packets.
@@ -43,25 +60,95 @@ pub struct Outcome {
     pub duration: Duration,
 }
 
+/// What the programs of a trial do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrialKind {
+    /// Count only, as for [`Counters`](crate::Counters).
+    Count,
+    /// Count and filter, as for [`Filter`](crate::Filter).
+    Filter,
+    /// The same, and the time is what [`Trial::set_time`] says; 0 at first.
+    FilterInVirtualTime,
+}
+
 /// The programs, loaded and attached to nothing, with maps of their own.
 pub struct Trial {
     ebpf: Ebpf,
     tables: Tables,
+    enforced: Enforced,
+    clock: Array<MapData, Nanos>,
 }
 
 impl Trial {
-    /// Loads every program.
+    /// Loads every program, to count only.
     ///
     /// # Errors
     ///
     /// As [`Counters::attach`](crate::Counters::attach).
     pub fn load() -> Result<Self, DataplaneError> {
-        let mut ebpf = object::load(None)?;
+        Self::load_as(TrialKind::Count)
+    }
+
+    /// Loads every program.
+    ///
+    /// # Errors
+    ///
+    /// As [`Counters::attach`](crate::Counters::attach).
+    pub fn load_as(kind: TrialKind) -> Result<Self, DataplaneError> {
+        let features = Features {
+            filter: kind != TrialKind::Count,
+            virtual_time: kind == TrialKind::FilterInVirtualTime,
+        };
+        let mut ebpf = object::load(None, features)?;
         for name in ebpf_abi::PROGRAMS {
             object::program(&mut ebpf, name)?;
         }
         let tables = Tables::take(&mut ebpf)?;
-        Ok(Self { ebpf, tables })
+        let enforced = Enforced::new(RuleTables::take(&mut ebpf)?);
+        let clock = typed(&mut ebpf, &CLOCK)?;
+        Ok(Self {
+            ebpf,
+            tables,
+            enforced,
+            clock,
+        })
+    }
+
+    /// As [`Filter::set_rules`](crate::Filter::set_rules).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_rules(&mut self, rules: &Rules) -> Result<(), DataplaneError> {
+        self.enforced.set_rules(rules)
+    }
+
+    /// As [`Filter::set_expiry`](crate::Filter::set_expiry).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_expiry(&mut self, expires: Option<Duration>) -> Result<(), DataplaneError> {
+        self.enforced.set_expiry(expires)
+    }
+
+    /// Sets the time, since boot, of [`TrialKind::FilterInVirtualTime`].
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to write a map.
+    pub fn set_time(&mut self, now: Duration) -> Result<(), DataplaneError> {
+        let now = Nanos::try_from(now.as_nanos()).unwrap_or(Nanos::MAX);
+        self.clock.set(0, now, 0).map_err(writing(&CLOCK))
+    }
+
+    /// As [`Filter::drops`](crate::Filter::drops).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn drops(&self) -> Result<BTreeMap<(Direction, DropReason), Count>, DataplaneError> {
+        self.tables.drops()
     }
 
     /// As [`Counters::set_peers`](crate::Counters::set_peers).
@@ -69,8 +156,12 @@ impl Trial {
     /// # Errors
     ///
     /// As there.
-    pub fn set_peers(&mut self, peers: &[(IpNet, PeerIndex)]) -> Result<(), DataplaneError> {
-        self.tables.set_peers(peers)
+    pub fn set_peers<P: Copy + Into<Peer>>(
+        &mut self,
+        peers: &[(IpNet, P)],
+    ) -> Result<(), DataplaneError> {
+        self.tables.set_peers(peers)?;
+        self.enforced.renew()
     }
 
     /// Runs `frame`, which begins with its IP header, `repeat` times through `program`. The kernel
@@ -86,10 +177,7 @@ impl Trial {
         gso: Gso,
         repeat: u32,
     ) -> Result<Outcome, DataplaneError> {
-        let name = match program {
-            Program::Overlay(direction) => direction.program(),
-            Program::Bare => PROGRAM_BARE,
-        };
+        let name = program.name();
         let mut context = [0; SK_BUFF_SIZE];
         context[SK_BUFF_GSO_SEGS..][..4].copy_from_slice(&gso.segments.to_ne_bytes());
         context[SK_BUFF_GSO_SIZE..][..4].copy_from_slice(&gso.size.to_ne_bytes());
@@ -106,6 +194,33 @@ impl Trial {
             verdict: result.return_value as i32,
             duration: result.duration,
         })
+    }
+
+    /// Reads how many packets of `direction` were dropped for `reason`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
+    pub fn dropped(&self, direction: Direction, reason: DropReason) -> Result<u64, DataplaneError> {
+        let count = self.tables.sum(direction, reason as u32)?;
+        Ok(count.packets)
+    }
+
+    /// How many instructions the kernel's verifier walked for `program`; it gives up at a million.
+    /// `None` where the kernel does not say.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to tell of its programs.
+    pub fn verified_instructions(
+        &mut self,
+        program: Program,
+    ) -> Result<Option<u32>, DataplaneError> {
+        let name = program.name();
+        let info = object::program(&mut self.ebpf, name)?
+            .info()
+            .map_err(|error| DataplaneError::new(format!("asking about {name}"), error))?;
+        Ok(info.verified_instruction_count())
     }
 
     /// As [`Counters::read`](crate::Counters::read).

@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{
-    Attachment, Counters, DataplaneError, Direction, PeerCounters, PeerIndex, pin_folder,
+    Attachment, Counters, DataplaneError, Direction, DropReason, Filter, Peer, PeerCounters,
+    PeerIndex, PortRange, Rule, Rules, pin_folder,
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -495,6 +496,70 @@ fn the_agents_four_capabilities_suffice_to_take_over_and_to_remove() -> Result<(
         counters.remove()?;
         ensure!(!pins.exists(), "pins stay behind");
         Ok(())
+    })
+}
+
+#[test]
+fn rules_and_flows_stay_when_the_agent_goes_and_comes_back() -> Result<()> {
+    skip_without_bpf!();
+    on_overlay(|kind, overlay| {
+        let pins = pins()?;
+        let peer = Peer::from(PEER);
+        let rules = Rules {
+            rules: vec![Rule {
+                sources: ["100.64.0.2/32".parse()?].into(),
+                destinations: vec![("100.64.0.1/32".parse()?, PortRange { first: 9, last: 9 })],
+                protocols: vec![17],
+            }],
+            addresses: vec![US4.into()],
+            ..Rules::default()
+        };
+        let mut filter = Filter::attach_as(DEVICE, Some(&pins), kind)?;
+        filter.set_peers(&[("100.64.0.2/32".parse()?, peer)])?;
+        filter.set_rules(&rules)?;
+        overlay.arrive(&hello())?;
+        wait_for_rx(filter.counters(), 1)?;
+        // We ask the peer from port 5000; it may answer to there, and nobody else may come.
+        let socket = UdpSocket::bind((Ipv4Addr::from(US4), 5000))?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.send_to(b"?", (Ipv4Addr::from(PEER4), 53))?;
+        drop(filter);
+
+        overlay.arrive(&hello())?;
+        let answer = packet::build::Ip::new(PEER4, US4).udp(53, 5000, b"!");
+        overlay.arrive(&answer)?;
+        socket
+            .recv_from(&mut [0; 8])
+            .context("no answer without the agent")?;
+
+        let mut filter = Filter::attach_as(DEVICE, Some(&pins), kind)?;
+        overlay.arrive(&answer)?;
+        socket
+            .recv_from(&mut [0; 8])
+            .context("no answer after its return")?;
+        overlay.arrive(&hello())?;
+        wait_until(DEADLINE, "the packets have passed", || {
+            let found = filter.counters().read()?[&PEER].rx_packets;
+            ensure!(found == 5, "{found}");
+            Ok(())
+        })?;
+        let none = Rules {
+            rules: Vec::new(),
+            ..rules
+        };
+        filter.set_rules(&none)?;
+        overlay.arrive(&hello())?;
+        wait_until(DEADLINE, "the packet is dropped", || {
+            let drops = filter.drops()?[&(Direction::In, DropReason::NoRule)];
+            ensure!(drops.packets == 1, "{drops:?}");
+            Ok(())
+        })?;
+        overlay.arrive(&answer)?;
+        socket
+            .recv_from(&mut [0; 8])
+            .context("our own flow is cut")?;
+        filter.remove()?;
+        wait_until_bare(kind, &pins)
     })
 }
 

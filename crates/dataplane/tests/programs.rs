@@ -298,7 +298,7 @@ fn a_peer_that_left_is_unknown_and_starts_at_zero_when_it_returns() -> Result<()
     let prefix = "100.64.0.2/32".parse()?;
 
     pass(&mut trial, Direction::In, &frame, Gso::default())?;
-    trial.set_peers(&[])?;
+    trial.set_peers::<PeerIndex>(&[])?;
     assert_eq!(trial.read()?, BTreeMap::new());
     pass(&mut trial, Direction::In, &frame, Gso::default())?;
     let unknown = trial.totals()?[&(Direction::In, Reason::UnknownPeer)];

@@ -2,9 +2,10 @@
 
 use core::ops::AddAssign;
 
+use crate::DropReason;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Names a peer inside the maps: the value of `PEERS_V4`/`PEERS_V6`, the key of `PEER_COUNTS`.
+/// Names a peer inside the maps: in the values of `PEERS_V4`/`PEERS_V6`, the key of `PEER_COUNTS`.
 ///
 /// The loader's caller chooses the numbers. They may be sparse; they must mean the same peer for
 /// as long as the maps live, which is longer than the agent's process.
@@ -136,14 +137,15 @@ impl Reason {
 }
 
 /// Slots per direction in `TOTALS`; leaves room for reasons to come without a new layout.
-pub const REASON_SLOTS: u32 = 16;
-const _: () = assert!(Reason::ALL.len() <= REASON_SLOTS as usize);
+pub const REASON_SLOTS: u32 = 32;
+const _: () = assert!(Reason::ALL.len() + DropReason::ALL.len() <= REASON_SLOTS as usize);
 
-/// Returns the index in `TOTALS` of packets in `direction` that ended with `reason`.
+/// Returns the index in `TOTALS` of packets in `direction` that ended with the [`Reason`] or
+/// [`DropReason`] of this number.
 #[inline(always)]
 #[must_use]
-pub const fn total_slot(direction: Direction, reason: Reason) -> u32 {
-    direction as u32 * REASON_SLOTS + reason as u32
+pub const fn total_slot(direction: Direction, number: u32) -> u32 {
+    direction as u32 * REASON_SLOTS + number % REASON_SLOTS
 }
 
 #[cfg(test)]
@@ -151,10 +153,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_direction_and_reason_has_its_own_slot() {
+    fn every_direction_and_number_has_its_own_slot() {
         let mut seen = [false; (2 * REASON_SLOTS) as usize];
         for direction in Direction::ALL {
-            for reason in Reason::ALL {
+            for reason in 0..REASON_SLOTS {
                 let slot = total_slot(direction, reason) as usize;
                 assert!(!seen[slot], "slot {slot} is used twice");
                 seen[slot] = true;

@@ -7,13 +7,17 @@
 #![deny(unsafe_code)]
 
 mod counters;
+mod filter;
 mod object;
 #[cfg(feature = "user")]
 mod user;
+mod verdict;
 
 pub use counters::{Count, Direction, PeerCounters, PeerIndex, REASON_SLOTS, Reason, total_slot};
-pub use object::{
-    ABI_VERSION, ABI_VERSION_SECTION, BPF_F_NO_PREALLOC, BPF_MAP_TYPE_LPM_TRIE,
-    BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH, MAPS, MapSpec, PEER_COUNTS, PEERS_V4,
-    PEERS_V6, PROGRAM_BARE, PROGRAM_IN, PROGRAM_OUT, PROGRAMS, TOTALS,
+pub use filter::{
+    Admitted, CLASS_NUMBER, CLASS_OWN, Class, INLINE_RANGES, Nanos, Opened, PEER_JAILED,
+    POLICY_SHIELDS_UP, Pair, PeerEntry, Policy, PortBits, PortBlock, PortRange, Ports, SETS, Side,
+    address_table,
 };
+pub use object::*;
+pub use verdict::DropReason;

@@ -1,13 +1,23 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
-use crate::{Count, PeerCounters, PeerIndex, REASON_SLOTS};
+use crate::{
+    Admitted, Class, Count, Nanos, Opened, Pair, PeerCounters, PeerEntry, PeerIndex, Policy,
+    PortBits, PortBlock, Ports, REASON_SLOTS, SETS,
+};
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
 /// stand in a folder named after it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Read-only data section that holds nothing but the object's copy of [`ABI_VERSION`], a `u32` in
 /// little endian.
 pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
+
+/// Constant of the object that the loader sets before loading: 0 to count only, 1 to filter too.
+/// The kernel drops what a constant of 0 makes unreachable, so that counting alone costs no more
+/// than if there were no filter.
+pub const GLOBAL_FILTER: &str = "FILTER";
+/// Constant of the object: 0 for the kernel's clock, 1 for the time in `CLOCK`, which tests set.
+pub const GLOBAL_VIRTUAL_TIME: &str = "VIRTUAL_TIME";
 
 /// Program on the ingress of the overlay device. Program names are at most 15 bytes: the kernel
 /// keeps no more.
@@ -20,11 +30,19 @@ pub const PROGRAM_BARE: &str = "bare";
 pub const PROGRAMS: [&str; 3] = [PROGRAM_IN, PROGRAM_OUT, PROGRAM_BARE];
 
 /// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_HASH: u32 = 1;
+/// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
+/// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
+/// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// Map flag of `linux/bpf.h`: memory is taken per entry. Tries insist on it; for the per-peer
 /// counters it keeps small tailnets small on machines with many CPUs.
 pub const BPF_F_NO_PREALLOC: u32 = 1;
@@ -44,26 +62,98 @@ pub struct MapSpec {
     pub max_entries: u32,
     /// `BPF_F_*`.
     pub flags: u32,
+    /// What the entries are, of a map of maps.
+    pub inner: Option<InnerMapSpec>,
 }
 
-/// IPv4 prefix (prefix length `u32`, then the address in network order) to [`PeerIndex`].
+/// A map inside a map of maps. The loader makes them, each as large as it has to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct InnerMapSpec {
+    /// `BPF_MAP_TYPE_*`.
+    pub map_type: u32,
+    /// Size of a key in bytes.
+    pub key_size: u32,
+    /// Size of a value in bytes.
+    pub value_size: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+}
+
+const fn map_of_maps(name: &'static str, max_entries: u32, inner: InnerMapSpec) -> MapSpec {
+    MapSpec {
+        name,
+        map_type: BPF_MAP_TYPE_ARRAY_OF_MAPS,
+        key_size: 4,
+        value_size: 4,
+        max_entries,
+        flags: 0,
+        inner: Some(inner),
+    }
+}
+
+const fn hash_of<K, V>() -> InnerMapSpec {
+    InnerMapSpec {
+        map_type: BPF_MAP_TYPE_HASH,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        flags: 0,
+    }
+}
+
+/// Prefixes of addresses `A`: prefix length `u32`, then the address in network order.
+const fn trie_of<A, V>() -> InnerMapSpec {
+    InnerMapSpec {
+        map_type: BPF_MAP_TYPE_LPM_TRIE,
+        key_size: 4 + size_of::<A>() as u32,
+        value_size: size_of::<V>() as u32,
+        flags: BPF_F_NO_PREALLOC,
+    }
+}
+
+const fn lru(name: &'static str, key_size: usize, value_size: usize, max_entries: u32) -> MapSpec {
+    MapSpec {
+        name,
+        map_type: BPF_MAP_TYPE_LRU_HASH,
+        key_size: key_size as u32,
+        value_size: value_size as u32,
+        max_entries,
+        flags: 0,
+        inner: None,
+    }
+}
+
+const fn array(name: &'static str, value_size: usize, max_entries: u32) -> MapSpec {
+    MapSpec {
+        name,
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: value_size as u32,
+        max_entries,
+        flags: 0,
+        inner: None,
+    }
+}
+
+/// IPv4 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`].
 pub const PEERS_V4: MapSpec = MapSpec {
     name: "PEERS_V4",
     map_type: BPF_MAP_TYPE_LPM_TRIE,
     key_size: 4 + 4,
-    value_size: size_of::<PeerIndex>() as u32,
+    value_size: size_of::<PeerEntry>() as u32,
     max_entries: 1 << 16,
     flags: BPF_F_NO_PREALLOC,
+    inner: None,
 };
 
-/// IPv6 prefix (prefix length `u32`, then the address in network order) to [`PeerIndex`].
+/// IPv6 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`].
 pub const PEERS_V6: MapSpec = MapSpec {
     name: "PEERS_V6",
     map_type: BPF_MAP_TYPE_LPM_TRIE,
     key_size: 4 + 16,
-    value_size: size_of::<PeerIndex>() as u32,
+    value_size: size_of::<PeerEntry>() as u32,
     max_entries: 1 << 16,
     flags: BPF_F_NO_PREALLOC,
+    inner: None,
 };
 
 /// [`PeerIndex`] to [`PeerCounters`]. The loader makes the entries, the programs only add to them.
@@ -74,6 +164,7 @@ pub const PEER_COUNTS: MapSpec = MapSpec {
     value_size: size_of::<PeerCounters>() as u32,
     max_entries: 1 << 16,
     flags: BPF_F_NO_PREALLOC,
+    inner: None,
 };
 
 /// [`total_slot`](crate::total_slot) to [`Count`].
@@ -84,10 +175,85 @@ pub const TOTALS: MapSpec = MapSpec {
     value_size: size_of::<Count>() as u32,
     max_entries: 2 * REASON_SLOTS,
     flags: 0,
+    inner: None,
 };
 
-/// Every map in the object.
-pub const MAPS: [MapSpec; 4] = [PEERS_V4, PEERS_V6, PEER_COUNTS, TOTALS];
+/// The [`Policy`] in force, in a map of one entry; nothing is in force until the loader put one there.
+pub const POLICY: MapSpec = map_of_maps(
+    "POLICY",
+    1,
+    InnerMapSpec {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: size_of::<Policy>() as u32,
+        flags: 0,
+    },
+);
+
+/// By set of rule tables: the kernel's number of the map that was last put into [`POLICY`] for it.
+/// The loader's own note, by which the next one finds out which set is in force.
+pub const POLICY_IDS: MapSpec = array("POLICY_IDS", size_of::<u32>(), SETS);
+
+/// By [`address_table`](crate::address_table): IPv4 address to [`Class`].
+pub const HOSTS_V4: MapSpec = map_of_maps("HOSTS_V4", 2 * SETS, hash_of::<[u8; 4], Class>());
+/// By [`address_table`](crate::address_table): IPv6 address to [`Class`].
+pub const HOSTS_V6: MapSpec = map_of_maps("HOSTS_V6", 2 * SETS, hash_of::<[u8; 16], Class>());
+/// By [`address_table`](crate::address_table): IPv4 prefix to [`Class`], for what is not in [`HOSTS_V4`].
+pub const NETS_V4: MapSpec = map_of_maps("NETS_V4", 2 * SETS, trie_of::<[u8; 4], Class>());
+/// By [`address_table`](crate::address_table): IPv6 prefix to [`Class`], for what is not in [`HOSTS_V6`].
+pub const NETS_V6: MapSpec = map_of_maps("NETS_V6", 2 * SETS, trie_of::<[u8; 16], Class>());
+/// By set: [`Pair`] to [`Ports`].
+pub const PAIRS: MapSpec = map_of_maps("PAIRS", SETS, hash_of::<Pair, Ports>());
+/// By set: [`PortBlock`] to [`PortBits`].
+pub const PORT_LISTS: MapSpec = map_of_maps("PORT_LISTS", SETS, hash_of::<PortBlock, PortBits>());
+
+/// Bytes of a flow or fragment key (`packet::Flow`, `packet::FragmentKey`) over IPv4.
+pub const KEY_V4: usize = 16;
+/// Bytes of a flow or fragment key over IPv6.
+pub const KEY_V6: usize = 40;
+/// Flows of a family that are remembered, for each of the two tables.
+pub const FLOWS: u32 = 1 << 16;
+/// Fragmented packets of a family that are remembered.
+pub const FRAGMENTED: u32 = 1 << 12;
+
+/// IPv4 flows that our side opened, to [`Opened`]. Only what we send makes entries.
+pub const OPENED_V4: MapSpec = lru("OPENED_V4", KEY_V4, size_of::<Opened>(), FLOWS);
+/// IPv6 flows that our side opened, to [`Opened`]. Only what we send makes entries.
+pub const OPENED_V6: MapSpec = lru("OPENED_V6", KEY_V6, size_of::<Opened>(), FLOWS);
+/// IPv4 flows that rules admitted, to [`Admitted`].
+pub const ADMITTED_V4: MapSpec = lru("ADMITTED_V4", KEY_V4, size_of::<Admitted>(), FLOWS);
+/// IPv6 flows that rules admitted, to [`Admitted`].
+pub const ADMITTED_V6: MapSpec = lru("ADMITTED_V6", KEY_V6, size_of::<Admitted>(), FLOWS);
+/// IPv4 packets whose first fragment was accepted, to [`Admitted`].
+pub const FRAGMENTS_V4: MapSpec = lru("FRAGMENTS_V4", KEY_V4, size_of::<Admitted>(), FRAGMENTED);
+/// IPv6 packets whose first fragment was accepted, to [`Admitted`].
+pub const FRAGMENTS_V6: MapSpec = lru("FRAGMENTS_V6", KEY_V6, size_of::<Admitted>(), FRAGMENTED);
+
+/// The time that programs take for the present under [`GLOBAL_VIRTUAL_TIME`]: one [`Nanos`].
+pub const CLOCK: MapSpec = array("CLOCK", size_of::<Nanos>(), 1);
+
+/// Every map that programs and loader share; what only programs use is not here and is not pinned.
+pub const MAPS: [MapSpec; 19] = [
+    PEERS_V4,
+    PEERS_V6,
+    PEER_COUNTS,
+    TOTALS,
+    POLICY,
+    POLICY_IDS,
+    HOSTS_V4,
+    HOSTS_V6,
+    NETS_V4,
+    NETS_V6,
+    PAIRS,
+    PORT_LISTS,
+    OPENED_V4,
+    OPENED_V6,
+    ADMITTED_V4,
+    ADMITTED_V6,
+    FRAGMENTS_V4,
+    FRAGMENTS_V6,
+    CLOCK,
+];
 
 #[cfg(test)]
 mod tests {

@@ -5,13 +5,24 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "build"))]
+pub mod build;
+mod datagram;
+mod family;
+pub mod flat;
+mod flow;
 mod header;
 mod overlay;
 mod size;
 #[cfg(test)]
 mod tests;
 
-pub use ebpf_abi::{Count, Direction, Reason};
+pub use datagram::{Content, Datagram, Fragment, Packet, parse};
+pub use ebpf_abi::{Count, Direction, DropReason, Reason};
+pub use family::Family;
+pub use flat::{MAX_EXTENSION_BYTES, MAX_EXTENSIONS, MIN_LATER_OFFSET};
+pub use flow::{FRAGMENT_AGE, Flow, FragmentKey, REFRESH, SECOND, idle};
+pub use header::protocol;
 pub use overlay::{Address, remote_address};
 pub use size::{Gso, count};
 

@@ -6,7 +6,7 @@ use ebpf_abi::Count;
 
 use crate::{
     Window,
-    header::{Ipv4, Ipv6, PROTOCOL_TCP, PROTOCOL_UDP, Tcp, UDP_LEN, Version},
+    header::{Ipv4, Ipv6, Tcp, UDP_LEN, Version, protocol},
 };
 
 /// Segmentation state of a kernel buffer (`gso_size` and `gso_segs` of `__sk_buff`).
@@ -64,13 +64,13 @@ fn headers_len<W: Window + ?Sized>(packet: &W) -> u32 {
 }
 
 #[inline(always)]
-fn with_transport<W: Window + ?Sized>(packet: &W, ip_len: u32, protocol: u8) -> u32 {
-    match protocol {
-        PROTOCOL_TCP => {
+fn with_transport<W: Window + ?Sized>(packet: &W, ip_len: u32, number: u8) -> u32 {
+    match number {
+        protocol::TCP => {
             let tcp = packet.at::<Tcp>(ip_len as usize);
             ip_len + tcp.map_or(0, Tcp::header_len)
         }
-        PROTOCOL_UDP => ip_len + UDP_LEN,
+        protocol::UDP => ip_len + UDP_LEN,
         _ => ip_len,
     }
 }

@@ -3,7 +3,7 @@
 //! Only what needs keys or compression is generated; JSON and texts are written by hand.
 #![forbid(unsafe_code)]
 
-use std::{fs, path::PathBuf};
+use std::{fs, net::IpAddr, path::PathBuf};
 
 use anyhow::Result;
 use bytes::BytesMut;
@@ -16,6 +16,7 @@ use control_proto::{
 };
 use fuzz::control::{RECORD_KEY, server_key};
 use keys::{ChallengePublic, MachinePrivate};
+use packet::build::{ACK, Ip, SYN, fragments};
 
 fn main() -> Result<()> {
     let server = server_key();
@@ -89,6 +90,79 @@ fn main() -> Result<()> {
         "longest-length",
         &[0, 255, 255, 255, 255, b'{'],
     )?;
+    filter_model()
+}
+
+/// A conversation for the filter: rules, then packets both ways.
+fn filter_model() -> Result<()> {
+    let rules = |us: &str, peer: &str| {
+        format!(
+            r#"[{{"SrcIPs":["{peer}"],"DstPorts":[{{"IP":"{us}","Ports":{{"First":22,"Last":53}}}}]}},{{"SrcIPs":["cap:x","10.0.0.0-10.0.0.9"],"DstPorts":[{{"IP":"*","Ports":{{"First":0,"Last":65535}}}}],"IPProto":[6,47]}}]"#
+        )
+    };
+    let hosts: [[IpAddr; 3]; 2] = [
+        [
+            [100, 64, 0, 1].into(),
+            [100, 64, 0, 2].into(),
+            [100, 64, 0, 3].into(),
+        ],
+        [
+            "fd7a:115c:a1e0::1".parse()?,
+            "fd7a:115c:a1e0::2".parse()?,
+            "fd7a:115c:a1e0::3".parse()?,
+        ],
+    ];
+    for (name, [us, peer, other]) in ["ipv4", "ipv6"].into_iter().zip(hosts) {
+        let (from, to, stranger) = (Ip::new(peer, us), Ip::new(us, peer), Ip::new(other, us));
+        let query = to.udp(40_000, 53, b"query");
+        let parts = fragments(&from.udp(40_000, 53, &[0; 160]), 88, 7);
+        let conversations = [
+            (
+                "flows",
+                vec![
+                    (0, from.tcp(40_000, 22, SYN, b"")),
+                    (1, to.tcp(22, 40_000, SYN | ACK, b"")),
+                    (0, from.tcp(40_000, 22, ACK, b"data")),
+                    (0, from.udp(53, 40_000, b"early")),
+                    (1, query.clone()),
+                    (0x40, from.udp(53, 40_000, b"reply")),
+                    (0xc0, from.udp(53, 40_000, b"late")),
+                    (0, stranger.tcp(1, 2, SYN, b"")),
+                    (0, stranger.raw(47, b"gre")),
+                ],
+            ),
+            (
+                "icmp",
+                vec![
+                    (1, query.clone()),
+                    (0, stranger.too_big(&query, 1280)),
+                    (0, from.unreachable(&query, 64)),
+                    (0, from.echo_request(7, 1, b"ping")),
+                    (1, to.echo_reply(7, 1, b"ping")),
+                    (0, from.echo_reply(8, 1, b"pong")),
+                    (0, stranger.tsmp(&[0; 7])),
+                ],
+            ),
+            (
+                "fragments",
+                vec![
+                    (0, parts[1].clone()),
+                    (0, parts[0].clone()),
+                    (0, parts[1].clone()),
+                    (0x80, parts[1].clone()),
+                ],
+            ),
+        ];
+        for (what, packets) in conversations {
+            let mut input = rules(&us.to_string(), &peer.to_string()).into_bytes();
+            input.push(0);
+            for (head, packet) in packets {
+                input.extend([head, u8::try_from(packet.len())?]);
+                input.extend(packet);
+            }
+            write("filter_model", &format!("{name}-{what}"), &input)?;
+        }
+    }
     Ok(())
 }
 

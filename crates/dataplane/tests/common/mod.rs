@@ -89,3 +89,56 @@ fn sum(bytes: &[u8]) -> u16 {
     }
     sum as u16
 }
+
+/// Rules of the kind that the ACL measurements use: one to three sources, mostly hosts, 64
+/// destinations, of which the first is ours; one protocol; single ports, ranges, or any.
+pub(crate) fn many_rules(count: usize) -> dataplane::Rules {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use dataplane::{PortRange, Rule, Rules};
+    use ipnet::{IpNet, Ipv4Net};
+
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |end: u32| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as u32 % end
+    };
+    let net = |address: u32, len: u8| -> IpNet {
+        let net = Ipv4Net::new_assert(Ipv4Addr::from(address), len);
+        IpNet::from(net.trunc())
+    };
+    let mut destinations = vec![IpNet::from(IpAddr::from(US4))];
+    for _ in 1..count.clamp(1, 64) {
+        let address = 0x0a00_0000 | random(1 << 24);
+        destinations.push(net(address, [32, 24, 24, 16][random(4) as usize]));
+    }
+    let mut rule = |_| {
+        let lens = [32, 32, 32, 32, 32, 32, 32, 28, 24, 16];
+        let sources: Vec<IpNet> = (0..=random(3))
+            .map(|_| net(0x6440_0000 | random(1 << 22), lens[random(10) as usize]))
+            .collect();
+        let first = random(60_000) as u16;
+        let ports = match random(10) {
+            0 => PortRange::ALL,
+            1..=3 => PortRange {
+                first,
+                last: first + random(5000) as u16,
+            },
+            _ => PortRange { first, last: first },
+        };
+        let destination = destinations[random(destinations.len() as u32) as usize];
+        Rule {
+            sources: sources.into(),
+            destinations: vec![(destination, ports)],
+            protocols: vec![[6, 6, 17][random(3) as usize]],
+        }
+    };
+    Rules {
+        rules: (0..count).map(&mut rule).collect(),
+        addresses: vec![US4.into()],
+        routes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+        ..Rules::default()
+    }
+}

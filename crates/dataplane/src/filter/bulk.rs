@@ -1,0 +1,120 @@
+//! Map system calls that aya does not offer: many entries at once, and maps inside maps by number.
+#![expect(unsafe_code, reason = "system calls")]
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use aya::Pod;
+
+/// `BPF_MAP_LOOKUP_ELEM` in `linux/bpf.h`.
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+/// `BPF_MAP_UPDATE_ELEM` in `linux/bpf.h`.
+const MAP_UPDATE_ELEM: libc::c_long = 2;
+/// `BPF_MAP_UPDATE_BATCH` in `linux/bpf.h`.
+const MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// The part of `union bpf_attr` for `BPF_MAP_UPDATE_BATCH`.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` for `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_UPDATE_ELEM`.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Writes `values` under `keys`, which are as many; all in one system call (Linux 5.6).
+pub(super) fn update<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len(), "each key has its value");
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let count = u32::try_from(keys.len()).map_err(io::Error::other)?;
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `count` keys and values, plain data as large as the map's, live through the call.
+    unsafe { call(MAP_UPDATE_BATCH, &mut batch) }
+}
+
+/// Puts the map with the descriptor `inner` at `index` of an array of maps.
+pub(super) fn set_inner_map(
+    outer: BorrowedFd<'_>,
+    index: u32,
+    inner: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let inner = inner.as_raw_fd() as u32;
+    let mut element = Element {
+        map_fd: outer.as_raw_fd() as u32,
+        padding: 0,
+        key: (&raw const index) as u64,
+        value: (&raw const inner) as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value are `u32`, as in every array of maps, and live through the call.
+    unsafe { call(MAP_UPDATE_ELEM, &mut element) }
+}
+
+/// Returns the kernel's number of the map at `index` of an array of maps.
+pub(super) fn inner_map_id(outer: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    let mut id = 0u32;
+    let mut element = Element {
+        map_fd: outer.as_raw_fd() as u32,
+        padding: 0,
+        key: (&raw const index) as u64,
+        value: (&raw mut id) as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value are `u32`, as in every array of maps, and live through the call.
+    match unsafe { call(MAP_LOOKUP_ELEM, &mut element) } {
+        Ok(()) => Ok(Some(id)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// # Safety
+///
+/// `attributes` is what the kernel expects for `command`, pointers in it included.
+unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
+    // SAFETY: by the caller's promise; the size is that of `attributes`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
