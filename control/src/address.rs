@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::{Ipv4AddrRange, Ipv4Net};
+
 /// First address of 100.64.0.0/10, the only IPv4 range that clients treat as overlay.
 const BASE: u32 = u32::from_be_bytes([100, 64, 0, 0]);
 /// Number of addresses in 100.64.0.0/10.
@@ -42,6 +44,33 @@ impl Addresses {
             u16::from_be_bytes([c, d]),
         );
         Some(Self { v4, v6 })
+    }
+
+    /// The pair with this IPv4 address, or `None` where no node may live.
+    #[must_use]
+    pub fn with_v4(v4: Ipv4Addr) -> Option<Self> {
+        Self::at(u32::from(v4).checked_sub(BASE)?)
+    }
+
+    /// Seeks the first free pair in `pools`, of which `cursor` says how many addresses to pass over
+    /// first; wraps once around. Returns the pair and the new cursor.
+    #[must_use]
+    pub fn next_in(
+        pools: &[Ipv4Net],
+        cursor: u32,
+        taken: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<(Self, u32)> {
+        let free = |v4| Self::with_v4(v4).filter(|pair| !taken(pair.v4));
+        let addresses = || {
+            let all = pools
+                .iter()
+                .flat_map(|pool| Ipv4AddrRange::new(pool.network(), pool.broadcast()));
+            (0..SPAN).zip(all)
+        };
+        let after = addresses().filter(|(index, _)| *index > cursor);
+        let before = addresses().filter(|(index, _)| *index <= cursor);
+        let mut seek = after.chain(before);
+        seek.find_map(|(index, v4)| Some((free(v4)?, index)))
     }
 
     /// Seeks the first free pair after `cursor`, wrapping once around the range.
@@ -111,5 +140,32 @@ mod tests {
         let (pair, _) = Addresses::next(SPAN - 2, |v4| v4 != free).unwrap();
         assert_eq!(pair.v4, free);
         assert!(Addresses::next(0, |_| true).is_none());
+    }
+
+    #[test]
+    fn a_pool_gives_its_own_addresses_only_and_a_freed_one_not_at_once() {
+        let pools: [Ipv4Net; 2] = [
+            "100.80.0.0/30".parse().unwrap(),
+            "100.90.0.4/32".parse().unwrap(),
+        ];
+        let mut taken = Vec::new();
+        let mut cursor = 0;
+        while let Some((pair, next)) = Addresses::next_in(&pools, cursor, |v4| taken.contains(&v4))
+        {
+            taken.push(pair.v4);
+            cursor = next;
+        }
+        let expected = ["100.80.0.1", "100.80.0.2", "100.80.0.3", "100.90.0.4"];
+        assert_eq!(
+            taken.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            expected
+        );
+        let (again, _) = Addresses::next_in(&pools, 1, |_| false).unwrap();
+        assert_eq!(
+            again.v4.to_string(),
+            "100.80.0.2",
+            "after the last one given out"
+        );
+        assert!(Addresses::next_in(&["192.0.2.0/24".parse().unwrap()], 0, |_| false).is_none());
     }
 }

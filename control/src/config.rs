@@ -47,6 +47,10 @@ pub struct ServeFlags {
     /// [default: tailnet.internal]
     #[arg(long, value_name = "DOMAIN", env = "TAILRACE_CONTROL_BASE_DOMAIN")]
     pub base_domain: Option<String>,
+    /// HuJSON file with the policy: read at start, on SIGHUP and when it changes; `policy set` is
+    /// refused then
+    #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_POLICY")]
+    pub policy: Option<PathBuf>,
     /// TOML file with any of these settings, named alike with _ for -
     #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_CONFIG")]
     pub config: Option<PathBuf>,
@@ -66,6 +70,7 @@ struct ServeFile {
     derp_map: Option<PathBuf>,
     no_derp: Option<bool>,
     base_domain: Option<String>,
+    policy: Option<PathBuf>,
     /// Life of node keys that belong to users; default `180d`.
     key_expiry: Option<String>,
     /// How long ephemeral nodes may be offline; default `30m`.
@@ -89,6 +94,8 @@ pub struct ServeConfig {
     pub derp_map: Option<PathBuf>,
     /// Domain that nodes are named below.
     pub base_domain: String,
+    /// Where the policy comes from, as an absolute path; `None`: administrators set it.
+    pub policy: Option<PathBuf>,
     /// Life of node keys that belong to users.
     pub key_expiry: Option<Duration>,
     /// How long ephemeral nodes may be offline.
@@ -181,6 +188,9 @@ impl ServeFlags {
                 .unwrap_or(SocketAddr::new(listen.ip(), STUN_PORT)),
         });
         let base_domain = self.base_domain.or(file.base_domain);
+        let policy = self.policy.or(file.policy);
+        // It is named to people who are elsewhere.
+        let policy = policy.map(|path| std::path::absolute(&path).unwrap_or(path));
         Ok(ServeConfig {
             state_dir: self
                 .state_dir
@@ -190,6 +200,7 @@ impl ServeFlags {
             tls,
             derp,
             derp_map,
+            policy,
             base_domain: check_domain(
                 base_domain.as_deref().unwrap_or(DEFAULT_BASE_DOMAIN),
                 &server_url,

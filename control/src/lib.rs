@@ -20,6 +20,7 @@ pub mod login;
 pub mod metrics;
 pub mod model;
 pub mod names;
+pub mod policy_file;
 mod server;
 pub mod service;
 pub mod state;

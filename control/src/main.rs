@@ -4,15 +4,20 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use control::admin::cli::{self, AdminCommand};
+use control::admin::cli::{self, AdminCommand, Answer};
 use control::config::{DEFAULT_STATE_DIR, ServeFlags};
 use tracing_subscriber::EnvFilter;
 
 /// Exit code of a command that was spelt wrong.
 const USAGE: u8 = 2;
+/// Exit code of a command that failed, or whose answer is no.
+const FAILURE: u8 = 1;
+/// What work gets that is still under way when the server has stopped.
+const LAST_WORK: Duration = Duration::from_millis(500);
 
 /// Coordination server of a tailnet
 #[derive(Debug, clap::Parser)]
@@ -44,14 +49,18 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The messages of this program name their causes themselves.
-            eprintln!("tailrace-control: {}", error.to_string().replace('\n', " "));
-            ExitCode::FAILURE
-        }
+    match cli.command {
+        Command::Serve(flags) => serve(*flags, cli.state_dir),
+        Command::Admin(command) => administer(command, cli.state_dir),
     }
+}
+
+/// What is wrong in one line, below the marked places of a policy if it is that.
+fn fail(excerpts: Option<&str>, error: &dyn std::error::Error, status: u8) -> ExitCode {
+    eprint!("{}", excerpts.unwrap_or_default());
+    // The messages of this program name their causes themselves.
+    eprintln!("tailrace-control: {}", error.to_string().replace('\n', " "));
+    ExitCode::from(status)
 }
 
 /// Help and version as they are; a mistake in one line, like all others of this program.
@@ -74,33 +83,49 @@ fn explain(error: &clap::Error) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
-        Command::Serve(flags) => {
-            let filter = EnvFilter::try_from_env("TAILRACE_LOG").unwrap_or_else(|_| "info".into());
-            tracing_subscriber::fmt()
-                .with_env_filter(filter)
-                .with_ansi(std::io::stderr().is_terminal())
-                .with_writer(std::io::stderr)
-                .init();
-            let config = ServeFlags {
-                state_dir: cli.state_dir,
-                ..*flags
-            }
-            .resolve()?;
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()?;
-            Ok(runtime.block_on(control::run(config))?)
+fn serve(flags: ServeFlags, state_dir: Option<PathBuf>) -> ExitCode {
+    let filter = EnvFilter::try_from_env("TAILRACE_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let config = match (ServeFlags { state_dir, ..flags }).resolve() {
+        Ok(config) => config,
+        Err(error) => return fail(None, &error, FAILURE),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(None, &error, FAILURE),
+    };
+    let outcome = runtime.block_on(control::run(config));
+    // Long questions of administrators are not waited for.
+    runtime.shutdown_timeout(LAST_WORK);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let excerpts = error.diagnostics().map(policy::Diagnostics::render);
+            fail(excerpts.as_deref(), &error, FAILURE)
         }
-        Command::Admin(command) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let state_dir = cli
-                .state_dir
-                .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
-            Ok(runtime.block_on(cli::run(command, &state_dir))?)
-        }
+    }
+}
+
+fn administer(command: AdminCommand, state_dir: Option<PathBuf>) -> ExitCode {
+    let status = command.failure_status();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(None, &error, status),
+    };
+    let state_dir = state_dir.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
+    match runtime.block_on(cli::run(command, &state_dir)) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(FAILURE),
+        Err(error) => fail(error.excerpts(), &error, status),
     }
 }

@@ -28,6 +28,12 @@ pub struct Metrics {
     pub resyncs: IntCounter,
     /// Lite updates taken in.
     pub lite_updates: IntCounter,
+    /// Version of the policy in force; 0 = none was ever set.
+    pub policy_version: IntGauge,
+    /// 1 while the policy file is not what is in force.
+    pub policy_stale: IntGauge,
+    /// Times that the policy file could not be put in force.
+    pub policy_reload_failures: IntCounter,
     change_number: IntGauge,
     users: IntGauge,
     nodes: IntGauge,
@@ -66,6 +72,18 @@ impl Default for Metrics {
                 "Streams that fell behind and started anew.",
             ),
             lite_updates: counter("lite_updates_total", "Lite updates of nodes."),
+            policy_version: gauge(
+                "policy_version",
+                "Version of the policy in force; 0: none was ever set.",
+            ),
+            policy_stale: gauge(
+                "policy_stale",
+                "1 while the policy file is not what is in force.",
+            ),
+            policy_reload_failures: counter(
+                "policy_reload_failures_total",
+                "Times that the policy file could not be put in force.",
+            ),
             change_number: gauge("change_number", "Number of the last committed change."),
             users: gauge("users", "Users."),
             nodes: gauge("nodes", "Nodes."),

@@ -1,11 +1,14 @@
 //! What the server remembers: users, auth keys and nodes, as valid types.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 
 use control_proto::tailcfg::{Hostinfo, RegionId};
 pub use control_proto::tailcfg::{NodeId, UserId};
+use ipnet::IpNet;
 use keys::{DiscoPublic, MachinePublic, NodePublic};
+pub use policy::tailnet::{Owner, Role};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -49,6 +52,10 @@ pub struct User {
     pub id: UserId,
     /// Unique in the tailnet.
     pub name: String,
+    /// What it may do with the tailnet; there is at most one owner.
+    pub role: Role,
+    /// Groups that the identity provider puts it in, with the `group:` prefix.
+    pub groups: BTreeSet<String>,
     /// When an administrator made it.
     pub created: OffsetDateTime,
 }
@@ -145,6 +152,9 @@ pub struct Node {
     pub addresses: Addresses,
     /// `tag:…`; a node with tags has no owner.
     pub tags: Vec<String>,
+    /// Routes that an administrator or the policy approved, advertised or not; exit routes are
+    /// `0.0.0.0/0` and `::/0`, both or neither. Host bits are zero.
+    pub approved_routes: BTreeSet<IpNet>,
     /// Deleted at logout, or after a while offline.
     pub ephemeral: bool,
     /// Capability version that it announced last.
@@ -170,9 +180,25 @@ impl Node {
         !self.tags.is_empty()
     }
 
+    /// Whose it is, as policies see it.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        owner(self.user, &self.tags)
+    }
+
     /// Has its key expired at `now`?
     #[must_use]
     pub fn is_expired(&self, now: OffsetDateTime) -> bool {
         self.expires.is_some_and(|at| at <= now)
+    }
+}
+
+/// Whose a node of `user` with these tags is, as policies see it.
+#[must_use]
+pub fn owner(user: UserId, tags: &[String]) -> Owner {
+    if tags.is_empty() {
+        Owner::User(user)
+    } else {
+        Owner::Tags(tags.iter().cloned().collect())
     }
 }

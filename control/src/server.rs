@@ -1,15 +1,17 @@
 //! `serve`: binds everything, runs it until SIGTERM or Ctrl-C, and leaves it in order.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::ServeConfig;
 use crate::engine::MapSettings;
 use crate::http::{Front, tls};
 use crate::model::DEFAULT_TAILNET;
-use crate::service::{Control, Settings};
+use crate::policy_file::PolicyFile;
+use crate::service::{Control, OpenError, Settings};
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::{admin, derp, state};
@@ -18,6 +20,11 @@ use crate::{admin, derp, state};
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often, at least, expired keys and abandoned nodes are looked for.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the policy file is looked at; a change counts when it is seen twice.
+const POLICY_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a policy file that could not be put in force is tried again: the tailnet, the rights
+/// or the disk may have changed, and not the file.
+const POLICY_RETRY: Duration = Duration::from_secs(5);
 /// What streams get to flush their last frame at the end.
 const LAST_FRAMES: Duration = Duration::from_millis(200);
 
@@ -30,6 +37,17 @@ pub enum ServeError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The policy, or the database again.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database holds a policy that this version refuses.
+    #[error("{source}; a copy to correct is in {}", copy.display())]
+    StoredPolicy {
+        /// What is wrong with it.
+        source: OpenError,
+        /// Where its text is.
+        copy: PathBuf,
+    },
     /// A port.
     #[error(transparent)]
     Bind(#[from] relay::net::BindError),
@@ -47,6 +65,19 @@ pub enum ServeError {
     Io(#[from] std::io::Error),
 }
 
+impl ServeError {
+    /// What is wrong with the policy, if it is the policy: for excerpts.
+    #[must_use]
+    pub fn diagnostics(&self) -> Option<&policy::Diagnostics> {
+        match self {
+            ServeError::Open(error) | ServeError::StoredPolicy { source: error, .. } => {
+                error.diagnostics()
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Runs the server until it is told to stop. Nothing is changed before every port is bound and
 /// every file is read.
 ///
@@ -57,6 +88,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     relay::net::raise_file_limit();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // From here on it reloads the policy and ends nothing.
+    let hangup = signal(SignalKind::hangup())?;
 
     state::prepare(&config.state_dir)?;
     let tls = match &config.tls {
@@ -77,12 +110,21 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     settings.ephemeral_timeout = config
         .ephemeral_timeout
         .unwrap_or(settings.ephemeral_timeout);
+    settings.policy_file.clone_from(&config.policy);
     // Nodes with a short life are looked for more often.
     let housekeeping = settings
         .ephemeral_timeout
         .clamp(Duration::from_secs(1), HOUSEKEEPING_INTERVAL);
     let map = MapSettings::new(&config.base_domain, &derp_map);
-    let control = Control::open(store, settings, map).await?;
+    let control = match Control::open(store, settings, map).await {
+        Ok(control) => control,
+        Err(source @ OpenError::StoredPolicy(_)) => {
+            let text = source.diagnostics().map_or("", |list| &*list.text);
+            let copy = state::refused_policy(&config.state_dir, text)?;
+            return Err(ServeError::StoredPolicy { source, copy });
+        }
+        Err(error) => return Err(error.into()),
+    };
     let relay = embedded
         .map(|embedded| embedded.start(&control))
         .transpose()?;
@@ -94,6 +136,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     tokio::select! {
         () = front.serve(listener, tls) => {}
         () = admin.serve(Arc::clone(&control)) => {}
+        () = follow_policy(&control, config.policy, hangup) => {}
         () = periodically(SAVE_INTERVAL, || control.save_reports()) => {}
         () = periodically(housekeeping, || control.housekeep()) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
@@ -105,6 +148,43 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     }
     tokio::time::sleep(LAST_FRAMES).await;
     Ok(())
+}
+
+/// Reads the policy file anew when it changed, and on SIGHUP.
+async fn follow_policy(control: &Control, path: Option<PathBuf>, mut hangup: Signal) {
+    let Some(path) = path else {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: there is no policy file to read again");
+        }
+        return std::future::pending().await;
+    };
+    let mut file = PolicyFile::new(path);
+    let mut looks = tokio::time::interval(POLICY_INTERVAL);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tried = tokio::time::Instant::now();
+    loop {
+        let asked = tokio::select! {
+            // Signals that come while the file is read count as one.
+            _ = hangup.recv() => true,
+            _ = looks.tick() => {
+                tried.elapsed() >= POLICY_RETRY && control.policy_standing().failure.is_some()
+            }
+        };
+        // A file system may take its time.
+        let looking = tokio::task::spawn_blocking(move || {
+            let read = (asked || file.changed()).then(|| file.read());
+            (file, read)
+        });
+        let read;
+        (file, read) = match looking.await {
+            Ok(seen) => seen,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        if let Some(read) = read {
+            control.reload_policy(file.path(), read).await;
+            tried = tokio::time::Instant::now();
+        }
+    }
 }
 
 async fn periodically<F: Future<Output = ()>>(interval: Duration, mut work: impl FnMut() -> F) {

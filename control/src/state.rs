@@ -10,6 +10,7 @@ use settings::private_file;
 const NOISE_KEY: &str = "noise.key";
 const DATABASE: &str = "control.db";
 const SOCKET: &str = "control.sock";
+const REFUSED_POLICY: &str = "refused-policy.hujson";
 
 /// A state folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,19 @@ pub fn database(state_dir: &Path) -> PathBuf {
 #[must_use]
 pub fn socket(state_dir: &Path) -> PathBuf {
     state_dir.join(SOCKET)
+}
+
+/// Writes the policy of the database where people can correct it. Returns its path.
+///
+/// # Errors
+///
+/// It cannot be written.
+pub fn refused_policy(state_dir: &Path, text: &str) -> Result<PathBuf, StateError> {
+    let path = state_dir.join(REFUSED_POLICY);
+    match private_file::write(&path, text.as_bytes()) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(StateError::Unwritable { path, source }),
+    }
 }
 
 /// Makes the folder (0700) if it is not there, and makes sure that it can be written.

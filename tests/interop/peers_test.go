@@ -159,12 +159,15 @@ func echoStreams(listener net.Listener) {
 		if err != nil {
 			return
 		}
-		go func() {
-			defer conn.Close()
-			// How a connection ends is for its other side to judge.
-			_, _ = io.Copy(conn, conn)
-		}()
+		go echoStream(conn)
 	}
+}
+
+// echoStream sends back what comes in on a connection.
+func echoStream(conn net.Conn) {
+	defer conn.Close()
+	// How a connection ends is for its other side to judge.
+	_, _ = io.Copy(conn, conn)
 }
 
 // expectEcho sends more than fits in one packet and checks that it comes back, then closes the connection.

@@ -12,6 +12,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::api::ErrorJson;
+use super::api::policy::DiagnosticsJson;
+use crate::policy_file::ReadError;
 use crate::state;
 
 /// A running server, through its socket.
@@ -43,12 +45,37 @@ pub enum ClientError {
     /// The server says no.
     #[error("{0}")]
     Refused(String),
+    /// The server says what is wrong with the policy.
+    #[error("{}", .0.error)]
+    Policy(Box<Refusal>),
+    /// The policy file.
+    #[error(transparent)]
+    File(#[from] ReadError),
     /// Another version, perhaps.
     #[error("the server's answer makes no sense: {0}; is it of another version?")]
     Answer(#[from] serde_json::Error),
     /// The path cannot be in a URL.
     #[error("that name cannot be used: {0}")]
     Name(#[from] http::Error),
+}
+
+/// All that is wrong with a policy.
+#[derive(Debug)]
+pub struct Refusal {
+    /// In one line.
+    pub(super) error: String,
+    pub(super) diagnostics: DiagnosticsJson,
+}
+
+impl ClientError {
+    /// The places in the policy that are wrong, marked, for people.
+    #[must_use]
+    pub fn excerpts(&self) -> Option<&str> {
+        match self {
+            Self::Policy(refusal) => Some(&refusal.diagnostics.excerpts),
+            _ => None,
+        }
+    }
 }
 
 impl Client {
@@ -107,12 +134,14 @@ impl Client {
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }
-        Err(ClientError::Refused(
-            match serde_json::from_slice::<ErrorJson>(&body) {
-                Ok(refusal) => refusal.error,
-                Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
-            },
-        ))
+        Err(match serde_json::from_slice::<ErrorJson>(&body) {
+            Ok(ErrorJson {
+                error,
+                diagnostics: Some(diagnostics),
+            }) => ClientError::Policy(Box::new(Refusal { error, diagnostics })),
+            Ok(refusal) => ClientError::Refused(refusal.error),
+            Err(_) => ClientError::Refused(format!("{status}: {}", String::from_utf8_lossy(&body))),
+        })
     }
 }
 

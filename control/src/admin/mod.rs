@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixListener;
 
 use crate::service::Control;
+use peer::Author;
 
 mod api;
 pub mod cli;
 mod client;
+mod peer;
 
 /// The admin socket, bound. Who can open the file is an administrator.
 #[derive(Debug)]
@@ -69,7 +72,8 @@ impl Socket {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let service = TowerToHyperService::new(router.clone());
+            let router = router.clone().layer(Extension(Author::of(&socket)));
+            let service = TowerToHyperService::new(router);
             tokio::spawn(async move {
                 let http = hyper::server::conn::http1::Builder::new();
                 if let Err(error) = http.serve_connection(TokioIo::new(socket), service).await {

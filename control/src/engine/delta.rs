@@ -1,16 +1,17 @@
 //! One change as viewers see it: small, rendered and compressed once, shared by all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use control_proto::tailcfg::{Compress, PeerChange};
+use control_proto::tailcfg::{Compress, PeerChange, SshPolicy};
+use policy::compile::Filter;
 
 use super::wire;
 use crate::model::{NodeId, UserId};
 
-/// What a frame says about peers. Later parts override earlier ones when absorbed, so that a
-/// viewer that is behind gets the sum of what it missed in one frame.
+/// What a frame says beyond the viewer itself. Later parts override earlier ones when absorbed, so
+/// that a viewer that is behind gets the sum of what it missed in one frame.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
     /// Gone for this viewer.
@@ -21,6 +22,12 @@ pub(super) struct Parts {
     pub(super) patches: BTreeMap<NodeId, PeerChange>,
     /// Rendered profiles of owners that come with new peers.
     pub(super) profiles: BTreeMap<UserId, Bytes>,
+    /// Who may reach the viewer.
+    pub(super) filter: Option<Arc<Filter>>,
+    /// Who may open SSH sessions on it.
+    pub(super) ssh: Option<Arc<SshPolicy>>,
+    /// The rendered DERP map.
+    pub(super) relays: Option<Bytes>,
 }
 
 impl Parts {
@@ -47,10 +54,19 @@ impl Parts {
         for (id, profile) in &later.profiles {
             self.profiles.insert(*id, profile.clone());
         }
+        newer(&mut self.filter, &later.filter);
+        newer(&mut self.ssh, &later.ssh);
+        newer(&mut self.relays, &later.relays);
     }
 
     /// Writes the members of the response that carry these parts, each with a leading comma.
     pub(super) fn render(&self, out: &mut wire::Writer) {
+        if let Some(relays) = &self.relays {
+            out.raw("DERPMap", relays);
+        }
+        if let Some(filter) = &self.filter {
+            out.filter(filter);
+        }
         if !self.profiles.is_empty() {
             out.array("UserProfiles", self.profiles.values());
         }
@@ -66,16 +82,20 @@ impl Parts {
                 &self.patches.values().collect::<Vec<_>>(),
             );
         }
+        if let Some(ssh) = &self.ssh {
+            out.value("SSHPolicy", ssh.as_ref());
+        }
+    }
+}
+
+fn newer<T: Clone>(earlier: &mut Option<T>, later: &Option<T>) {
+    if later.is_some() {
+        earlier.clone_from(later);
     }
 }
 
 /// Lays `later` over `earlier`, field by field.
 fn merge(earlier: &mut PeerChange, later: &PeerChange) {
-    fn newer<T: Clone>(earlier: &mut Option<T>, later: &Option<T>) {
-        if later.is_some() {
-            earlier.clone_from(later);
-        }
-    }
     if later.derp_region != 0 {
         earlier.derp_region = later.derp_region;
     }

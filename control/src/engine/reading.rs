@@ -50,7 +50,7 @@ impl Engine {
             sessions: state
                 .members
                 .values()
-                .filter(|member| member.session.is_some())
+                .filter(|member| member.stream.is_some())
                 .count(),
         }
     }

@@ -1,10 +1,11 @@
 //! Turns the server's nodes and users into the wire's.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use control_proto::capver::CapabilityVersion;
 use control_proto::{Timestamp, tailcfg};
+use ipnet::IpNet;
+use policy::compile::{OwnView, PeerView};
+use policy::tailnet::Role;
 use time::OffsetDateTime;
 
 use super::wire::{self, to_json};
@@ -20,6 +21,7 @@ pub(crate) const TAGGED_NAME: &str = "tagged-devices";
 #[derive(Clone, Debug)]
 pub struct MapSettings {
     base_domain: String,
+    derp_map: tailcfg::DerpMap,
     /// The members of a full response that are the same for everybody, as an open JSON object.
     pub(super) prelude: Bytes,
 }
@@ -30,20 +32,15 @@ impl MapSettings {
     #[must_use]
     pub fn new(base_domain: &str, derp_map: &tailcfg::DerpMap) -> Self {
         let mut out = wire::Writer::new();
-        out.value("DERPMap", derp_map);
         out.value("DNSConfig", &dns_config(base_domain));
         out.value("Domain", &base_domain);
-        // The default policy: every node may reach every node.
-        let base = [tailcfg::FilterRule::allow_all()];
-        out.value("PacketFilters", &BTreeMap::from([("base", base)]));
-        // Deny all: nobody's policy speaks of SSH yet.
-        out.raw("SSHPolicy", br#"{"rules":[]}"#);
         out.raw("CollectServices", b"false");
         // Clients would upload their logs to their vendor otherwise (pitfall 64).
         out.raw("Debug", br#"{"DisableLogTail":true}"#);
         out.raw("Health", b"[]");
         Self {
             base_domain: base_domain.to_owned(),
+            derp_map: derp_map.clone(),
             prelude: out.into_open().into(),
         }
     }
@@ -52,6 +49,25 @@ impl MapSettings {
     #[must_use]
     pub fn base_domain(&self) -> &str {
         &self.base_domain
+    }
+
+    /// The server's relays, and those of the policy, which win; rendered.
+    pub(super) fn relays(&self, policy: Option<&tailcfg::DerpMap>) -> Bytes {
+        let mut map = self.derp_map.clone();
+        // Never absent: clients would keep what they have.
+        let regions = map.regions.get_or_insert_default();
+        if let Some(policy) = policy {
+            if policy.omit_default_regions {
+                regions.clear();
+            }
+            // A null region takes away the server's.
+            regions.extend(policy.regions.clone().unwrap_or_default());
+            regions.retain(|_, region| region.is_some());
+            if policy.home_params.is_some() {
+                map.home_params.clone_from(&policy.home_params);
+            }
+        }
+        to_json(&map).into()
     }
 
     /// Fully qualified name of a node, with the trailing dot.
@@ -81,14 +97,20 @@ pub(super) fn owner(node: &Node) -> UserId {
     }
 }
 
-/// A node as its peers see it.
+/// A node as those peers see it to whom the policy shows it so. `expired`: they were told.
 pub(super) fn peer(
     settings: &MapSettings,
     node: &Node,
     online: bool,
-    now: OffsetDateTime,
+    expired: bool,
+    view: &PeerView,
 ) -> Bytes {
     let mut wire = common(settings, node);
+    wire.allowed_ips = Some(joined(&view.addresses, &view.routes));
+    wire.addresses.clone_from(&view.addresses);
+    wire.primary_routes.clone_from(&view.primary_routes);
+    let flags = view.attributes.iter().map(|name| (name.clone(), None));
+    wire.cap_map = flags.collect();
     wire.disco_key = node.disco.unwrap_or_default();
     wire.endpoints.clone_from(&node.endpoints);
     wire.home_derp = node.home_derp;
@@ -99,14 +121,17 @@ pub(super) fn peer(
     } else {
         node.last_seen.map(timestamp)
     };
-    wire.expired = node.is_expired(now);
+    wire.expired = expired;
     wire.hostinfo = peer_hostinfo(&node.hostinfo);
     to_json(&wire).into()
 }
 
-/// A node as it is told about itself.
-pub(super) fn own(settings: &MapSettings, node: &Node) -> Bytes {
+/// A node as it is told about itself. `role`: its user's; tagged nodes have none.
+pub(super) fn own(settings: &MapSettings, node: &Node, role: Option<Role>, view: OwnView) -> Bytes {
     let mut wire = common(settings, node);
+    wire.allowed_ips = Some(joined(&view.addresses, &view.routes));
+    wire.addresses = view.addresses;
+    wire.primary_routes = view.primary_routes;
     wire.machine = node.machine;
     wire.machine_authorized = true;
     wire.hostinfo = tailcfg::Hostinfo {
@@ -116,15 +141,12 @@ pub(super) fn own(settings: &MapSettings, node: &Node) -> Bytes {
         services: node.hostinfo.services.clone(),
         ..Default::default()
     };
-    wire.cap_map = own_capabilities();
+    wire.cap_map = baseline(role);
+    wire.cap_map.extend(view.attributes);
     to_json(&wire).into()
 }
 
 fn common(settings: &MapSettings, node: &Node) -> tailcfg::Node {
-    let addresses = vec![
-        ipnet::IpNet::from(std::net::IpAddr::V4(node.addresses.v4)),
-        ipnet::IpNet::from(std::net::IpAddr::V6(node.addresses.v6)),
-    ];
     tailcfg::Node {
         id: node.id,
         stable_id: tailcfg::StableNodeId(node.stable_id.clone()),
@@ -132,20 +154,35 @@ fn common(settings: &MapSettings, node: &Node) -> tailcfg::Node {
         user: owner(node),
         key: node.key,
         key_expiry: node.expires.map(timestamp).unwrap_or_default(),
-        addresses: addresses.clone(),
-        allowed_ips: Some(addresses),
         created: timestamp(node.created),
         tags: node.tags.clone(),
         ..Default::default()
     }
 }
 
-/// Capabilities of every node (protocol digest 5.8); never `tailnet-lock`, which is not built.
-fn own_capabilities() -> tailcfg::CapMap {
-    let flags = ["is-admin", "file-sharing", "ssh"];
-    let flags = flags.map(|name| (format!("https://tailscale.com/cap/{name}"), None));
+fn joined(addresses: &[IpNet], routes: &[IpNet]) -> Vec<IpNet> {
+    addresses.iter().chain(routes).copied().collect()
+}
+
+/// Capabilities that do not come from the policy (protocol digest 5.8); never `tailnet-lock`,
+/// which is not built. Roles only decide what clients offer to people.
+fn baseline(role: Option<Role>) -> tailcfg::CapMap {
+    const PREFIX: &str = "https://tailscale.com/cap/";
+    let mut flags = vec![
+        format!("{PREFIX}file-sharing"),
+        format!("{PREFIX}ssh"),
+        // Without it `acceptEnv` of the policy has no effect.
+        "ssh-env-vars".to_owned(),
+    ];
+    if matches!(role, Some(Role::Owner | Role::Admin)) {
+        flags.push(format!("{PREFIX}is-admin"));
+    }
+    if role == Some(Role::Owner) {
+        flags.push(format!("{PREFIX}is-owner"));
+    }
     let no_updates = ("default-auto-update".to_owned(), Some(vec![false.into()]));
-    flags.into_iter().chain([no_updates]).collect()
+    let flags = flags.into_iter().map(|name| (name, None));
+    flags.chain([no_updates]).collect()
 }
 
 /// An instant as the wire has it.

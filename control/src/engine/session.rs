@@ -1,6 +1,6 @@
 //! One map stream: the bounded queue between the engine and the connection.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -9,10 +9,12 @@ use tokio::sync::Notify;
 
 use super::delta::{Delta, Parts};
 use super::wire;
-use crate::model::{NodeId, UserId};
+use crate::model::NodeId;
 
 /// Changes that wait for a slow reader; beyond it the viewer gets a fresh full frame instead.
 pub const QUEUE_LIMIT: usize = 256;
+/// Peers that a viewer that is behind may have lost; beyond it its stream is closed.
+const GONE_LIMIT: usize = 1 << 16;
 
 /// A viewer's open map stream.
 #[derive(Debug)]
@@ -21,8 +23,6 @@ pub struct Session {
     pub node: NodeId,
     /// Distinguishes the streams of one node.
     pub(super) number: u64,
-    /// Deletions up to this place in the engine's list are of no interest to this stream.
-    pub(super) removals_seen: u64,
     /// Does the viewer want zstd?
     pub compress: Compress,
     mailbox: Mutex<Mailbox>,
@@ -32,19 +32,19 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Mailbox {
     queue: VecDeque<Arc<Delta>>,
-    /// The viewer's own node as it is now; only the newest matters.
-    own: Option<Own>,
+    /// The viewer's own node as it is now, rendered; only the newest matters.
+    own: Option<Bytes>,
     overflowed: bool,
+    gone: Gone,
     ended: bool,
 }
 
-/// A node as it is told about itself.
-#[derive(Debug)]
-pub(super) struct Own {
-    /// Rendered.
-    pub(super) node: Bytes,
-    /// Its owner, whom the node need not know yet, with the rendered profile.
-    pub(super) owner: (UserId, Bytes),
+/// Peers that the viewer may know of and has lost since the overflow.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    pub(super) listed: BTreeSet<NodeId>,
+    /// And anybody else whom it does not see now.
+    pub(super) others: bool,
 }
 
 /// What to do next for a stream.
@@ -52,7 +52,7 @@ pub(super) struct Own {
 pub enum Next {
     /// Send this frame.
     Frame(Bytes),
-    /// The queue overflowed: send a fresh full frame.
+    /// The queue overflowed: send a fresh full frame, see [`super::Engine::resync`].
     Resync,
     /// Close: superseded, re-keyed or deleted.
     End,
@@ -66,43 +66,71 @@ impl From<Option<Bytes>> for Next {
 }
 
 impl Session {
-    pub(super) fn new(node: NodeId, number: u64, removals_seen: u64, compress: Compress) -> Self {
+    pub(super) fn new(node: NodeId, number: u64, compress: Compress) -> Self {
         Self {
             node,
             number,
-            removals_seen,
             compress,
             mailbox: Mutex::default(),
             wake: Notify::new(),
         }
     }
 
-    /// Queues a change; a full queue turns into one pending full frame.
-    pub(super) fn push(&self, delta: &Arc<Delta>) {
-        {
-            let mut mailbox = self.mailbox();
-            if mailbox.ended || mailbox.overflowed {
-                return;
-            }
-            if mailbox.queue.len() >= QUEUE_LIMIT {
-                mailbox.queue = VecDeque::new();
-                mailbox.own = None;
-                mailbox.overflowed = true;
-            } else {
-                mailbox.queue.push_back(Arc::clone(delta));
-            }
-        }
-        self.wake.notify_one();
-    }
-
-    /// Queues the viewer's own node.
-    pub(super) fn push_own(&self, own: Own) {
+    /// Queues a change and the viewer's own node, which leave in one frame; a full queue turns
+    /// into one pending full frame.
+    pub(super) fn push(&self, delta: Option<&Arc<Delta>>, own: Option<Bytes>) {
         {
             let mut mailbox = self.mailbox();
             if mailbox.ended {
                 return;
             }
-            mailbox.own = Some(own);
+            if let Some(delta) = delta {
+                if mailbox.queue.len() >= QUEUE_LIMIT {
+                    mailbox.overflow();
+                }
+                if mailbox.overflowed {
+                    mailbox.lose(&delta.parts.removed);
+                } else {
+                    mailbox.queue.push_back(Arc::clone(delta));
+                }
+            }
+            if own.is_some() && !mailbox.overflowed {
+                mailbox.own = own;
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// Has the viewer get a fresh full frame: so much changed for it that a list of it would be
+    /// longer.
+    pub(super) fn start_over(&self) {
+        {
+            let mut mailbox = self.mailbox();
+            if mailbox.ended {
+                return;
+            }
+            mailbox.overflow();
+            mailbox.gone.others = true;
+        }
+        self.wake.notify_one();
+    }
+
+    /// Ends the overflow: what happened until now is in the full frame. Returns the peers that the
+    /// viewer has lost since it began.
+    pub(super) fn caught_up(&self) -> Gone {
+        let mut mailbox = self.mailbox();
+        mailbox.overflowed = false;
+        std::mem::take(&mut mailbox.gone)
+    }
+
+    /// Ends the stream with a last word on the viewer itself.
+    pub(super) fn end_with(&self, own: Bytes) {
+        {
+            let mut mailbox = self.mailbox();
+            if !mailbox.ended {
+                mailbox.own = Some(own);
+                mailbox.ended = true;
+            }
         }
         self.wake.notify_one();
     }
@@ -131,7 +159,6 @@ impl Session {
             let mut mailbox = self.mailbox();
             // What ends needs no full frame, only the last word on the viewer itself.
             if mailbox.overflowed && !mailbox.ended {
-                mailbox.overflowed = false;
                 return Some(Next::Resync);
             }
             if mailbox.queue.is_empty() && mailbox.own.is_none() {
@@ -148,8 +175,7 @@ impl Session {
         }
         let mut out = wire::Writer::new();
         if let Some(own) = own {
-            out.raw("Node", &own.node);
-            parts.profiles.extend([own.owner]);
+            out.raw("Node", &own);
         }
         parts.render(&mut out);
         Some(out.frame(self.compress).into())
@@ -163,5 +189,23 @@ impl Session {
 
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mailbox {
+    /// Drops what is queued in favour of a full frame.
+    fn overflow(&mut self) {
+        for delta in std::mem::take(&mut self.queue) {
+            self.lose(&delta.parts.removed);
+        }
+        self.own = None;
+        self.overflowed = true;
+    }
+
+    fn lose(&mut self, removed: &BTreeSet<NodeId>) {
+        self.gone.listed.extend(removed);
+        if self.gone.listed.len() > GONE_LIMIT {
+            self.ended = true;
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! The full frame: all that a viewer has to know, gathered under the lock, rendered outside it.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use bytes::Bytes;
-use control_proto::tailcfg::Compress;
+use control_proto::tailcfg::{Compress, SshPolicy};
+use policy::compile::Filter;
 use time::OffsetDateTime;
 
 use super::{render, wire};
@@ -11,10 +15,13 @@ use crate::model::NodeId;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(super) prelude: Bytes,
+    pub(super) relays: Bytes,
     pub(super) own: Bytes,
+    pub(super) filter: Arc<Filter>,
+    pub(super) ssh: Arc<SshPolicy>,
     pub(super) peers: Vec<Bytes>,
     pub(super) profiles: Vec<Bytes>,
-    pub(super) removed: Vec<NodeId>,
+    pub(super) removed: BTreeSet<NodeId>,
 }
 
 impl Snapshot {
@@ -31,10 +38,14 @@ impl Snapshot {
             .peers
             .iter()
             .chain(&self.profiles)
+            .chain([&self.relays, &self.own])
             .map(|part| part.len() + 1)
             .sum();
-        let mut out = wire::Writer::continuing(&self.prelude, room + self.own.len() + 256);
+        let mut out = wire::Writer::continuing(&self.prelude, room + 256);
+        out.raw("DERPMap", &self.relays);
         out.raw("Node", &self.own);
+        out.filter(&self.filter);
+        out.value("SSHPolicy", self.ssh.as_ref());
         // An empty list would clear nothing and cost the client a rebuild.
         if !self.peers.is_empty() {
             out.array("Peers", self.peers.iter());

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use control_proto::frame::Encoder;
 use control_proto::tailcfg::Compress;
+use policy::compile::Filter;
 use serde::Serialize;
 
 /// A MapResponse under construction.
@@ -54,6 +55,14 @@ impl Writer {
             self.json.push(b'[');
         }
         self.json.push(b']');
+    }
+
+    /// Adds a filter, deny all included (pitfall 26).
+    pub(super) fn filter(&mut self, filter: &Filter) {
+        self.name("PacketFilters");
+        self.json.extend_from_slice(b"{\"base\":");
+        filter.write_json(&mut self.json);
+        self.json.push(b'}');
     }
 
     /// Closes the object and frames it: `u32` little-endian length, then one zstd frame or JSON

@@ -10,11 +10,16 @@ use http::{HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use keys::MachinePublic;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::body::{Bodies, BodyError};
 use super::stream;
+use crate::model::NodeId;
 use crate::service::{Control, MapRefusal, RegisterRefusal, now};
+
+/// Where the policy sends nodes that must ask before they let a session in.
+const SSH_ACTION: &str = "/machine/ssh/action/";
 
 /// An HTTP error, with a text that clients show.
 struct Refusal(StatusCode, String);
@@ -31,6 +36,7 @@ pub(super) async fn answer(
     let answered = match (&head.method, head.uri.path()) {
         (&Method::POST, "/machine/register") => register(control, machine, bodies, body).await,
         (&Method::POST, "/machine/map") => map(control, machine, bodies, body).await,
+        (&Method::GET, path) if path.starts_with(SSH_ACTION) => ssh_action(control, machine, path),
         (_, path) if path.starts_with("/machine/") => Err(Refusal(
             StatusCode::NOT_IMPLEMENTED,
             "not implemented by this server".into(),
@@ -53,7 +59,27 @@ async fn register(
     let request: RegisterRequest = read(bodies, body).await?;
     check_version(request.version)?;
     let answer = control.register(machine, request).await?;
-    let json = json::to_vec(&answer)
+    json_response(&answer)
+}
+
+/// `/machine/ssh/action/SOURCE/to/DESTINATION`, both the numbers of nodes: the URL that the policy
+/// tells nodes to ask.
+fn ssh_action(
+    control: &Control,
+    machine: MachinePublic,
+    path: &str,
+) -> Result<Response<Body>, Refusal> {
+    let ends = path.strip_prefix(SSH_ACTION);
+    let destination = ends.and_then(|ends| ends.split_once("/to/")?.1.parse().ok());
+    let destination = destination.map(NodeId).ok_or_else(|| {
+        let text = "not an SSH action: expected SOURCE/to/DESTINATION, the numbers of nodes";
+        Refusal(StatusCode::BAD_REQUEST, text.into())
+    })?;
+    json_response(&control.ssh_action(machine, destination)?)
+}
+
+fn json_response(answer: &impl Serialize) -> Result<Response<Body>, Refusal> {
+    let json = json::to_vec(answer)
         .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let mut response = Response::new(Body::from(json));
     let kind = HeaderValue::from_static("application/json");

@@ -96,6 +96,13 @@ async fn register(State(shared): State<Shared>, Path(code): Path<String>) -> Res
 
 async fn health(State(shared): State<Shared>) -> Response {
     match shared.control.check().await {
+        // Nodes are served as before, so the server must stay in service. Anybody may ask: what is
+        // in the policy is for administrators.
+        Ok(()) if shared.control.policy_standing().failure.is_some() => {
+            let warning = "the policy file is not in force, the policy before it is: see \
+                           `tailrace-control status`";
+            Json(serde_json::json!({"status": "degraded", "warning": warning})).into_response()
+        }
         Ok(()) => Json(serde_json::json!({"status": "ok"})).into_response(),
         Err(error) => {
             let body = serde_json::json!({"status": "failing", "error": error.to_string()});

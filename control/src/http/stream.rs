@@ -29,7 +29,7 @@ struct MapStream {
 
 /// Opens the stream of a node; `None` if there is no such node (any more).
 pub(super) fn open(control: &Arc<Control>, id: NodeId, compress: Compress) -> Option<Body> {
-    let (session, snapshot) = control.engine().connect(id, compress, now())?;
+    let (session, snapshot) = control.engine().connect(id, compress)?;
     // From here on the session must be closed, whatever happens.
     let mut open = MapStream {
         control: Arc::clone(control),

@@ -6,7 +6,6 @@ use sha2::{Digest, Sha256};
 
 use super::{Control, ServiceError, now, random_text};
 use crate::model::{AuthKey, AuthKeyId, KeyRefusal};
-use crate::names;
 use crate::store::{NewAuthKey, StoreError};
 
 /// What every auth key starts with.
@@ -45,14 +44,14 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// There is no such user, a tag is not one, or the key would not live for a second.
+    /// There is no such user, a tag is not one or unknown to the policy, or the key would not live for a second.
     pub async fn create_auth_key(&self, ask: AuthKeyRequest) -> Result<IssuedKey, ServiceError> {
-        let tags = parse_tags(&ask.tags)?;
         if ask.valid_for < Duration::from_secs(1) {
             let text = "--expiry must be a second at least, such as 24h";
             return Err(ServiceError::Invalid(text.to_owned()));
         }
         let _writer = self.writer().await;
+        let tags = self.parse_tags(&ask.tags)?;
         let user = self.find_user(&ask.user)?;
         let created = now();
         let expires = created
@@ -115,31 +114,6 @@ impl Control {
         key.check(now())?;
         Ok(key)
     }
-}
-
-/// Accepts `tag:a` and `a`; sorted, each once.
-pub(super) fn parse_tags(tags: &[String]) -> Result<Vec<String>, ServiceError> {
-    let mut parsed = Vec::with_capacity(tags.len());
-    for text in tags
-        .iter()
-        .map(|tag| tag.trim())
-        .filter(|tag| !tag.is_empty())
-    {
-        let tag = if text.starts_with("tag:") {
-            text.to_owned()
-        } else {
-            format!("tag:{text}")
-        };
-        if !names::is_tag(&tag) {
-            return Err(ServiceError::Invalid(format!(
-                "{text:?} is not a tag: use letters, digits and -, a letter first"
-            )));
-        }
-        parsed.push(tag);
-    }
-    parsed.sort();
-    parsed.dedup();
-    Ok(parsed)
 }
 
 fn hash(secret: &str) -> String {

@@ -1,9 +1,11 @@
 //! `POST /machine/map`: streams, and what nodes report about themselves.
 
-use control_proto::tailcfg::MapRequest;
+use std::sync::Arc;
+
+use control_proto::tailcfg::{Hostinfo, MapRequest};
 use keys::MachinePublic;
 
-use super::{Control, ServiceError, now};
+use super::{Control, ServiceError, complete, now};
 use crate::engine::Report;
 use crate::model::{Node, NodeId};
 use crate::names;
@@ -45,8 +47,11 @@ impl Control {
     /// # Errors
     ///
     /// The node is gone, or the database failed.
-    pub async fn lite_update(&self, id: NodeId, request: MapRequest) -> Result<(), MapRefusal> {
-        let node = self.engine.node(id).ok_or(MapRefusal::UnknownNode)?.node;
+    pub async fn lite_update(
+        self: &Arc<Self>,
+        id: NodeId,
+        request: MapRequest,
+    ) -> Result<(), MapRefusal> {
         let mut endpoints = request.endpoints;
         endpoints.truncate(MAX_ENDPOINTS);
         let report = Report {
@@ -55,7 +60,7 @@ impl Control {
             endpoints: Some(endpoints),
             disco: Some(request.disco_key).filter(|key| !key.is_zero()),
         };
-        Ok(self.take_report(&node, report).await?)
+        self.heard(id, report).await
     }
 
     /// Takes in what opens a stream, if the server may have lost the node's last lite update.
@@ -66,11 +71,14 @@ impl Control {
     /// # Errors
     ///
     /// The node is gone, or the database failed.
-    pub async fn catch_up(&self, id: NodeId, request: &MapRequest) -> Result<(), MapRefusal> {
+    pub async fn catch_up(
+        self: &Arc<Self>,
+        id: NodeId,
+        request: &MapRequest,
+    ) -> Result<(), MapRefusal> {
         if !self.engine.is_unheard(id) {
             return Ok(());
         }
-        let node = self.engine.node(id).ok_or(MapRefusal::UnknownNode)?.node;
         let mut endpoints = request.endpoints.clone();
         endpoints.truncate(MAX_ENDPOINTS);
         let report = Report {
@@ -79,10 +87,17 @@ impl Control {
             endpoints: Some(endpoints).filter(|known| !known.is_empty()),
             disco: Some(request.disco_key).filter(|key| !key.is_zero()),
         };
-        Ok(self.take_report(&node, report).await?)
+        self.heard(id, report).await
     }
 
-    /// Takes in a report, and follows a changed host name unless an administrator chose the name.
+    async fn heard(self: &Arc<Self>, id: NodeId, report: Report) -> Result<(), MapRefusal> {
+        let node = self.engine.node(id).ok_or(MapRefusal::UnknownNode)?.node;
+        let control = Arc::clone(self);
+        Ok(complete(async move { control.take_report(&node, report).await }).await?)
+    }
+
+    /// Takes in a report, approves what the policy approves of the routes that it offers anew, and
+    /// follows a changed host name unless an administrator chose the name.
     pub(super) async fn take_report(
         &self,
         node: &Node,
@@ -93,13 +108,24 @@ impl Control {
             !node.renamed && label(&new.hostname) != label(&node.hostinfo.hostname)
         });
         let hostname = report.hostinfo.as_ref().map(|new| new.hostname.clone());
-        self.engine.report(node.id, report, now());
+        let offers = |new: &Hostinfo| new.routable_ips != node.hostinfo.routable_ips;
+        let offer = report.hostinfo.clone().filter(offers);
+        // First, so that no stop of the server comes between an offer that is stored and its
+        // approval: who repeats an offer offers nothing anew.
+        if let Some(offer) = &offer {
+            self.auto_approve(node.id, Some(offer)).await?;
+        }
+        self.engine.report(node.id, report);
         // Without these a node is out of reach, and its peers drop their tunnel to it: what is
         // acknowledged is stored, even if the server dies the next moment.
         if let Some(after) = self.engine.node(node.id)
             && (after.node.disco, after.node.home_derp) != (node.disco, node.home_derp)
         {
             self.save_reports().await;
+        }
+        if offer.is_some() {
+            // A policy may have come in force that did not see the offer.
+            self.auto_approve(node.id, None).await?;
         }
         if renamed && let Some(hostname) = hostname {
             self.follow_hostname(node.id, &hostname).await?;

@@ -1,10 +1,15 @@
 //! The service layer: everything that can be asked of the server, by nodes and administrators.
 //!
 //! Each write goes to the database, gets its change number, and reaches the engine, in that order
-//! and one at a time; what a caller is told is on disk.
+//! and one at a time; what a caller is told is on disk. Who may be dropped in the middle, as those
+//! that answer requests are, runs writes by [`complete`].
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use ::policy::Diagnostics;
+use ::policy::diagnostic::Severity;
 
 use keys::NodePublic;
 use time::OffsetDateTime;
@@ -13,17 +18,30 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::engine::{Absence, Engine, MapSettings, Session};
 use crate::login::Logins;
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError, Unique};
+use crate::policy_file::{ReadError, read_policy};
+use crate::store::{Store, StoreError, StoredPolicy, Unique};
 
 mod auth_keys;
 mod map;
 mod nodes;
+mod policy;
 mod register;
+mod routes;
+mod ssh;
+mod tags;
 mod users;
+mod work;
 
 pub use auth_keys::{AuthKeyRequest, IssuedKey};
 pub use map::MapRefusal;
+pub use policy::{Accepted, Adopted, Draft, Failure, Standing, TestReport, Version};
 pub use register::RegisterRefusal;
+pub use routes::Route;
+use work::Queue;
+pub(crate) use work::complete;
+
+/// What a write that is under way gets when the server stops.
+const LAST_WRITE: Duration = Duration::from_secs(5);
 
 /// How the server behaves; durations with their defaults.
 #[derive(Clone, Debug)]
@@ -40,6 +58,8 @@ pub struct Settings {
     pub login_timeout: Duration,
     /// How long one followup request is held; 2 min.
     pub followup_hold: Duration,
+    /// The file that the policy comes from; without, administrators set it.
+    pub policy_file: Option<PathBuf>,
 }
 
 impl Settings {
@@ -54,6 +74,7 @@ impl Settings {
             ephemeral_timeout: 30 * MINUTE,
             login_timeout: 15 * MINUTE,
             followup_hold: 2 * MINUTE,
+            policy_file: None,
         }
     }
 }
@@ -70,26 +91,70 @@ pub enum ServiceError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// Who asks may not have it.
+    #[error("{0}")]
+    Denied(String),
+    /// The policy is refused, for all these reasons.
+    #[error("{}", policy_summary(.0))]
+    Policy(Box<Diagnostics>),
+    /// The database failed.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+/// Why a server cannot start on what it finds.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The policy file cannot be read.
+    #[error(transparent)]
+    PolicyFile(#[from] ReadError),
+    /// The policy file cannot be put in force.
+    #[error("{0}")]
+    Policy(ServiceError),
+    /// The database holds a policy that this version refuses. Neither allowing nor denying all would
+    /// be right; nodes that are connected keep what they were told last.
+    #[error(
+        "{}, though it was accepted when it was set: start the version of this server that accepted \
+         it, or give a corrected copy with --policy FILE", policy_summary(.0)
+    )]
+    StoredPolicy(Box<Diagnostics>),
+}
+
+impl OpenError {
+    /// What is wrong with the policy, if it is the policy.
+    #[must_use]
+    pub fn diagnostics(&self) -> Option<&Diagnostics> {
+        match self {
+            OpenError::Policy(ServiceError::Policy(list)) | OpenError::StoredPolicy(list) => {
+                Some(list)
+            }
+            OpenError::Policy(_) | OpenError::Store(_) | OpenError::PolicyFile(_) => None,
+        }
+    }
 }
 
 /// What is written next goes here: serialises the writers.
 #[derive(Debug)]
 struct Writer {
     address_cursor: u32,
+    /// Like it, in the pools of the policy; for this process.
+    pool_cursor: u32,
 }
 
 /// The coordination server without its sockets.
 pub struct Control {
-    engine: Engine,
+    engine: Arc<Engine>,
     store: Arc<dyn Store>,
     writer: Mutex<Writer>,
+    long_questions: Queue,
     logins: Logins,
     settings: Settings,
     metrics: Metrics,
     started: OffsetDateTime,
+    standing: std::sync::Mutex<Standing>,
     on_key_gone: OnceLock<KeyGone>,
 }
 
@@ -105,31 +170,64 @@ impl std::fmt::Debug for Control {
 }
 
 impl Control {
-    /// Reads the tailnet from the database.
+    /// Reads the tailnet from the database, and puts its policy in force: the file of
+    /// `settings.policy_file`, else the one that was set last, else *allow all*.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// What the database says, or what is wrong with the policy.
     pub async fn open(
         store: Arc<dyn Store>,
         settings: Settings,
         map: MapSettings,
-    ) -> Result<Arc<Self>, StoreError> {
-        let loaded = store.load().await?;
+    ) -> Result<Arc<Self>, OpenError> {
+        let mut loaded = store.load().await?;
+        let stored = loaded.policy.take();
         let started = now();
         let logins = Logins::new(settings.login_timeout);
-        Ok(Arc::new(Self {
+        let control = Self {
             writer: Mutex::new(Writer {
                 address_cursor: loaded.address_cursor,
+                pool_cursor: 0,
             }),
-            engine: Engine::new(map, loaded, started),
+            engine: Arc::new(Engine::new(map, loaded, started)),
             store,
+            long_questions: Queue::default(),
             logins,
             settings,
             metrics: Metrics::default(),
             started,
+            standing: Default::default(),
             on_key_gone: OnceLock::new(),
-        }))
+        };
+        control.first_policy(stored).await?;
+        Ok(Arc::new(control))
+    }
+
+    async fn first_policy(&self, stored: Option<StoredPolicy>) -> Result<(), OpenError> {
+        let file = match &self.settings.policy_file {
+            Some(path) => Some((path.display().to_string(), read_policy(path)?)),
+            None => None,
+        };
+        match (file, stored) {
+            (None, None) => Ok(()),
+            (Some((name, text)), stored) if stored.as_ref().is_none_or(|it| it.text != text) => {
+                let current = stored.map_or(0, |it| it.version);
+                let draft = Draft {
+                    name: name.clone(),
+                    text,
+                };
+                let adopted = self.adopt(draft, &name, Some(current)).await;
+                adopted.map(drop).map_err(OpenError::Policy)
+            }
+            // A file that was accepted before is not tested anew: a restart must not fail because
+            // of what changed in the tailnet since.
+            (_, Some(stored)) => {
+                let restored = self.restore_policy(stored).await;
+                restored.map_err(|list| OpenError::StoredPolicy(Box::new(list)))
+            }
+            (Some(_), None) => Ok(()),
+        }
     }
 
     /// The map engine, for reading.
@@ -205,12 +303,13 @@ impl Control {
 
     async fn grace(&self, absence: Absence) {
         tokio::time::sleep(self.settings.offline_grace).await;
-        self.engine.end_grace(absence, now());
+        self.engine.end_grace(absence);
     }
 
     /// Does what is due: expired keys, abandoned ephemeral nodes, forgotten logins.
     pub async fn housekeep(&self) {
         let now = now();
+        self.engine.stop_awaiting(now);
         for key in self.engine.announce_expired(now) {
             self.key_gone(key);
         }
@@ -234,9 +333,14 @@ impl Control {
         }
     }
 
-    /// Ends the streams and closes the database.
+    /// Ends the streams and closes the database, after the write that is under way; no other
+    /// begins. One that takes too long is left to the database, which has all of it or nothing.
     pub async fn shut_down(&self) {
         self.engine.end_sessions();
+        let last = tokio::time::timeout(LAST_WRITE, self.writer()).await;
+        if last.is_err() {
+            tracing::warn!("a change is still being written; not waiting for it any longer");
+        }
         self.save_reports().await;
         self.store.close().await;
     }
@@ -251,6 +355,14 @@ impl Control {
 pub fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_nanosecond(0).unwrap_or(now)
+}
+
+/// A refusal in one line; the excerpts say the rest.
+pub(crate) fn policy_summary(diagnostics: &Diagnostics) -> String {
+    let errors = diagnostics.list.iter();
+    let errors = errors.filter(|it| it.severity == Severity::Error).count() + diagnostics.omitted;
+    let s = if errors == 1 { "" } else { "s" };
+    format!("{} is refused: {errors} error{s}", diagnostics.name)
 }
 
 /// Names what is taken in the words of the person who asked.

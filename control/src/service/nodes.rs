@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Control, ServiceError, auth_keys::parse_tags, conflict, now};
+use super::{Control, ServiceError, conflict, now};
 use crate::engine::NodeView;
 use crate::model::{AuthKeyId, Node, NodeId};
 use crate::names;
@@ -73,7 +73,10 @@ impl Control {
     pub async fn expire_node(&self, text: &str) -> Result<Node, ServiceError> {
         let id = self.find_node(text)?.node.id;
         let node = self
-            .change_node(id, None, |node| node.expires = Some(now()))
+            .change_node(id, None, |node| {
+                node.expires = Some(now());
+                Ok(())
+            })
             .await?;
         self.key_gone(node.key);
         Ok(node)
@@ -95,23 +98,24 @@ impl Control {
         self.change_node(id, None, |node| {
             name.clone_into(&mut node.name);
             node.renamed = true;
+            Ok(())
         })
         .await
     }
 
     /// Replaces a node's tags. With tags it has no owner and its key does not expire; without, it
-    /// is its user's again, with a fresh key life.
+    /// is its user's again, with a fresh key life. Routes that the policy approves for its new owner
+    /// are approved; none is taken away.
     ///
     /// # Errors
     ///
-    /// There is no such node, or a tag is not one.
+    /// There is no such node, or a tag is not one or unknown to the policy.
     pub async fn tag_node(&self, text: &str, tags: &[String]) -> Result<Node, ServiceError> {
-        let tags = parse_tags(tags)?;
         let fresh = now() + self.settings.key_expiry;
         let id = self.find_node(text)?.node.id;
         self.change_node(id, None, |node| {
             let was_tagged = node.is_tagged();
-            node.tags = tags;
+            node.tags = self.parse_tags(tags)?;
             if node.is_tagged() {
                 // What was expired stays so: tagging is not a login.
                 if !node.is_expired(now()) {
@@ -120,6 +124,8 @@ impl Control {
             } else if was_tagged && node.expires.is_none() {
                 node.expires = Some(fresh);
             }
+            node.approved_routes.extend(self.approved_now(node));
+            Ok(())
         })
         .await
     }
@@ -146,17 +152,21 @@ impl Control {
         Ok(())
     }
 
-    /// Changes a node as it is when its turn has come; with `spend`, an auth key pays for it.
+    /// Changes a node as it is when its turn has come, by what is in force then; with `spend`, an
+    /// auth key pays for it.
     pub(super) async fn change_node(
         &self,
         id: NodeId,
         spend: Option<AuthKeyId>,
-        change: impl FnOnce(&mut Node),
+        change: impl FnOnce(&mut Node) -> Result<(), ServiceError>,
     ) -> Result<Node, ServiceError> {
         let _writer = self.writer().await;
         let view = self.engine.node(id).ok_or(StoreError::Missing)?;
-        let mut node = view.node;
-        change(&mut node);
+        let mut node = view.node.clone();
+        change(&mut node)?;
+        if node == view.node && spend.is_none() {
+            return Ok(node);
+        }
         let committed = self.store.update_node(&node, spend, now()).await;
         let committed = committed.map_err(|error| conflict(error, &node.name))?;
         self.engine.put_node(committed.number, node.clone(), now());

@@ -1,5 +1,7 @@
 //! `POST /machine/register`: who gets in, as whom (protocol digest 3.3).
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use control_proto::tailcfg::{
@@ -8,11 +10,11 @@ use control_proto::tailcfg::{
 use keys::{MachinePublic, NodePublic};
 use time::OffsetDateTime;
 
-use super::{Control, ServiceError, now, random_text};
+use super::{Control, ServiceError, Writer, complete, now, random_text};
 use crate::address::Addresses;
 use crate::engine::{Report, TAGGED_DEVICES, home_derp, login_name};
 use crate::login::Login;
-use crate::model::{AuthKey, AuthKeyId, Node, NodeId, User, UserId};
+use crate::model::{AuthKey, AuthKeyId, Node, NodeId, User, UserId, owner};
 use crate::names;
 use crate::store::StoreError;
 
@@ -33,7 +35,7 @@ pub enum RegisterRefusal {
 /// Who a node will be, and what admits it.
 struct Admission<'a> {
     user: &'a User,
-    tags: &'a [String],
+    tags: Vec<String>,
     ephemeral: bool,
     spend: Option<AuthKeyId>,
 }
@@ -62,15 +64,30 @@ impl Control {
         if known.as_ref().is_some_and(|node| node.machine != machine) {
             return Err(RegisterRefusal::ForeignKey);
         }
+        let control = Arc::clone(self);
+        if known.is_none()
+            && wanted_expiry(&request).is_none_or(|at| at > now())
+            && !request.followup.is_empty()
+        {
+            // It may wait for long, and changes nothing.
+            return Ok(self.follow_up(machine, request).await?);
+        }
+        complete(async move { control.let_in(machine, known, request).await }).await
+    }
+
+    /// Answers a registration that may change something.
+    async fn let_in(
+        self: &Arc<Self>,
+        machine: MachinePublic,
+        known: Option<Node>,
+        request: RegisterRequest,
+    ) -> Result<RegisterResponse, RegisterRefusal> {
         let wanted_expiry = wanted_expiry(&request);
         if wanted_expiry.is_some_and(|at| at <= now()) {
             return Ok(self.log_out(known).await?);
         }
         if let Some(node) = known {
             return Ok(self.register_known(node, request, wanted_expiry).await?);
-        }
-        if !request.followup.is_empty() {
-            return Ok(self.follow_up(machine, request).await?);
         }
         match auth_key(&request) {
             Some(secret) => match self.try_auth_key(secret).await? {
@@ -92,8 +109,11 @@ impl Control {
         if node.ephemeral {
             self.remove_node(node.id).await?;
         } else if !node.is_expired(now()) {
-            self.change_node(node.id, None, |node| node.expires = Some(now()))
-                .await?;
+            self.change_node(node.id, None, |node| {
+                node.expires = Some(now());
+                Ok(())
+            })
+            .await?;
             self.key_gone(node.key);
         }
         Ok(RegisterResponse {
@@ -121,8 +141,11 @@ impl Control {
         // A nearer end than the stored one is a wish to expire sooner; a later one is not granted.
         let sooner = wanted_expiry.filter(|at| node.expires.is_some_and(|stored| *at < stored));
         if let Some(at) = sooner {
-            self.change_node(node.id, None, |node| node.expires = Some(at))
-                .await?;
+            self.change_node(node.id, None, |node| {
+                node.expires = Some(at);
+                Ok(())
+            })
+            .await?;
         }
         Ok(self.success(&node))
     }
@@ -143,22 +166,24 @@ impl Control {
         let KeyOutcome::Valid(key, user) = self.try_auth_key(secret).await? else {
             return Ok(expired());
         };
-        let admission = Admission::by_key(&key, &user);
-        if !admission.owns(&node) {
-            // Another owner is another node, with a node key of its own.
-            return Ok(expired());
-        }
-        let expires = self.expiry(&admission, wanted_expiry(request));
-        let renewing = self.change_node(node.id, admission.spend, |node| {
-            node.expires = expires;
-            node.tags = admission.tags.to_vec();
-        });
-        match renewing.await {
-            Ok(renewed) => Ok(self.success(&renewed)),
-            Err(ServiceError::Store(StoreError::Refused(reason))) => {
-                Ok(refused(reason.to_string()))
+        let mut is_owners = true;
+        let renewing = self.change_node(node.id, Some(key.id), |node| {
+            let admission = self.admission_by_key(request, &key, &user)?;
+            is_owners = admission.owns(node);
+            if !is_owners {
+                return Err(ServiceError::Denied(
+                    "the key is of another owner".to_owned(),
+                ));
             }
-            Err(error) => Err(error),
+            node.expires = self.expiry(&admission, wanted_expiry(request));
+            node.tags = admission.tags;
+            node.approved_routes.extend(self.approved_now(node));
+            Ok(())
+        });
+        match self.answered(renewing.await) {
+            // Another owner is another node, with a node key of its own.
+            Ok(_) if !is_owners => Ok(expired()),
+            answer => answer,
         }
     }
 
@@ -177,7 +202,10 @@ impl Control {
             return Ok(self.start_login(machine, request));
         };
         // It is kept while the login waits, which may be long.
-        let request = essentials(request);
+        let request = match self.wanted_tags(&request) {
+            Ok(tags) => essentials(request, tags),
+            Err(reason) => return Ok(refused(reason)),
+        };
         if login.wait(self.settings.followup_hold).await
             && let Some(node) = self.engine.node_by_key(&request.node_key)
         {
@@ -191,10 +219,11 @@ impl Control {
     }
 
     fn start_login(&self, machine: MachinePublic, request: RegisterRequest) -> RegisterResponse {
-        if let Some(reason) = unwanted_tags(&request) {
-            return refused(reason);
-        }
-        match self.logins.start(machine, essentials(request)) {
+        let request = match self.wanted_tags(&request) {
+            Ok(tags) => essentials(request, tags),
+            Err(reason) => return refused(reason),
+        };
+        match self.logins.start(machine, request) {
             Ok(login) => {
                 tracing::info!(code = %login.code, "a machine waits for approval");
                 self.login_at(&login)
@@ -210,19 +239,25 @@ impl Control {
         }
     }
 
-    /// Lets in the machine that waits, on an administrator's word.
+    /// Lets in the machine that waits, on an administrator's word; the tags that it asks for must
+    /// be the user's to give.
     pub(super) async fn admit_login(
         &self,
         login: &Login,
         user: &User,
     ) -> Result<Node, ServiceError> {
-        let admission = Admission {
-            user,
-            tags: &[],
-            ephemeral: login.request.ephemeral,
-            spend: None,
+        let request = &login.request;
+        let admission = || {
+            let tags = self.wanted_tags(request);
+            let tags = tags.and_then(|tags| self.may_tag(user, &tags).map(|()| tags));
+            Ok(Admission {
+                user,
+                tags: tags.map_err(ServiceError::Conflict)?,
+                ephemeral: request.ephemeral,
+                spend: None,
+            })
         };
-        self.admit(login.machine, &login.request, &admission).await
+        self.admit(login.machine, request, admission).await
     }
 
     async fn admit_key(
@@ -232,17 +267,18 @@ impl Control {
         key: &AuthKey,
         user: &User,
     ) -> Result<RegisterResponse, ServiceError> {
-        // A key that carries tags decides them; without, a node may not give itself any.
-        if key.tags.is_empty()
-            && let Some(reason) = unwanted_tags(request)
-        {
-            return Ok(refused(reason));
-        }
-        match self
-            .admit(machine, request, &Admission::by_key(key, user))
-            .await
-        {
+        let admission = || self.admission_by_key(request, key, user);
+        self.answered(self.admit(machine, request, admission).await)
+    }
+
+    /// That a key does not admit a node is an answer, too.
+    fn answered(
+        &self,
+        admitted: Result<Node, ServiceError>,
+    ) -> Result<RegisterResponse, ServiceError> {
+        match admitted {
             Ok(node) => Ok(self.success(&node)),
+            Err(ServiceError::Denied(reason)) => Ok(refused(reason)),
             Err(ServiceError::Store(StoreError::Refused(reason))) => {
                 Ok(refused(reason.to_string()))
             }
@@ -250,12 +286,41 @@ impl Control {
         }
     }
 
-    /// Adds the node, or gives the owner's node on that machine its new key.
-    async fn admit(
+    /// A key that carries tags decides them; with another, a node may ask for tags that the key's
+    /// user may give.
+    fn admission_by_key<'a>(
+        &self,
+        request: &RegisterRequest,
+        key: &AuthKey,
+        user: &'a User,
+    ) -> Result<Admission<'a>, ServiceError> {
+        let tags = if key.tags.is_empty() {
+            let tags = self.wanted_tags(request);
+            let tags = tags.and_then(|tags| self.may_tag(user, &tags).map(|()| tags));
+            tags.map_err(ServiceError::Denied)?
+        } else if let Some(unknown) = self.unknown_tag(&key.tags) {
+            return Err(ServiceError::Denied(format!(
+                "the auth key carries {unknown}, which the policy does not know (any more): add it \
+                 to tagOwners, or use another key"
+            )));
+        } else {
+            key.tags.clone()
+        };
+        Ok(Admission {
+            user,
+            tags,
+            ephemeral: key.ephemeral,
+            spend: Some(key.id),
+        })
+    }
+
+    /// Adds the node, or gives the owner's node on that machine its new key, if the policy in force
+    /// when its turn has come lets `admission` be.
+    async fn admit<'a>(
         &self,
         machine: MachinePublic,
         request: &RegisterRequest,
-        admission: &Admission<'_>,
+        admission: impl FnOnce() -> Result<Admission<'a>, ServiceError>,
     ) -> Result<Node, ServiceError> {
         let mut writer = self.writer().await;
         // A repetition of the same request may have come first.
@@ -265,19 +330,21 @@ impl Control {
             }
             return Ok(node);
         }
+        let admission = &admission()?;
         let now = now();
         let hostinfo = request.hostinfo.clone().unwrap_or_default();
         let expires = self.expiry(admission, wanted_expiry(request));
         if let Some(old) = self.predecessor(machine, &request.old_node_key, admission) {
             let old_key = old.key;
-            let node = Node {
+            let mut node = Node {
                 key: request.node_key,
                 user: admission.user.id,
-                tags: admission.tags.to_vec(),
+                tags: admission.tags.clone(),
                 ephemeral: admission.ephemeral,
                 expires,
                 ..old
             };
+            node.approved_routes.extend(self.approved_now(&node));
             let committed = self.store.update_node(&node, admission.spend, now).await?;
             self.engine.put_node(committed.number, node.clone(), now);
             self.key_gone(old_key);
@@ -287,10 +354,7 @@ impl Control {
         }
 
         let (names, addresses) = self.engine.taken();
-        let (pair, cursor) = Addresses::next(writer.address_cursor, |v4| addresses.contains(&v4))
-            .ok_or_else(|| {
-            ServiceError::Conflict("all overlay addresses are taken: delete nodes".to_owned())
-        })?;
+        let pair = self.next_addresses(&mut writer, admission, &addresses)?;
         let mut node = Node {
             id: NodeId::default(),
             stable_id: format!("n{}", random_text(16)),
@@ -303,7 +367,8 @@ impl Control {
             }),
             renamed: false,
             addresses: pair,
-            tags: admission.tags.to_vec(),
+            tags: admission.tags.clone(),
+            approved_routes: BTreeSet::new(),
             ephemeral: admission.ephemeral,
             capver: request.version.0,
             home_derp: home_derp(&hostinfo).unwrap_or_default(),
@@ -313,16 +378,46 @@ impl Control {
             expires,
             last_seen: None,
         };
+        node.approved_routes.extend(self.approved_now(&node));
         let committed = self
             .store
-            .insert_node(&node, cursor, admission.spend, now)
+            .insert_node(&node, writer.address_cursor, admission.spend, now)
             .await?;
-        writer.address_cursor = cursor;
         node.id = committed.value;
         self.engine.put_node(committed.number, node.clone(), now);
         tracing::info!(node = %node.name, address = %node.addresses.v4, "joined");
         self.metrics.joined.inc();
         Ok(node)
+    }
+
+    /// Addresses for a new node: from the pools that the policy has for it, if it has any.
+    fn next_addresses(
+        &self,
+        writer: &mut Writer,
+        admission: &Admission<'_>,
+        taken: &BTreeSet<Ipv4Addr>,
+    ) -> Result<Addresses, ServiceError> {
+        let owner = owner(admission.user.id, &admission.tags);
+        let pools = self.engine.with_network(|network| network.ip_pools(&owner));
+        let taken = |v4| taken.contains(&v4);
+        if pools.is_empty() {
+            let next = Addresses::next(writer.address_cursor, taken);
+            let (pair, cursor) = next.ok_or_else(|| {
+                ServiceError::Conflict("all overlay addresses are taken: delete nodes".to_owned())
+            })?;
+            writer.address_cursor = cursor;
+            return Ok(pair);
+        }
+        let next = Addresses::next_in(&pools, writer.pool_cursor, taken);
+        let (pair, cursor) = next.ok_or_else(|| {
+            ServiceError::Conflict(
+                "all addresses of the policy's ipPool for this node are taken: delete nodes, or \
+                 give it another prefix"
+                    .to_owned(),
+            )
+        })?;
+        writer.pool_cursor = cursor;
+        Ok(pair)
     }
 
     /// The node that a new key replaces: the owner's on that machine, the named one first.
@@ -404,16 +499,7 @@ impl Control {
     }
 }
 
-impl<'a> Admission<'a> {
-    fn by_key(key: &'a AuthKey, user: &'a User) -> Self {
-        Self {
-            user,
-            tags: &key.tags,
-            ephemeral: key.ephemeral,
-            spend: Some(key.id),
-        }
-    }
-
+impl Admission<'_> {
     /// Would a node that is admitted like this be the same as `node`?
     fn owns(&self, node: &Node) -> bool {
         if self.tags.is_empty() {
@@ -442,11 +528,13 @@ fn wanted_expiry(request: &RegisterRequest) -> Option<OffsetDateTime> {
 }
 
 /// What an approval needs of a request; anybody can make the server remember this.
-fn essentials(request: RegisterRequest) -> RegisterRequest {
+fn essentials(request: RegisterRequest, tags: Vec<String>) -> RegisterRequest {
     let hostinfo = request.hostinfo.unwrap_or_default();
     let hostinfo = Hostinfo {
         hostname: hostinfo.hostname.chars().take(255).collect(),
         os: hostinfo.os.chars().take(64).collect(),
+        // All known to the policy, each once.
+        request_tags: tags,
         ..Hostinfo::default()
     };
     RegisterRequest {
@@ -458,19 +546,6 @@ fn essentials(request: RegisterRequest) -> RegisterRequest {
         hostinfo: Some(hostinfo),
         ..RegisterRequest::default()
     }
-}
-
-/// Without a policy nobody may choose tags but the key that carries them.
-fn unwanted_tags(request: &RegisterRequest) -> Option<String> {
-    let tags = &request.hostinfo.as_ref()?.request_tags;
-    (!tags.is_empty()).then(|| {
-        let named: String = tags.join(", ").chars().take(200).collect();
-        format!(
-            "the requested tags {named} are not permitted: leave out --advertise-tags and use an auth \
-             key made with `tailrace-control keys create --tags`, or have an administrator run \
-             `tailrace-control nodes tag`"
-        )
-    })
 }
 
 fn refused(reason: String) -> RegisterResponse {

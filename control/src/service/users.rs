@@ -1,12 +1,12 @@
 //! Users.
 
 use super::{Control, ServiceError, conflict, now};
-use crate::model::User;
+use crate::model::{Role, User};
 use crate::names;
 use crate::store::StoreError;
 
 impl Control {
-    /// Adds a user.
+    /// Adds a user. The first one owns the tailnet, the others are members.
     ///
     /// # Errors
     ///
@@ -28,14 +28,38 @@ impl Control {
         Ok(committed.value)
     }
 
+    /// Gives a user a role. A new owner makes the former one an admin. Returns all that changed.
+    ///
+    /// # Errors
+    ///
+    /// There is no such user, or the tailnet would lose its owner.
+    pub async fn set_role(&self, name: &str, role: Role) -> Result<Vec<User>, ServiceError> {
+        let _writer = self.writer().await;
+        let user = self.find_user(name)?;
+        if user.role == role {
+            return Ok(Vec::new());
+        }
+        if user.role == Role::Owner {
+            return Err(owner_needed(name));
+        }
+        let committed = self.store.set_role(user.id, role).await?;
+        for user in &committed.value {
+            self.engine.put_user(committed.number, user.clone());
+        }
+        Ok(committed.value)
+    }
+
     /// Deletes a user and its auth keys.
     ///
     /// # Errors
     ///
-    /// There is no such user, or nodes belong to it.
+    /// There is no such user, nodes belong to it, or it owns a tailnet that has other users.
     pub async fn delete_user(&self, name: &str) -> Result<(), ServiceError> {
         let _writer = self.writer().await;
         let user = self.find_user(name)?;
+        if user.role == Role::Owner && self.engine.counts().users > 1 {
+            return Err(owner_needed(name));
+        }
         let committed = self
             .store
             .delete_user(user.id)
@@ -58,4 +82,11 @@ impl Control {
             ))
         })
     }
+}
+
+fn owner_needed(name: &str) -> ServiceError {
+    ServiceError::Conflict(format!(
+        "user {name} owns the tailnet: make another user its owner first (`tailrace-control users role \
+         NAME owner`)"
+    ))
 }

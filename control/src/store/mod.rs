@@ -3,11 +3,17 @@
 //! Every write is one transaction that ends with a new [`ChangeNumber`]; the caller hands the
 //! result to the engine in that order. Reads happen once, at start: the engine holds the state.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::BoxFuture;
+use ipnet::IpNet;
+use policy::file::Context;
 use time::OffsetDateTime;
 
 use crate::address::Addresses;
-use crate::model::{AuthKey, AuthKeyId, ChangeNumber, KeyRefusal, Node, NodeId, User, UserId};
+use crate::model::{
+    AuthKey, AuthKeyId, ChangeNumber, KeyRefusal, Node, NodeId, Role, User, UserId,
+};
 
 pub mod sqlite;
 #[cfg(test)]
@@ -21,12 +27,16 @@ pub trait Store: Send + Sync {
     /// Reads the whole tailnet.
     fn load(&self) -> Pending<'_, Loaded>;
 
-    /// Adds a user; [`StoreError::Taken`] if the name exists.
+    /// Adds a user; [`StoreError::Taken`] if the name exists. The first one owns the tailnet, others
+    /// are members.
     fn create_user<'a>(
         &'a self,
         name: &'a str,
         now: OffsetDateTime,
     ) -> Pending<'a, Committed<User>>;
+
+    /// Gives a user a role; a new owner makes the former one an admin. Returns all users that changed.
+    fn set_role(&self, id: UserId, role: Role) -> Pending<'_, Committed<Vec<User>>>;
 
     /// Deletes a user and its auth keys; [`StoreError::InUse`] while nodes belong to it.
     fn delete_user(&self, id: UserId) -> Pending<'_, Committed<()>>;
@@ -73,6 +83,16 @@ pub trait Store: Send + Sync {
     /// capability version, last seen) for many nodes at once. Without a change number: it is written behind.
     fn save_reports<'a>(&'a self, nodes: &'a [Node]) -> Pending<'a, ()>;
 
+    /// Adds a version of the policy, and approves routes with it: all or nothing.
+    /// [`StoreError::Superseded`] if it is not the expected version's successor.
+    fn set_policy<'a>(&'a self, new: &'a NewPolicy) -> Pending<'a, Committed<StoredPolicy>>;
+
+    /// The versions of the policy that are kept (100), newest first.
+    fn policies(&self) -> Pending<'_, Vec<PolicyEntry>>;
+
+    /// A version of the policy, if it is kept; `None` = the newest.
+    fn policy(&self, version: Option<i64>) -> Pending<'_, Option<StoredPolicy>>;
+
     /// Does the database answer?
     fn check(&self) -> Pending<'_, ()>;
 
@@ -100,6 +120,51 @@ pub struct Loaded {
     pub users: Vec<User>,
     /// All nodes.
     pub nodes: Vec<Node>,
+    /// The newest policy, if there ever was one.
+    pub policy: Option<StoredPolicy>,
+}
+
+/// A version of the policy.
+#[derive(Clone, Debug)]
+pub struct StoredPolicy {
+    /// From 1.
+    pub version: i64,
+    /// As it was set, comments and all.
+    pub text: String,
+    /// Domains and groups of the tailnet when it was accepted.
+    pub context: Context,
+    /// Who set it.
+    pub author: String,
+    /// When.
+    pub created: OffsetDateTime,
+}
+
+/// A version of the policy, as listed.
+#[derive(Clone, Debug)]
+pub struct PolicyEntry {
+    /// See [`StoredPolicy::version`].
+    pub version: i64,
+    /// See [`StoredPolicy::author`].
+    pub author: String,
+    /// See [`StoredPolicy::created`].
+    pub created: OffsetDateTime,
+}
+
+/// A policy to be put in force.
+#[derive(Clone, Debug)]
+pub struct NewPolicy {
+    /// See [`StoredPolicy::text`].
+    pub text: String,
+    /// See [`StoredPolicy::context`].
+    pub context: Context,
+    /// See [`StoredPolicy::author`].
+    pub author: String,
+    /// See [`StoredPolicy::created`].
+    pub created: OffsetDateTime,
+    /// The version that it must succeed, 0 = none; `None` = whichever there is.
+    pub replaces: Option<i64>,
+    /// Nodes that get routes approved by it, with all their approved routes.
+    pub approvals: Vec<(NodeId, BTreeSet<IpNet>)>,
 }
 
 /// What an administrator asks of a new auth key.
@@ -137,6 +202,15 @@ pub enum StoreError {
     /// The auth key admits nobody.
     #[error(transparent)]
     Refused(#[from] KeyRefusal),
+    /// Somebody else set another policy meanwhile.
+    #[error(
+        "the policy is at version {current} by now: look at it (`tailrace-control policy get`), then \
+         set yours again"
+    )]
+    Superseded {
+        /// The newest version.
+        current: i64,
+    },
     /// Another process has the database.
     #[error(
         "the database is in use by another tailrace-control: stop it first, or choose another --state-dir"
@@ -187,7 +261,5 @@ impl std::fmt::Display for Unique {
 
 /// Offset of an address pair in the range, for stores that keep only the IPv4 text.
 pub(crate) fn addresses_from_v4(text: &str) -> Option<Addresses> {
-    let v4: std::net::Ipv4Addr = text.parse().ok()?;
-    let base = u32::from(std::net::Ipv4Addr::new(100, 64, 0, 0));
-    Addresses::at(u32::from(v4).checked_sub(base)?)
+    Addresses::with_v4(text.parse().ok()?)
 }

@@ -50,6 +50,13 @@ impl Program {
         self.child.wait().unwrap();
     }
 
+    /// Sends it a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let mut command = Command::new("kill");
+        command.args(["-s", name, &self.child.id().to_string()]);
+        assert!(command.status().unwrap().success());
+    }
+
     /// Runs an admin command.
     pub(crate) fn command(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailrace-control"));

@@ -341,9 +341,21 @@ fn only_a_filter_that_admits_everything_is_allow_all() {
         .to_vec();
     let mut tailnet = open();
     tailnet.src_ips = everybody;
+    // As servers spell `*`: approved routes beside the tailnet's own addresses.
+    let star = [
+        "10.0.0.0/8",
+        "100.115.94.0-100.127.255.255",
+        "100.64.0.0-100.115.91.255",
+        "fd7a:115c:a1e0::/48",
+    ];
+    let spelled_out = |from: usize, to: usize| FilterRule {
+        src_ips: star[from..to].iter().map(|it| (*it).to_owned()).collect(),
+        ..open()
+    };
 
     assert!(allows_everything(&[open()]));
     assert!(allows_everything(&[tailnet]));
+    assert!(allows_everything(&[spelled_out(0, 4)]));
     assert!(allows_everything(&[
         rule(|r| r.src_ips = vec!["100.64.0.1".into()]),
         open()
@@ -353,6 +365,8 @@ fn only_a_filter_that_admits_everything_is_allow_all() {
     )]));
 
     assert!(!allows_everything(&[]));
+    assert!(!allows_everything(&[spelled_out(0, 3)]));
+    assert!(!allows_everything(&[spelled_out(2, 4)]));
     assert!(!allows_everything(&[rule(
         |r| r.src_ips = vec!["100.64.0.0/10".into()]
     )]));

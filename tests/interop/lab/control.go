@@ -30,7 +30,12 @@ type Control struct {
 // StartControl starts a control server that embeds a relay, and makes the user of the test.
 func StartControl(t testing.TB) *Control {
 	t.Helper()
-	return startControl(t, "--derp-listen", freePort(t).String(), "--stun-listen", freePort(t).String())
+	return startControl(t, embeddedRelay(t)...)
+}
+
+// embeddedRelay returns the arguments that make a control server embed a relay.
+func embeddedRelay(t testing.TB) []string {
+	return []string{"--derp-listen", freePort(t).String(), "--stun-listen", freePort(t).String()}
 }
 
 // StartControlWithMap starts a control server without a relay, which hands out the given DERP map.
@@ -47,8 +52,8 @@ func StartControlWithMap(t testing.TB, derpMap *tailcfg.DERPMap) *Control {
 	return startControl(t, "--no-derp", "--derp-map", file)
 }
 
-// startControl starts a control server with the given relay arguments.
-func startControl(t testing.TB, relay ...string) *Control {
+// startControl starts a control server with further arguments.
+func startControl(t testing.TB, extra ...string) *Control {
 	t.Helper()
 	c := &Control{Addr: freePort(t), bin: binary(t, "tailrace-control"), state: t.TempDir()}
 	c.args = append([]string{
@@ -56,7 +61,7 @@ func startControl(t testing.TB, relay ...string) *Control {
 		"--state-dir", c.state,
 		"--listen", c.Addr.String(),
 		"--server-url", c.URL(),
-	}, relay...)
+	}, extra...)
 	c.Start(t)
 	c.Run(t, "users", "create", User)
 	return c
@@ -90,15 +95,27 @@ func (c *Control) URL() string {
 // Run runs an admin command and returns what it prints.
 func (c *Control) Run(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := run(nil, c.bin, append([]string{"--state-dir", c.state}, args...)...)
+	out, err := c.TryRun(args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(out)
+	return out
+}
+
+// TryRun runs an admin command that may fail; the error carries what it says.
+func (c *Control) TryRun(args ...string) (string, error) {
+	out, err := run(nil, c.bin, append([]string{"--state-dir", c.state}, args...)...)
+	return strings.TrimSpace(out), err
 }
 
 // NewKey makes an auth key of the test's user; extra arguments go to `keys create`.
 func (c *Control) NewKey(t testing.TB, extra ...string) string {
 	t.Helper()
-	return c.Run(t, append([]string{"keys", "create", "--user", User}, extra...)...)
+	return c.NewKeyOf(t, User, extra...)
+}
+
+// NewKeyOf makes an auth key of a user; extra arguments go to `keys create`.
+func (c *Control) NewKeyOf(t testing.TB, user string, extra ...string) string {
+	t.Helper()
+	return c.Run(t, append([]string{"keys", "create", "--user", user}, extra...)...)
 }

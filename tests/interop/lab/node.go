@@ -18,7 +18,8 @@ type Node struct {
 	// Local is its local API.
 	Local *local.Client
 
-	log officialLog
+	log     officialLog
+	dialled sync.Mutex // held while another node connects to it
 }
 
 // NodeOptions say how an official node joins.

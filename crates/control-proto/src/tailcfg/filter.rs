@@ -81,6 +81,12 @@ pub struct CapGrant {
 const DEFAULT_PROTOCOLS: [i32; 4] = [1, 6, 17, 58];
 /// The addresses of a tailnet: together, every possible source.
 const TAILNET: [&str; 2] = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"];
+/// The same as servers spell the source `*`: without the addresses of ChromeOS, which no node has.
+const TAILNET_SOURCES: [&str; 3] = [
+    "100.64.0.0-100.115.91.255",
+    "100.115.94.0-100.127.255.255",
+    "fd7a:115c:a1e0::/48",
+];
 const EVERYTHING: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
 impl FilterRule {
@@ -110,12 +116,13 @@ impl FilterRule {
             .filter(open)
             .map(|port| port.ip.as_str())
             .collect();
-        let has = |set: &BTreeSet<&str>, pair: [&str; 2]| pair.iter().all(|ip| set.contains(ip));
+        let has = |set: &BTreeSet<&str>, all: &[&str]| all.iter().all(|ip| set.contains(ip));
+        let tailnet = has(&sources, &TAILNET) || has(&sources, &TAILNET_SOURCES);
 
         self.src_bits.is_empty()
             && self.dst_ports.iter().all(|port| port.bits.is_none())
-            && (sources.contains("*") || has(&sources, TAILNET) || has(&sources, EVERYTHING))
-            && (destinations.contains("*") || has(&destinations, EVERYTHING))
+            && (sources.contains("*") || tailnet || has(&sources, &EVERYTHING))
+            && (destinations.contains("*") || has(&destinations, &EVERYTHING))
             && (self.ip_proto.is_empty()
                 || DEFAULT_PROTOCOLS
                     .iter()

@@ -2,23 +2,27 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::str::FromStr;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use policy::tailnet::Role;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteRow,
+    SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions,
     SqliteSynchronous,
 };
 use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use time::OffsetDateTime;
 
-use super::{Committed, Loaded, NewAuthKey, Pending, Store, StoreError, Unique, addresses_from_v4};
+use super::{
+    Committed, Loaded, NewAuthKey, NewPolicy, Pending, PolicyEntry, Store, StoreError, StoredPolicy,
+};
 use crate::model::{
     AuthKey, AuthKeyId, ChangeNumber, KeyRefusal, Node, NodeId, TailnetId, User, UserId,
 };
+use rows::{auth_key, node, refine, to_json, user};
+
+mod policies;
+mod rows;
 
 /// How many change numbers are kept for replicas that have to catch up.
 const CHANGES_KEPT: i64 = 10_000;
@@ -164,11 +168,13 @@ impl Store for SqliteStore {
                 .fetch_all(&self.pool)
                 .await
                 .map_err(refine)?;
+            let policy = self.policy_version(None).await?;
             Ok(Loaded {
                 number: ChangeNumber(tailnet.try_get("change_number")?),
                 address_cursor: tailnet.try_get("address_cursor")?,
                 users: users.iter().map(user).collect::<Result<_, _>>()?,
                 nodes: nodes.iter().map(node).collect::<Result<_, _>>()?,
+                policy,
             })
         }
         .boxed()
@@ -181,22 +187,56 @@ impl Store for SqliteStore {
     ) -> Pending<'a, Committed<User>> {
         async move {
             let mut tx = self.begin().await?;
-            let id: i64 = sqlx::query_scalar(
-                "INSERT INTO users (tailnet_id, name, created_at) VALUES (?, ?, ?) RETURNING id",
+            let row = sqlx::query(
+                "INSERT INTO users (tailnet_id, name, created_at, role) VALUES (?, ?, ?, CASE \
+                 WHEN EXISTS (SELECT 1 FROM users WHERE tailnet_id = ? AND role = 'owner') \
+                 THEN 'member' ELSE 'owner' END) RETURNING *",
             )
             .bind(self.tailnet.0)
             .bind(name)
             .bind(now.unix_timestamp())
+            .bind(self.tailnet.0)
             .fetch_one(&mut *tx)
             .await
             .map_err(refine)?;
-            let number = self.commit(tx, "user", id).await?;
-            let value = User {
-                id: UserId(id),
-                name: name.to_owned(),
-                created: whole_seconds(now),
-            };
+            let value = user(&row)?;
+            let number = self.commit(tx, "user", value.id.0).await?;
             Ok(Committed { value, number })
+        }
+        .boxed()
+    }
+
+    fn set_role(&self, id: UserId, role: Role) -> Pending<'_, Committed<Vec<User>>> {
+        async move {
+            let mut tx = self.begin().await?;
+            let mut changed = Vec::new();
+            if role == Role::Owner {
+                let former = sqlx::query(
+                    "UPDATE users SET role = 'admin' \
+                     WHERE tailnet_id = ? AND role = 'owner' AND id != ? RETURNING *",
+                )
+                .bind(self.tailnet.0)
+                .bind(id.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(refine)?;
+                changed.extend(former.as_ref().map(user).transpose()?);
+            }
+            let row = sqlx::query(
+                "UPDATE users SET role = ? WHERE tailnet_id = ? AND id = ? RETURNING *",
+            )
+            .bind(role.as_str())
+            .bind(self.tailnet.0)
+            .bind(id.0)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(refine)?;
+            changed.push(user(row.as_ref().ok_or(StoreError::Missing)?)?);
+            let number = self.commit(tx, "user", id.0).await?;
+            Ok(Committed {
+                value: changed,
+                number,
+            })
         }
         .boxed()
     }
@@ -318,9 +358,9 @@ impl Store for SqliteStore {
             }
             let id: i64 = sqlx::query_scalar(
                 "INSERT INTO nodes (tailnet_id, stable_id, user_id, machine_key, node_key, \
-                 disco_key, name, renamed, ipv4, ipv6, tags, ephemeral, capver, hostinfo, \
-                 home_derp, endpoints, created_at, expires_at, last_seen) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+                 disco_key, name, renamed, ipv4, ipv6, tags, approved_routes, ephemeral, capver, \
+                 hostinfo, home_derp, endpoints, created_at, expires_at, last_seen) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             )
             .bind(self.tailnet.0)
             .bind(&node.stable_id)
@@ -333,6 +373,7 @@ impl Store for SqliteStore {
             .bind(node.addresses.v4.to_string())
             .bind(node.addresses.v6.to_string())
             .bind(to_json("tags", &node.tags)?)
+            .bind(to_json("approved_routes", &node.approved_routes)?)
             .bind(node.ephemeral)
             .bind(node.capver)
             .bind(to_json("hostinfo", &node.hostinfo)?)
@@ -372,7 +413,7 @@ impl Store for SqliteStore {
             }
             let updated = sqlx::query(
                 "UPDATE nodes SET user_id = ?, node_key = ?, name = ?, renamed = ?, tags = ?, \
-                 ephemeral = ?, expires_at = ? \
+                 approved_routes = ?, ephemeral = ?, expires_at = ? \
                  WHERE tailnet_id = ? AND id = ?",
             )
             .bind(node.user.0)
@@ -380,6 +421,7 @@ impl Store for SqliteStore {
             .bind(&node.name)
             .bind(node.renamed)
             .bind(to_json("tags", &node.tags)?)
+            .bind(to_json("approved_routes", &node.approved_routes)?)
             .bind(node.ephemeral)
             .bind(node.expires.map(OffsetDateTime::unix_timestamp))
             .bind(self.tailnet.0)
@@ -439,6 +481,18 @@ impl Store for SqliteStore {
         .boxed()
     }
 
+    fn set_policy<'a>(&'a self, new: &'a NewPolicy) -> Pending<'a, Committed<StoredPolicy>> {
+        self.add_policy(new).boxed()
+    }
+
+    fn policies(&self) -> Pending<'_, Vec<PolicyEntry>> {
+        self.policy_entries().boxed()
+    }
+
+    fn policy(&self, version: Option<i64>) -> Pending<'_, Option<StoredPolicy>> {
+        self.policy_version(version).boxed()
+    }
+
     fn check(&self) -> Pending<'_, ()> {
         async move {
             sqlx::query("SELECT 1")
@@ -452,126 +506,5 @@ impl Store for SqliteStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         self.pool.close().boxed()
-    }
-}
-
-/// Turns what SQLite says about constraints and locks into what the caller can act on.
-fn refine(error: sqlx::Error) -> StoreError {
-    let Some(database) = error.as_database_error() else {
-        return StoreError::Database(error);
-    };
-    if database.is_foreign_key_violation() {
-        return StoreError::InUse;
-    }
-    let message = database.message();
-    if message.contains("database is locked") {
-        return StoreError::Locked;
-    }
-    if !database.is_unique_violation() {
-        return StoreError::Database(error);
-    }
-    // SQLite names the columns: "UNIQUE constraint failed: nodes.node_key".
-    StoreError::Taken(if message.contains("users.name") {
-        Unique::UserName
-    } else if message.contains("nodes.name") {
-        Unique::NodeName
-    } else if message.contains("nodes.node_key") {
-        Unique::NodeKey
-    } else if message.contains("nodes.ipv4") || message.contains("nodes.ipv6") {
-        Unique::Address
-    } else {
-        Unique::Other
-    })
-}
-
-fn user(row: &SqliteRow) -> Result<User, StoreError> {
-    Ok(User {
-        id: UserId(row.try_get("id")?),
-        name: row.try_get("name")?,
-        created: instant("created_at", row.try_get("created_at")?)?,
-    })
-}
-
-fn auth_key(row: &SqliteRow) -> Result<AuthKey, StoreError> {
-    Ok(AuthKey {
-        id: AuthKeyId(row.try_get("id")?),
-        user: UserId(row.try_get("user_id")?),
-        prefix: row.try_get("prefix")?,
-        reusable: row.try_get("reusable")?,
-        ephemeral: row.try_get("ephemeral")?,
-        tags: from_json("tags", row.try_get("tags")?)?,
-        created: instant("created_at", row.try_get("created_at")?)?,
-        expires: maybe_instant("expires_at", row.try_get("expires_at")?)?,
-        used: maybe_instant("used_at", row.try_get("used_at")?)?,
-        revoked: maybe_instant("revoked_at", row.try_get("revoked_at")?)?,
-    })
-}
-
-fn node(row: &SqliteRow) -> Result<Node, StoreError> {
-    let v4: String = row.try_get("ipv4")?;
-    Ok(Node {
-        id: NodeId(row.try_get("id")?),
-        stable_id: row.try_get("stable_id")?,
-        user: UserId(row.try_get("user_id")?),
-        machine: from_text("machine_key", row.try_get("machine_key")?)?,
-        key: from_text("node_key", row.try_get("node_key")?)?,
-        disco: row
-            .try_get::<Option<&str>, _>("disco_key")?
-            .map(|text| from_text("disco_key", text))
-            .transpose()?,
-        name: row.try_get("name")?,
-        renamed: row.try_get("renamed")?,
-        addresses: addresses_from_v4(&v4).ok_or_else(|| StoreError::Corrupt {
-            column: "ipv4",
-            reason: format!("{v4} is not an address of the overlay"),
-        })?,
-        tags: from_json("tags", row.try_get("tags")?)?,
-        ephemeral: row.try_get("ephemeral")?,
-        capver: row.try_get("capver")?,
-        hostinfo: from_json("hostinfo", row.try_get("hostinfo")?)?,
-        home_derp: row.try_get("home_derp")?,
-        endpoints: from_json("endpoints", row.try_get("endpoints")?)?,
-        created: instant("created_at", row.try_get("created_at")?)?,
-        expires: maybe_instant("expires_at", row.try_get("expires_at")?)?,
-        last_seen: maybe_instant("last_seen", row.try_get("last_seen")?)?,
-    })
-}
-
-/// Times are stored in whole seconds; what is handed out must equal what is read back.
-fn whole_seconds(at: OffsetDateTime) -> OffsetDateTime {
-    at.replace_nanosecond(0).unwrap_or(at)
-}
-
-fn instant(column: &'static str, seconds: i64) -> Result<OffsetDateTime, StoreError> {
-    OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| corrupt(column, &error))
-}
-
-fn maybe_instant(
-    column: &'static str,
-    seconds: Option<i64>,
-) -> Result<Option<OffsetDateTime>, StoreError> {
-    seconds.map(|seconds| instant(column, seconds)).transpose()
-}
-
-fn from_text<T: FromStr<Err: std::fmt::Display>>(
-    column: &'static str,
-    text: &str,
-) -> Result<T, StoreError> {
-    text.parse()
-        .map_err(|error: T::Err| corrupt(column, &error))
-}
-
-fn from_json<T: DeserializeOwned>(column: &'static str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| corrupt(column, &error))
-}
-
-fn to_json<T: Serialize>(column: &'static str, value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| corrupt(column, &error))
-}
-
-fn corrupt(column: &'static str, error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        column,
-        reason: error.to_string(),
     }
 }

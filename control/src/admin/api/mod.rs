@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use ::policy::tailnet::UnknownRole;
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -14,14 +16,19 @@ use time::OffsetDateTime;
 use time::serde::rfc3339;
 
 use crate::engine::NodeView;
-use crate::model::{AuthKey, AuthKeyId, Node, NodeId, UserId};
-use crate::service::{AuthKeyRequest, Control, ServiceError, now};
+use crate::model::{AuthKey, AuthKeyId, Node, NodeId, User, UserId};
+use crate::service::{AuthKeyRequest, Control, ServiceError, complete, now};
+
+pub(super) mod policy;
+pub(super) mod routes;
 
 /// A user, as listed.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct UserJson {
     pub(super) id: UserId,
     pub(super) name: String,
+    /// As policies name it after `autogroup:`.
+    pub(super) role: String,
     #[serde(with = "rfc3339")]
     pub(super) created: OffsetDateTime,
 }
@@ -104,17 +111,25 @@ pub(super) struct StatusJson {
     pub(super) online: usize,
     pub(super) map_streams: usize,
     pub(super) waiting: usize,
+    pub(super) policy: policy::StandingJson,
 }
 
-/// What went wrong, in one line.
+/// What went wrong, in one line; with all that is wrong with a policy, if it is that.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct ErrorJson {
     pub(super) error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) diagnostics: Option<policy::DiagnosticsJson>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct NewUser {
     pub(super) name: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct NewRole {
+    pub(super) role: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -145,11 +160,13 @@ pub(super) struct Tag {
 type Shared = State<Arc<Control>>;
 type Answer<T> = Result<Json<T>, ServiceError>;
 
+/// The API of `control`.
 pub(super) fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/users", get(users).post(create_user))
         .route("/v1/users/{name}", delete(delete_user))
+        .route("/v1/users/{name}/role", post(set_role))
         .route("/v1/keys", get(keys).post(create_key))
         .route("/v1/keys/{id}", delete(revoke_key))
         .route("/v1/nodes", get(nodes))
@@ -158,7 +175,15 @@ pub(super) fn router(control: Arc<Control>) -> Router {
         .route("/v1/nodes/{node}/expire", post(expire))
         .route("/v1/nodes/{node}/rename", post(rename))
         .route("/v1/nodes/{node}/tag", post(tag))
+        .merge(routes::router())
+        .merge(policy::router())
+        .layer(from_fn(to_the_end))
         .with_state(control)
+}
+
+/// An administrator who hangs up leaves nothing half done.
+async fn to_the_end(request: Request, next: Next) -> Response {
+    complete(next.run(request)).await
 }
 
 async fn status(State(control): Shared) -> Json<StatusJson> {
@@ -174,29 +199,29 @@ async fn status(State(control): Shared) -> Json<StatusJson> {
         online: counts.online,
         map_streams: counts.sessions,
         waiting: control.logins().list().len(),
+        policy: policy::standing(&control),
     })
 }
 
 async fn users(State(control): Shared) -> Json<Vec<UserJson>> {
     let users = control.engine().users().into_iter();
-    Json(
-        users
-            .map(|user| UserJson {
-                id: user.id,
-                name: user.name,
-                created: user.created,
-            })
-            .collect(),
-    )
+    Json(users.map(UserJson::from).collect())
 }
 
 async fn create_user(State(control): Shared, Json(new): Json<NewUser>) -> Answer<UserJson> {
-    let user = control.create_user(&new.name).await?;
-    Ok(Json(UserJson {
-        id: user.id,
-        name: user.name,
-        created: user.created,
-    }))
+    Ok(Json(control.create_user(&new.name).await?.into()))
+}
+
+/// All users whose role changed.
+async fn set_role(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Json(new): Json<NewRole>,
+) -> Answer<Vec<UserJson>> {
+    let role = new.role.parse();
+    let role = role.map_err(|error: UnknownRole| ServiceError::Invalid(error.to_string()))?;
+    let changed = control.set_role(&name, role).await?.into_iter();
+    Ok(Json(changed.map(UserJson::from).collect()))
 }
 
 async fn delete_user(State(control): Shared, Path(name): Path<String>) -> Answer<()> {
@@ -355,20 +380,32 @@ fn auth_key(control: &Control, key: AuthKey, secret: Option<String>) -> AuthKeyJ
     }
 }
 
+impl From<User> for UserJson {
+    fn from(user: User) -> Self {
+        Self {
+            id: user.id,
+            name: user.name,
+            role: user.role.to_string(),
+            created: user.created,
+        }
+    }
+}
+
 impl IntoResponse for ServiceError {
     fn into_response(self) -> Response {
         let status = match &self {
             ServiceError::NotFound(_) => StatusCode::NOT_FOUND,
             ServiceError::Conflict(_) => StatusCode::CONFLICT,
             ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ServiceError::Denied(_) => StatusCode::FORBIDDEN,
+            ServiceError::Policy(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ServiceError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        (
-            status,
-            Json(ErrorJson {
-                error: self.to_string(),
-            }),
-        )
-            .into_response()
+        let error = self.to_string();
+        let diagnostics = match self {
+            ServiceError::Policy(list) => Some((&*list).into()),
+            _ => None,
+        };
+        (status, Json(ErrorJson { error, diagnostics })).into_response()
     }
 }

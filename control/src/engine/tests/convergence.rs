@@ -1,24 +1,60 @@
-//! Model test: whatever happens, viewers that read their frames hold the map that a newcomer gets.
+//! Model test: whatever happens, viewers that read their frames hold the map that a newcomer gets,
+//! and after each frame they see whom the policy shows them, nobody else.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use control_proto::frame;
 use control_proto::netmap::{MapSession, NetMap};
 use control_proto::tailcfg::{Compress, DerpMap, Hostinfo, MapResponse, NetInfo};
+use ipnet::IpNet;
 use keys::{DiscoPublic, MachinePublic, NodePublic};
+use policy::Policy;
+use policy::file::Context;
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
 
-use super::{Absence, Engine, MapSettings, Next, QUEUE_LIMIT, Report, Session, Snapshot, render};
 use crate::address::Addresses;
-use crate::model::{ChangeNumber, Node, NodeId, User, UserId};
+use crate::engine::{
+    Absence, Engine, MapSettings, Next, QUEUE_LIMIT, Report, Session, Snapshot, render,
+};
+use crate::model::{ChangeNumber, Node, NodeId, Role, User, UserId};
 use crate::store::Loaded;
 
 const COMPRESS: Compress = Compress::None;
 /// Places for nodes; a deleted one is taken by another node.
 const PLACES: usize = 5;
+
+/// Every kind of answer that a policy has.
+const POLICIES: [&str; 9] = [
+    "{}",
+    r#"{"acls": []}"#,
+    r#"{"tagOwners": {"tag:x": []},
+        "acls": [{"action": "accept", "src": ["user0@tailnet.internal"], "dst": ["tag:x:80", "10.0.0.0/24:*"]}]}"#,
+    r#"{"grants": [{"src": ["autogroup:member"], "dst": ["autogroup:self"], "ip": ["*"]},
+                   {"src": ["autogroup:admin"], "dst": ["*"], "ip": ["22"]}]}"#,
+    r#"{"tagOwners": {"tag:x": []}, "groups": {"group:g": ["user1@tailnet.internal"]},
+        "grants": [{"src": ["*"], "dst": ["10.0.0.0/24"], "ip": ["*"], "via": ["tag:x"]},
+                   {"src": ["group:g"], "dst": ["tag:x"], "app": {"example.com/cap/a": [{"b": 1}]}}]}"#,
+    r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["autogroup:internet:*"]}],
+        "nodeAttrs": [{"target": ["autogroup:member"], "attr": ["suggest-exit-node"]}]}"#,
+    r#"{"tagOwners": {"tag:x": []}, "randomizeClientPort": true,
+        "nodeAttrs": [{"target": ["tag:x"], "attr": ["disable-ipv4"]}],
+        "ssh": [{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:x"], "users": ["root"]}]}"#,
+    r#"{"postures": {"posture:odd": ["node:os IN ['os1', 'os3', 'os5', 'os7']"]},
+        "grants": [{"src": ["*"], "dst": ["*"], "ip": ["443"], "srcPosture": ["posture:odd"]}]}"#,
+    r#"{"derpMap": {"Regions": {"901": {"RegionID": 901, "RegionCode": "x", "RegionName": "x",
+        "Nodes": [{"Name": "a", "RegionID": 901, "HostName": "derp.example.com"}]}}}}"#,
+];
+
+/// What routers offer.
+const ROUTES: [&[&str]; 4] = [
+    &[],
+    &["10.0.0.0/24"],
+    &["10.0.0.0/24", "192.0.2.0/24"],
+    &["0.0.0.0/0", "::/0"],
+];
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -35,6 +71,10 @@ enum Action {
     Disco(usize, u8),
     Home(usize, i32),
     Os(usize, u8),
+    Policy(usize),
+    Role(i64, Role),
+    Approve(usize, usize),
+    Advertise(usize, usize),
     Connect(usize),
     HangUp(usize),
     EndGrace,
@@ -45,6 +85,8 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let place = || 0..PLACES;
+    let routes = || 0..ROUTES.len();
+    let role = prop_oneof![Just(Role::Member), Just(Role::Admin)];
     prop_oneof![
         2 => place().prop_map(Action::Join),
         1 => place().prop_map(Action::Delete),
@@ -57,7 +99,11 @@ fn action() -> impl Strategy<Value = Action> {
         1 => place().prop_map(Action::Flood),
         1 => (place(), 1_u8..9).prop_map(|(at, n)| Action::Disco(at, n)),
         1 => (place(), 900..904).prop_map(|(at, n)| Action::Home(at, n)),
-        1 => (place(), any::<u8>()).prop_map(|(at, n)| Action::Os(at, n)),
+        1 => (place(), 0_u8..9).prop_map(|(at, n)| Action::Os(at, n)),
+        4 => (0..POLICIES.len()).prop_map(Action::Policy),
+        1 => (0_i64..2, role).prop_map(|(user, role)| Action::Role(user, role)),
+        2 => (place(), routes()).prop_map(|(at, n)| Action::Approve(at, n)),
+        2 => (place(), routes()).prop_map(|(at, n)| Action::Advertise(at, n)),
         4 => place().prop_map(Action::Connect),
         1 => place().prop_map(Action::HangUp),
         1 => Just(Action::EndGrace),
@@ -88,13 +134,8 @@ impl World {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let settings = MapSettings::new("tailnet.internal", &DerpMap::default());
         let engine = Engine::new(settings, Loaded::default(), now);
-        for id in 1..=2 {
-            let user = User {
-                id: UserId(id),
-                name: format!("user{id}"),
-                created: now,
-            };
-            engine.put_user(ChangeNumber(id), user);
+        for id in 0..2 {
+            engine.put_user(ChangeNumber(id + 1), user(id, Role::Member));
         }
         Self {
             engine,
@@ -129,7 +170,7 @@ impl World {
                 capver: 117,
                 ..report
             };
-            self.engine.report(id, report, self.now);
+            self.engine.report(id, report);
         }
     }
 
@@ -210,6 +251,23 @@ impl World {
                 });
             }),
             Action::Os(at, n) => self.hostinfo(at, |host| host.os = format!("os{n}")),
+            Action::Policy(at) => {
+                let number = ChangeNumber(self.next());
+                let parsed = Policy::parse("policy", POLICIES[at], &Context::default());
+                let policy = Arc::new(parsed.unwrap().policy);
+                let prepared = self.engine.prepare_policy(policy);
+                self.engine.put_policy(number, prepared);
+            }
+            Action::Role(number, role) => {
+                let change = ChangeNumber(self.next());
+                self.engine.put_user(change, user(number, role));
+            }
+            Action::Approve(at, n) => {
+                self.edit(at, |node| {
+                    node.approved_routes = routes(n).into_iter().collect()
+                });
+            }
+            Action::Advertise(at, n) => self.hostinfo(at, |host| host.routable_ips = routes(n)),
             Action::Connect(at) => {
                 let Some(id) = self.nodes[at] else { return };
                 let key = self.engine.node(id).unwrap().node.key;
@@ -217,7 +275,7 @@ impl World {
                 self.now += Duration::SECOND;
                 // The older stream's end comes after it was superseded.
                 let older = self.viewers[at].take();
-                let (session, first) = self.engine.connect(id, COMPRESS, self.now).unwrap();
+                let (session, first) = self.engine.connect(id, COMPRESS).unwrap();
                 self.viewers[at] = Some(Viewer {
                     session,
                     first: Some(first),
@@ -231,7 +289,7 @@ impl World {
             Action::HangUp(at) => self.hang_up(at),
             Action::EndGrace => {
                 if let Some(absence) = self.absences.pop_front() {
-                    self.engine.end_grace(absence, self.now);
+                    self.engine.end_grace(absence);
                 }
             }
             Action::Wait(seconds) => {
@@ -257,6 +315,7 @@ impl World {
         let Some(viewer) = &mut self.viewers[at] else {
             return false;
         };
+        let is_first = viewer.first.is_some();
         let frame = if let Some(first) = viewer.first.take() {
             first.frame(COMPRESS, self.now)
         } else if std::mem::take(&mut viewer.resync) {
@@ -277,10 +336,35 @@ impl World {
             Some(frame) => {
                 let now = render::timestamp(self.now);
                 viewer.map.apply(decode(&frame), now).unwrap();
+                if !is_first {
+                    self.assert_lawful(at);
+                }
             }
             None => self.hang_up(at),
         }
         true
+    }
+
+    /// A viewer that has read all there was sees whom the policy shows it, and filters as it says.
+    fn assert_lawful(&self, at: usize) {
+        let Some(viewer) = &self.viewers[at] else {
+            return;
+        };
+        let id = viewer.session.node;
+        let is_current = self
+            .engine
+            .state()
+            .stream(id)
+            .is_some_and(|stream| Arc::ptr_eq(&stream.session, &viewer.session));
+        if !is_current {
+            return;
+        }
+        let map = viewer.map.map().unwrap();
+        let (peers, filter) = self
+            .engine
+            .with_network(|network| (network.peers(id), network.filter(id)));
+        assert_eq!(Vec::from_iter(map.peers.keys().copied()), peers);
+        assert_eq!(map.packet_filters["base"], filter.rules());
     }
 
     /// Every viewer reads all there is; each must then know what a newcomer would be told.
@@ -334,6 +418,23 @@ fn key(number: i64) -> NodePublic {
     NodePublic::from_bytes(bytes)
 }
 
+fn user(number: i64, role: Role) -> User {
+    User {
+        id: UserId(1 + number),
+        name: format!("user{number}"),
+        role,
+        groups: BTreeSet::new(),
+        created: OffsetDateTime::UNIX_EPOCH,
+    }
+}
+
+fn routes(at: usize) -> Vec<IpNet> {
+    ROUTES[at]
+        .iter()
+        .map(|route| route.parse().unwrap())
+        .collect()
+}
+
 fn node(id: i64, now: OffsetDateTime) -> Node {
     Node {
         id: NodeId(id),
@@ -346,6 +447,7 @@ fn node(id: i64, now: OffsetDateTime) -> Node {
         renamed: false,
         addresses: Addresses::at(u32::try_from(id).unwrap()).unwrap(),
         tags: Vec::new(),
+        approved_routes: BTreeSet::new(),
         ephemeral: false,
         capver: 117,
         hostinfo: Hostinfo::default(),
