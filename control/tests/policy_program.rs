@@ -561,26 +561,8 @@ fn sighup_reads_the_file_again_and_ends_no_server() {
 fn a_server_does_not_start_on_a_broken_policy_file_and_shows_the_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("policy");
-    let start = |path: &Path| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tailrace-control"));
-        command.args([
-            "serve",
-            "--server-url",
-            "http://192.0.2.1",
-            "--listen",
-            "127.0.0.1:0",
-        ]);
-        command.args([
-            "--derp-listen",
-            "127.0.0.1:0",
-            "--stun-listen",
-            "127.0.0.1:0",
-        ]);
-        command.arg("--state-dir").arg(folder.path().join("state"));
-        let output = command.arg("--policy").arg(path).output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8(output.stderr).unwrap()
-    };
+    let state = folder.path().join("state");
+    let start = |path: &Path| refused_start(&state, &["--policy", path.to_str().unwrap()]);
     let told = start(&path);
     assert!(told.contains("cannot read the policy file"), "{told}");
     fs::write(&path, BROKEN).unwrap();
@@ -605,31 +587,24 @@ async fn a_server_does_not_start_on_a_stored_policy_it_cannot_read_and_leaves_a_
     };
     store.set_policy(&stored).await.unwrap();
     store.close().await;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tailrace-control"));
-    command.args([
-        "serve",
-        "--server-url",
-        "http://192.0.2.1",
-        "--listen",
-        "127.0.0.1:0",
-    ]);
-    command.args([
-        "--derp-listen",
-        "127.0.0.1:0",
-        "--stun-listen",
-        "127.0.0.1:0",
-    ]);
-    let output = command
-        .arg("--state-dir")
-        .arg(folder.path())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let told = refused_start(folder.path(), &[]);
     let copy = folder.path().join("refused-policy.hujson");
     assert!(
         told.contains(":3:") && told.contains(copy.to_str().unwrap()),
         "{told}"
     );
     assert_eq!(fs::read_to_string(copy).unwrap(), BROKEN);
+}
+
+/// Runs a server that must refuse to start; returns what it says.
+fn refused_start(state: &Path, flags: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tailrace-control"));
+    command.args(["serve", "--server-url", "http://192.0.2.1"]);
+    for listener in ["--listen", "--derp-listen", "--stun-listen"] {
+        command.args([listener, "127.0.0.1:0"]);
+    }
+    let output = command.arg("--state-dir").arg(state).args(flags).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
 }

@@ -107,9 +107,10 @@ impl Control {
         let renamed = report.hostinfo.as_ref().is_some_and(|new| {
             !node.renamed && label(&new.hostname) != label(&node.hostinfo.hostname)
         });
-        let hostname = report.hostinfo.as_ref().map(|new| new.hostname.clone());
-        let offers = |new: &Hostinfo| new.routable_ips != node.hostinfo.routable_ips;
-        let offer = report.hostinfo.clone().filter(offers);
+        let hostname = report.hostinfo.as_ref().filter(|_| renamed);
+        let hostname = hostname.map(|new| new.hostname.clone());
+        let offers = |new: &&Hostinfo| new.routable_ips != node.hostinfo.routable_ips;
+        let offer = report.hostinfo.as_ref().filter(offers).cloned();
         // First, so that no stop of the server comes between an offer that is stored and its
         // approval: who repeats an offer offers nothing anew.
         if let Some(offer) = &offer {
@@ -127,7 +128,7 @@ impl Control {
             // A policy may have come in force that did not see the offer.
             self.auto_approve(node.id, None).await?;
         }
-        if renamed && let Some(hostname) = hostname {
+        if let Some(hostname) = hostname {
             self.follow_hostname(node.id, &hostname).await?;
         }
         Ok(())

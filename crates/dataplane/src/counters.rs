@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::Ebpf;
 use ebpf_abi::{Count, Direction, DropReason, PeerCounters, PeerIndex, Reason};
 use ipnet::IpNet;
 
@@ -30,6 +31,9 @@ pub struct Counters {
     pin_dir: Option<PathBuf>,
     tables: Tables,
     hooks: [Hook; 2],
+    /// Programs and maps that are not in use yet.
+    #[expect(dead_code, reason = "holds what is attached later")]
+    ebpf: Ebpf,
     #[cfg(feature = "ebpf-log")]
     _log: Option<crate::log::LogReader>,
 }
@@ -115,6 +119,7 @@ impl Counters {
             pin_dir: pin_dir.map(Path::to_owned),
             tables,
             hooks,
+            ebpf,
             #[cfg(feature = "ebpf-log")]
             _log: log,
         };

@@ -18,6 +18,7 @@
 
 mod attach;
 mod counters;
+mod dataplane;
 mod error;
 mod filter;
 #[cfg(feature = "ebpf-log")]
@@ -36,11 +37,12 @@ mod trial;
 
 pub use attach::Attachment;
 pub use counters::Counters;
+pub use dataplane::Dataplane;
 pub use ebpf_abi::{
     ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
 };
 pub use error::DataplaneError;
-pub use filter::{Filter, Rule, Rules, TooLarge};
+pub use filter::{Rule, Rules, TooLarge};
 pub use object::is_embedded;
 pub use peer::{Peer, since_boot};
 pub use pins::pin_folder;

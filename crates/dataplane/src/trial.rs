@@ -65,7 +65,7 @@ pub struct Outcome {
 pub enum TrialKind {
     /// Count only, as for [`Counters`](crate::Counters).
     Count,
-    /// Count and filter, as for [`Filter`](crate::Filter).
+    /// Count and filter, as for [`Dataplane`](crate::Dataplane).
     Filter,
     /// The same, and the time is what [`Trial::set_time`] says; 0 at first.
     FilterInVirtualTime,
@@ -114,7 +114,7 @@ impl Trial {
         })
     }
 
-    /// As [`Filter::set_rules`](crate::Filter::set_rules).
+    /// As [`Dataplane::set_rules`](crate::Dataplane::set_rules).
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl Trial {
         self.enforced.set_rules(rules)
     }
 
-    /// As [`Filter::set_expiry`](crate::Filter::set_expiry).
+    /// As [`Dataplane::set_expiry`](crate::Dataplane::set_expiry).
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl Trial {
         self.clock.set(0, now, 0).map_err(writing(&CLOCK))
     }
 
-    /// As [`Filter::drops`](crate::Filter::drops).
+    /// As [`Dataplane::drops`](crate::Dataplane::drops).
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{
-    Attachment, Counters, DataplaneError, Direction, DropReason, Filter, Peer, PeerCounters,
+    Attachment, Counters, Dataplane, DataplaneError, Direction, DropReason, Peer, PeerCounters,
     PeerIndex, PortRange, Rule, Rules, pin_folder,
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
@@ -514,7 +514,7 @@ fn rules_and_flows_stay_when_the_agent_goes_and_comes_back() -> Result<()> {
             addresses: vec![US4.into()],
             ..Rules::default()
         };
-        let mut filter = Filter::attach_as(DEVICE, Some(&pins), kind)?;
+        let mut filter = Dataplane::attach_as(DEVICE, Some(&pins), kind)?;
         filter.set_peers(&[("100.64.0.2/32".parse()?, peer)])?;
         filter.set_rules(&rules)?;
         overlay.arrive(&hello())?;
@@ -532,7 +532,7 @@ fn rules_and_flows_stay_when_the_agent_goes_and_comes_back() -> Result<()> {
             .recv_from(&mut [0; 8])
             .context("no answer without the agent")?;
 
-        let mut filter = Filter::attach_as(DEVICE, Some(&pins), kind)?;
+        let mut filter = Dataplane::attach_as(DEVICE, Some(&pins), kind)?;
         overlay.arrive(&answer)?;
         socket
             .recv_from(&mut [0; 8])
