@@ -19,6 +19,7 @@ pub mod daemon;
 mod derp;
 pub mod engine;
 mod error_text;
+pub mod firewall;
 pub mod localapi;
 pub mod metrics;
 pub mod net;

@@ -18,6 +18,7 @@ use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGauge, Opts, TextEncoder};
 use crate::engine::{Handle, Snapshot};
 use crate::localapi::BackendState;
 use crate::net;
+use crate::net::filter::direction_name;
 
 /// Media type of the text format.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -186,6 +187,8 @@ impl SnapshotCollector<'_> {
             .set(1.0);
         families.extend(engine.collect());
 
+        families.extend(filter_families(&net.filter)?);
+
         let relays = GaugeVec::new(
             Opts::new(
                 "tailrace_derp_connected",
@@ -244,4 +247,38 @@ impl SnapshotCollector<'_> {
         families.retain(|family| !family.get_metric().is_empty());
         Ok(families)
     }
+}
+
+/// The packet filter: where it is, what it dropped.
+fn filter_families(filter: &net::FilterStatus) -> prometheus::Result<Vec<MetricFamily>> {
+    let place = GaugeVec::new(
+        Opts::new("tailrace_filter", "1 for where packets are filtered."),
+        &["place"],
+    )?;
+    for (known, here) in [
+        ("ebpf", filter.place == net::FilterPlace::Ebpf),
+        (
+            "userspace",
+            matches!(filter.place, net::FilterPlace::Userspace(_)),
+        ),
+    ] {
+        place
+            .with_label_values(&[known])
+            .set(if here { 1.0 } else { 0.0 });
+    }
+    let rules = IntGauge::new("tailrace_filter_rules", "Rules that admit packets.")?;
+    rules.set(i64::try_from(filter.rules).unwrap_or(i64::MAX));
+    let drops = IntCounterVec::new(
+        Opts::new(
+            "tailrace_filter_dropped_packets_total",
+            "Packets that the filter dropped, as this host sees their direction.",
+        ),
+        &["direction", "reason"],
+    )?;
+    for ((direction, reason), count) in &filter.drops {
+        drops
+            .with_label_values(&[direction_name(*direction), reason.name()])
+            .inc_by(count.packets);
+    }
+    Ok([place.collect(), rules.collect(), drops.collect()].concat())
 }

@@ -1,10 +1,13 @@
 //! What the operator wants of this node: [`Prefs`], with the field names of the upstream local API.
 
+use std::net::IpAddr;
+
+use control_proto::tailcfg::StableNodeId;
+use ipnet::IpNet;
+use node_core::{DEFAULT_ROUTES, ExitNode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The one risk that can be accepted so far: a filter that this version cannot enforce.
-pub const RISK_NO_FILTER: &str = "no-filter";
 /// Longest host name that the coordination server is asked for.
 const MAX_HOSTNAME_LEN: usize = 253;
 
@@ -24,9 +27,92 @@ pub struct Prefs {
     /// User who may change preferences beside root.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub operator_user: String,
-    /// Risks the operator accepted by name (ours; upstream has no such field).
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub accepted_risks: Vec<String>,
+    /// Peers may answer but not initiate.
+    pub shields_up: bool,
+    /// Subnets behind peers are reached through them (`--accept-routes`).
+    pub route_all: bool,
+    /// Stable id of the exit node; empty for none.
+    #[serde(rename = "ExitNodeID")]
+    pub exit_node_id: String,
+    /// Overlay address of the exit node, as long as its id is not known.
+    #[serde(rename = "ExitNodeIP", with = "optional_ip")]
+    pub exit_node_ip: Option<IpAddr>,
+    /// This host's own networks stay reachable while an exit node is used.
+    #[serde(rename = "ExitNodeAllowLANAccess")]
+    pub exit_node_allow_lan_access: bool,
+    /// Routes offered to the tailnet; both default routes make an exit node. Sorted, each once.
+    pub advertise_routes: Vec<IpNet>,
+    /// Packets from the tailnet keep their source when they leave toward served routes.
+    #[serde(rename = "NoSNAT")]
+    pub no_snat: bool,
+    /// How far the host's netfilter is touched.
+    pub netfilter_mode: NetfilterMode,
+    /// The daemon may switch the host's IP forwarding on while it serves routes (ours; upstream only warns).
+    #[serde(rename = "EnableIPForward")]
+    pub enable_ip_forward: bool,
+}
+
+/// How far the host's netfilter is touched (`--netfilter-mode`); upstream's numbers.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum NetfilterMode {
+    /// Not at all.
+    Off,
+    /// Chains are made and not hooked.
+    #[value(name = "nodivert")]
+    NoDivert,
+    /// Everything is set up.
+    #[default]
+    On,
+}
+
+impl From<NetfilterMode> for u8 {
+    fn from(mode: NetfilterMode) -> Self {
+        match mode {
+            NetfilterMode::Off => 0,
+            NetfilterMode::NoDivert => 1,
+            NetfilterMode::On => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for NetfilterMode {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        match number {
+            0 => Ok(Self::Off),
+            1 => Ok(Self::NoDivert),
+            2 => Ok(Self::On),
+            _ => Err(format!("netfilter mode {number} is none of 0, 1, 2")),
+        }
+    }
+}
+
+/// An address that is an empty string if there is none, as upstream writes it.
+mod optional_ip {
+    use std::net::IpAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        ip: &Option<IpAddr>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match ip {
+            Some(ip) => serializer.collect_str(ip),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<IpAddr>, D::Error> {
+        match Option::<String>::deserialize(deserializer)?.as_deref() {
+            None | Some("") => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(D::Error::custom),
+        }
+    }
 }
 
 /// Why a change of preferences is refused.
@@ -49,20 +135,29 @@ pub enum PrefsError {
     /// The host name cannot be used.
     #[error("{0:?} is not a host name: use letters, digits, '-' and '.', at most 253 of them")]
     Hostname(String),
-    /// No such risk.
-    #[error("there is no risk named {0:?}; known: no-filter")]
-    Risk(String),
+    /// A route with host bits.
+    #[error("{given} has non-address bits set; expected {}", given.trunc())]
+    HostBits {
+        /// What was given.
+        given: IpNet,
+    },
+    /// Half an exit node.
+    #[error(
+        "{given} advertised without its {} counterpart, please also advertise {missing}",
+        if missing.addr().is_ipv4() { "IPv4" } else { "IPv6" }
+    )]
+    HalfExit {
+        /// What was given.
+        given: IpNet,
+        /// What is missing.
+        missing: IpNet,
+    },
+    /// An exit node that uses another.
+    #[error("cannot advertise an exit node and use an exit node at the same time")]
+    ExitBothWays,
 }
 
 impl Prefs {
-    /// Whether `up --accept-risk=no-filter` was given.
-    #[must_use]
-    pub fn accepts_no_filter(&self) -> bool {
-        self.accepted_risks
-            .iter()
-            .any(|risk| risk == RISK_NO_FILTER)
-    }
-
     /// Applies upstream's MaskedPrefs: for every `XSet: true`, the value of `X`.
     ///
     /// # Errors
@@ -101,7 +196,7 @@ impl Prefs {
     /// # Errors
     ///
     /// The [`PrefsError`] of the first unusable value.
-    pub fn checked(self) -> Result<Self, PrefsError> {
+    pub fn checked(mut self) -> Result<Self, PrefsError> {
         if !self.control_url.is_empty() {
             crate::control::ServerUrl::parse(&self.control_url).map_err(|problem| {
                 PrefsError::Url {
@@ -110,27 +205,69 @@ impl Prefs {
                 }
             })?;
         }
+        self.advertise_routes.sort_unstable();
+        self.advertise_routes.dedup();
+        self.check_routes()?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_';
         if self.hostname.len() > MAX_HOSTNAME_LEN || !self.hostname.bytes().all(plain) {
             return Err(PrefsError::Hostname(self.hostname));
         }
-        if let Some(risk) = self
-            .accepted_risks
-            .iter()
-            .find(|risk| *risk != RISK_NO_FILTER)
-        {
-            return Err(PrefsError::Risk(risk.clone()));
-        }
         Ok(self)
     }
 
-    const FIELDS: [&'static str; 6] = [
+    fn check_routes(&self) -> Result<(), PrefsError> {
+        let routes = &self.advertise_routes;
+        if let Some(given) = routes.iter().find(|net| net.trunc() != **net) {
+            return Err(PrefsError::HostBits { given: *given });
+        }
+        let [ipv4, ipv6] = DEFAULT_ROUTES;
+        match (routes.contains(&ipv4), routes.contains(&ipv6)) {
+            (true, false) => Err(PrefsError::HalfExit {
+                given: ipv4,
+                missing: ipv6,
+            }),
+            (false, true) => Err(PrefsError::HalfExit {
+                given: ipv6,
+                missing: ipv4,
+            }),
+            (true, true) if self.exit_node().is_some() => Err(PrefsError::ExitBothWays),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the chosen exit node.
+    #[must_use]
+    pub fn exit_node(&self) -> Option<ExitNode> {
+        if self.exit_node_id.is_empty() {
+            self.exit_node_ip.map(ExitNode::Ip)
+        } else {
+            Some(ExitNode::Id(StableNodeId(self.exit_node_id.clone())))
+        }
+    }
+
+    /// Whether this node offers to be an exit node.
+    #[must_use]
+    pub fn advertises_exit_node(&self) -> bool {
+        DEFAULT_ROUTES
+            .iter()
+            .all(|net| self.advertise_routes.contains(net))
+    }
+
+    const FIELDS: [&'static str; 14] = [
+        "RouteAll",
+        "ExitNodeID",
+        "ExitNodeIP",
+        "ExitNodeAllowLANAccess",
+        "AdvertiseRoutes",
+        "NoSNAT",
+        "NetfilterMode",
+        "EnableIPForward",
         "ControlURL",
         "WantRunning",
         "LoggedOut",
         "Hostname",
         "OperatorUser",
-        "AcceptedRisks",
+        "ShieldsUp",
     ];
 }
 
@@ -206,21 +343,70 @@ mod tests {
             let error = Prefs::default().patched(&patch).unwrap_err();
             assert!(error.to_string().contains(value), "{error}");
         }
-        let patch =
-            object(serde_json::json!({"AcceptedRisks": ["fire"], "AcceptedRisksSet": true}));
-        assert!(matches!(
-            Prefs::default().patched(&patch),
-            Err(PrefsError::Risk(_))
-        ));
+    }
+
+    #[test]
+    fn routes_are_refused_in_upstreams_words() {
+        for (patch, words) in [
+            (
+                serde_json::json!({"AdvertiseRoutes": ["10.0.0.1/8"]}),
+                "10.0.0.1/8 has non-address bits set; expected 10.0.0.0/8",
+            ),
+            (
+                serde_json::json!({"AdvertiseRoutes": ["0.0.0.0/0"]}),
+                "0.0.0.0/0 advertised without its IPv6 counterpart, please also advertise ::/0",
+            ),
+            (
+                serde_json::json!({"AdvertiseRoutes": ["0.0.0.0/0", "::/0"], "ExitNodeID": "n1"}),
+                "cannot advertise an exit node and use an exit node at the same time",
+            ),
+        ] {
+            let mut patch = object(patch);
+            let names: Vec<String> = patch.keys().cloned().collect();
+            for name in names {
+                patch.insert(format!("{name}Set"), true.into());
+            }
+            let error = Prefs::default().patched(&patch).unwrap_err();
+            assert_eq!(error.to_string(), words);
+        }
+    }
+
+    #[test]
+    fn the_exit_node_is_its_id_or_else_its_address() {
+        let prefs = |json| serde_json::from_value::<Prefs>(json).unwrap();
+        assert_eq!(
+            prefs(serde_json::json!({"ExitNodeIP": ""})).exit_node(),
+            None
+        );
+        let by_ip = prefs(serde_json::json!({"ExitNodeIP": "100.64.0.2"}));
+        assert_eq!(
+            by_ip.exit_node(),
+            Some(ExitNode::Ip("100.64.0.2".parse().unwrap()))
+        );
+        let by_id = Prefs {
+            exit_node_id: "n1".into(),
+            ..by_ip
+        };
+        assert_eq!(
+            by_id.exit_node(),
+            Some(ExitNode::Id(StableNodeId("n1".into())))
+        );
     }
 
     #[test]
     fn a_field_can_be_emptied() {
         let prefs = Prefs {
-            accepted_risks: vec![RISK_NO_FILTER.into()],
+            shields_up: true,
             ..Prefs::default()
         };
-        let patch = object(serde_json::json!({"AcceptedRisks": null, "AcceptedRisksSet": true}));
-        assert!(!prefs.patched(&patch).unwrap().accepts_no_filter());
+        let patch = object(serde_json::json!({"ShieldsUp": null, "ShieldsUpSet": true}));
+        assert!(!prefs.patched(&patch).unwrap().shields_up);
+    }
+
+    #[test]
+    fn what_an_older_version_stored_is_read() {
+        let stored = r#"{"ControlURL": "http://c", "AcceptedRisks": ["no-filter"]}"#;
+        let prefs: Prefs = serde_json::from_str(stored).unwrap();
+        assert_eq!(prefs.control_url, "http://c");
     }
 }

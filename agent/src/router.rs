@@ -1,9 +1,16 @@
 //! The host's side of the overlay: addresses and MTU of the device, routes in table 52, rules.
 
+pub(crate) mod forwarding;
+mod lan;
+
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use netlink::routes::{Routes, Target};
 use netlink::{Error, Family, Netlink, addresses, links, routes, rules};
+use node_core::{DEFAULT_ROUTES, Desired};
+
+use lan::Networks;
 
 /// How the overlay device should be wired into the host.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +21,51 @@ pub(crate) struct Wiring {
     pub(crate) mtu: u16,
     /// Destinations routed into the device.
     pub(crate) routes: BTreeSet<IpNet>,
+    /// Networks that this host is the router of.
+    pub(crate) own: BTreeSet<IpNet>,
+    /// Set if everything is captured for an exit node; true if this host's networks stay reachable.
+    pub(crate) captured: Option<bool>,
+}
+
+impl From<&Desired> for Wiring {
+    fn from(desired: &Desired) -> Self {
+        Self {
+            addresses: desired.addresses.iter().copied().collect(),
+            mtu: desired.mtu,
+            routes: desired.routes.iter().copied().collect(),
+            own: desired.local_routes.iter().copied().collect(),
+            captured: desired.exit.map(|exit| exit.allow_lan_access),
+        }
+    }
+}
+
+/// Where IPv6 works.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Ipv6 {
+    host: bool,
+    device: bool,
+}
+
+impl Ipv6 {
+    /// Reads where IPv6 works. Without the sysctl the kernel has no IPv6 at all.
+    fn of(device: &str) -> Self {
+        let enabled = |interface: &str| {
+            let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+            std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")
+        };
+        Self {
+            host: enabled("lo"),
+            device: enabled(device),
+        }
+    }
+
+    /// Families in which there is something to route.
+    fn families(self, captured: bool) -> &'static [Family] {
+        match self.device || self.host && captured {
+            true => &Family::BOTH,
+            false => &[Family::V4],
+        }
+    }
 }
 
 /// Makes addresses, routes and rules what they should be; brings the device up.
@@ -31,21 +83,29 @@ pub(crate) async fn apply(netlink: &Netlink, device: &str, wiring: &Wiring) -> R
         });
     };
     links::ensure_up(netlink, &link, wiring.mtu.into()).await?;
-    let ipv6 = has_ipv6(device);
-    let usable = |nets: &BTreeSet<IpNet>| -> BTreeSet<IpNet> {
-        let wanted = nets.iter().filter(|net| ipv6 || net.addr().is_ipv4());
-        wanted.copied().collect()
-    };
+    let ipv6 = Ipv6::of(device);
+    let wanted = wiring.addresses.iter().copied();
+    let wanted = wanted
+        .filter(|net| ipv6.device || net.addr().is_ipv4())
+        .collect();
     let actual = addresses::dump(netlink, link.index).await?;
-    for change in addresses::plan(&usable(&wiring.addresses), &actual) {
+    for change in addresses::plan(&wanted, &actual) {
         addresses::apply(netlink, link.index, change).await?;
     }
+    let networks = match wiring.captured {
+        Some(_) => Networks::of_host(
+            &links::dump(netlink).await?,
+            &addresses::dump_others(netlink, link.index).await?,
+        ),
+        None => Networks::default(),
+    };
+    let wanted = wanted_routes(wiring, &networks, ipv6);
     let actual = routes::dump(netlink, routes::TABLE, link.index).await?;
-    for change in routes::plan(&usable(&wiring.routes), &actual) {
+    for change in routes::plan(&wanted, &actual) {
         routes::apply(netlink, routes::TABLE, link.index, change).await?;
     }
-    let families: &[Family] = if ipv6 { &Family::BOTH } else { &[Family::V4] };
-    let desired = rules::standard(families);
+    routes::remove_orphans(netlink, routes::TABLE).await?;
+    let desired = rules::standard(ipv6.families(wiring.captured.is_some()));
     let actual = rules::dump(netlink, &desired).await?;
     for change in rules::plan(&desired, &actual) {
         rules::apply(netlink, change).await?;
@@ -61,6 +121,7 @@ pub(crate) async fn apply(netlink: &Netlink, device: &str, wiring: &Wiring) -> R
 ///
 /// Whatever the kernel refused.
 pub(crate) async fn remove(netlink: &Netlink) -> Result<(), Error> {
+    routes::remove_orphans(netlink, routes::TABLE).await?;
     if !routes::is_empty(netlink, routes::TABLE).await? {
         return Ok(());
     }
@@ -72,8 +133,41 @@ pub(crate) async fn remove(netlink: &Netlink) -> Result<(), Error> {
     Ok(())
 }
 
-/// True if the device may have IPv6 addresses. Without the sysctl the kernel has no IPv6 at all.
-fn has_ipv6(device: &str) -> bool {
-    let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
-    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0")
+/// What table 52 should hold (protocol/filter.md §14 and §17). Pure.
+fn wanted_routes(wiring: &Wiring, networks: &Networks, ipv6: Ipv6) -> Routes {
+    let mut table = Routes::new();
+    let mut put = |nets: &BTreeSet<IpNet>, target| {
+        table.extend(nets.iter().map(|net| (net.trunc(), target)));
+    };
+    put(&wiring.routes, Target::Interface);
+    if let Some(lan_access) = wiring.captured {
+        // A route of its own, so that no accepted route to somewhere else decides about the LAN.
+        let lan = if lan_access {
+            Target::Throw
+        } else {
+            Target::Interface
+        };
+        put(&networks.outside, lan);
+        put(&networks.inside, Target::Throw);
+    }
+    // What this host itself routes never enters the tunnel because of a wider route.
+    let covered = |own: &&IpNet| wiring.routes.iter().any(|net| net.contains(*own));
+    let covered = wiring.own.iter().filter(covered).copied().collect();
+    put(&covered, Target::Throw);
+    table.retain(|net, target| {
+        let ipv6_works = match target {
+            Target::Interface => ipv6.device,
+            Target::Throw | Target::Unreachable => ipv6.host,
+        };
+        net.addr().is_ipv4() || ipv6_works
+    });
+    if wiring.captured.is_some() && ipv6.host && !ipv6.device {
+        // The device cannot take them, and they must not leak.
+        let [_, default] = DEFAULT_ROUTES;
+        table.insert(default, Target::Unreachable);
+    }
+    table
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,10 @@
 
 use clap::{Parser, Subcommand};
 
+mod acl;
 mod control;
 mod counters;
+mod plot;
 mod policy;
 mod process;
 mod relay;
@@ -20,6 +22,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Nanoseconds that the packet filter costs a packet, beside nftables.
+    Acl(acl::Args),
     /// Joins and single changes of a coordination server.
     Control(control::Args),
     /// Nanoseconds that counting costs each packet, per eBPF program.
@@ -32,6 +36,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Acl(args) => acl::run(&args),
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
         Command::Policy(args) => policy::run(&args),

@@ -83,4 +83,15 @@ impl Window for Frame<'_> {
             Some(&*(start as *const T))
         }
     }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self) -> Option<[u32; N]> {
+        let start = self.ctx.data();
+        if start + size_of::<[u32; N]>() > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: in bounds by the check above. The kernel takes word loads from packets on machines
+        // that need no alignment; the verifier refuses the program on others.
+        Some(unsafe { *(start as *const [u32; N]) })
+    }
 }

@@ -6,10 +6,22 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
 };
 use ebpf_abi::{Count, Direction, PeerCounters, PeerEntry, PeerIndex, total_slot};
 use packet::Address;
+
+#[map]
+static PEER_HOSTS_V4: HashMap<[u8; 4], PeerEntry> = HashMap::with_max_entries(
+    ebpf_abi::PEER_HOSTS_V4.max_entries,
+    ebpf_abi::PEER_HOSTS_V4.flags,
+);
+
+#[map]
+static PEER_HOSTS_V6: HashMap<[u8; 16], PeerEntry> = HashMap::with_max_entries(
+    ebpf_abi::PEER_HOSTS_V6.max_entries,
+    ebpf_abi::PEER_HOSTS_V6.flags,
+);
 
 #[map]
 static PEERS_V4: LpmTrie<[u8; 4], PeerEntry> =
@@ -32,9 +44,16 @@ static TOTALS: PerCpuArray<Count> =
 /// Returns whose is the longest prefix that holds `address`.
 #[inline(always)]
 pub(crate) fn peer(address: Address) -> Option<&'static PeerEntry> {
-    match address {
-        Address::V4(address) => PEERS_V4.get(Key::new(32, address)),
-        Address::V6(address) => PEERS_V6.get(Key::new(128, address)),
+    // SAFETY: only the loader writes entries, each at once.
+    unsafe {
+        match address {
+            Address::V4(address) => PEER_HOSTS_V4
+                .get(address)
+                .or_else(|| PEERS_V4.get(Key::new(32, address))),
+            Address::V6(address) => PEER_HOSTS_V6
+                .get(address)
+                .or_else(|| PEERS_V6.get(Key::new(128, address))),
+        }
     }
 }
 

@@ -7,10 +7,14 @@ use aya_ebpf::{
 };
 #[cfg(feature = "log")]
 use ebpf_abi::Count;
-use ebpf_abi::{Direction, PeerEntry, Reason};
+use ebpf_abi::{Direction, KNOWN_PEER, PeerIndex, Reason};
 use packet::remote_address;
 
-use crate::{filter, frame::Frame, maps, tables};
+use crate::{
+    filter::{self, Passed},
+    frame::Frame,
+    maps, tables,
+};
 
 /// Ingress of the overlay device.
 #[classifier]
@@ -34,13 +38,26 @@ fn bare(_: TcContext) -> i32 {
 #[inline(always)]
 fn run(ctx: &TcContext, direction: Direction) -> i32 {
     let frame = Frame::new(ctx);
-    let peer = peer(&frame, direction);
+    let passed = passed(&frame, direction);
     // Not before: to judge may have brought headers into reach.
     let count = packet::count(&frame, frame.gso());
-    let (number, verdict) = match peer {
-        Ok(peer) => {
-            let counted = peer.and_then(|peer| maps::count_peer(peer.index, direction, count));
-            let reason = counted.map_or(Reason::UnknownPeer, |()| Reason::Counted);
+    let (number, verdict) = match passed {
+        Ok(Passed {
+            peer,
+            flags,
+            rule,
+            rules,
+        }) => {
+            if matches!(direction, Direction::In) && tables::filters() {
+                tables::count_rule(flags, rule, rules, count);
+            }
+            let is_peers = flags & KNOWN_PEER != 0;
+            let counted = is_peers && maps::count_peer(peer, direction, count).is_some();
+            let reason = if counted {
+                Reason::Counted
+            } else {
+                Reason::UnknownPeer
+            };
             (reason as u32, TC_ACT_UNSPEC)
         }
         Err(End { number, verdict }) => (number, verdict),
@@ -57,22 +74,28 @@ struct End {
     verdict: i32,
 }
 
-/// Whose packet it is, if it may pass.
+/// For whom the packet is counted, if it may pass.
 #[inline(always)]
-fn peer(frame: &Frame<'_>, direction: Direction) -> Result<Option<&'static PeerEntry>, End> {
+fn passed(frame: &Frame<'_>, direction: Direction) -> Result<Passed, End> {
     if tables::filters() {
         return filter::judge(frame, direction).map_err(|reason| End {
             number: reason as u32,
             verdict: TC_ACT_SHOT,
         });
     }
-    frame
+    let peer = frame
         .read(|| remote_address(frame, direction))
         .map(maps::peer)
         .map_err(|reason| End {
             number: reason as u32,
             verdict: TC_ACT_UNSPEC,
-        })
+        })?;
+    Ok(Passed {
+        peer: peer.map_or(PeerIndex(0), |peer| peer.index),
+        flags: if peer.is_some() { KNOWN_PEER } else { 0 },
+        rule: 0,
+        rules: 0,
+    })
 }
 
 #[cfg(feature = "log")]

@@ -5,18 +5,23 @@
     reason = "values of hash tables are shared with other CPUs"
 )]
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     btf_maps::{Array as InnerArray, ArrayOfMaps, HashMap, LpmTrie, lpm_trie::Key},
-    helpers::bpf_ktime_get_boot_ns,
+    helpers::{
+        bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_boot_ns, generated::bpf_loop,
+    },
     macros::{btf_map, map},
     maps::{Array, LruHashMap, PerCpuArray},
 };
 use ebpf_abi::{
-    Admitted, Class, FLOWS, FRAGMENTED, Nanos, Opened, Pair, PeerEntry, Policy, PortBits,
-    PortBlock, Ports, SETS, Side, address_table,
+    BPF_F_INNER_MAP, Class, Count, FLOWS, FRAGMENTED, KNOWN_RULE, KNOWN_SET, Known, ListedEnd,
+    MAX_LISTED_ENDS, Nanos, POLICY_LINEAR, Pair, PeerEntry, PeerIndex, Policy, Ports, RulePorts,
+    SETS, Side, address_table, member_bit, rule_slot,
 };
 use packet::{
-    Address, FRAGMENT_AGE, Flow, FragmentKey, REFRESH,
+    Address, FRAGMENT_AGE, Flow, FragmentKey, Quick, REFRESH,
     flat::{Flat, FlatFamily},
     idle,
 };
@@ -48,23 +53,34 @@ static NETS_V4: ArrayOfMaps<LpmTrie<[u8; 4], Class, PATTERN>, TABLES> = ArrayOfM
 static NETS_V6: ArrayOfMaps<LpmTrie<[u8; 16], Class, PATTERN>, TABLES> = ArrayOfMaps::new();
 #[btf_map]
 static PAIRS: ArrayOfMaps<HashMap<Pair, Ports, PATTERN>, { SETS as usize }> = ArrayOfMaps::new();
+const ANY_SIZE: usize = BPF_F_INNER_MAP as usize;
+type Lists<V> = ArrayOfMaps<InnerArray<V, PATTERN, ANY_SIZE>, { SETS as usize }>;
+
 #[btf_map]
-static PORT_LISTS: ArrayOfMaps<HashMap<PortBlock, PortBits, PATTERN>, { SETS as usize }> =
-    ArrayOfMaps::new();
+static PORT_LISTS: Lists<RulePorts> = ArrayOfMaps::new();
+#[btf_map]
+static ENDS: Lists<ListedEnd> = ArrayOfMaps::new();
+#[btf_map]
+static MEMBERS: Lists<u64> = ArrayOfMaps::new();
+#[btf_map]
+static RULE_HITS: Lists<Count> = ArrayOfMaps::new();
 
 #[map]
-static OPENED_V4: LruHashMap<Flow<[u8; 4]>, Opened> = LruHashMap::with_max_entries(FLOWS, 0);
+static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+
 #[map]
-static OPENED_V6: LruHashMap<Flow<[u8; 16]>, Opened> = LruHashMap::with_max_entries(FLOWS, 0);
+static OPENED_V4: LruHashMap<Flow<[u8; 4]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
-static ADMITTED_V4: LruHashMap<Flow<[u8; 4]>, Admitted> = LruHashMap::with_max_entries(FLOWS, 0);
+static OPENED_V6: LruHashMap<Flow<[u8; 16]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
-static ADMITTED_V6: LruHashMap<Flow<[u8; 16]>, Admitted> = LruHashMap::with_max_entries(FLOWS, 0);
+static ADMITTED_V4: LruHashMap<Flow<[u8; 4]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
-static FRAGMENTS_V4: LruHashMap<FragmentKey<[u8; 4]>, Admitted> =
+static ADMITTED_V6: LruHashMap<Flow<[u8; 16]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
+#[map]
+static FRAGMENTS_V4: LruHashMap<FragmentKey<[u8; 4]>, Known> =
     LruHashMap::with_max_entries(FRAGMENTED, 0);
 #[map]
-static FRAGMENTS_V6: LruHashMap<FragmentKey<[u8; 16]>, Admitted> =
+static FRAGMENTS_V6: LruHashMap<FragmentKey<[u8; 16]>, Known> =
     LruHashMap::with_max_entries(FRAGMENTED, 0);
 
 /// The packet at hand; of no meaning between packets.
@@ -76,18 +92,31 @@ static SCRATCH_V6: PerCpuArray<Flat<[u8; 16]>> = PerCpuArray::with_max_entries(1
 #[map]
 static CLOCK: Array<Nanos> = Array::with_max_entries(1, 0);
 
+/// What a CPU last took for the present, and at which of the kernel's ticks.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Tick {
+    jiffies: u64,
+    now: Nanos,
+}
+
+#[map]
+static TICKS: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
+
 /// Addresses of a family, and the maps that it has for itself.
-pub(crate) trait Tables: FlatFamily + 'static {
+pub(crate) trait Tables: FlatFamily + Quick + 'static {
     /// Whose address it is.
     fn peer(&self) -> Option<&'static PeerEntry>;
+    /// The address, and zeros.
+    fn padded(&self) -> [u8; 16];
     /// The class of this address at one end of a packet; `None` if no prefix holds it.
     fn class(&self, set: u32, side: Side) -> Option<Class>;
     /// Flows that our side opened.
-    fn opened() -> &'static LruHashMap<Flow<Self>, Opened>;
+    fn opened() -> &'static LruHashMap<Flow<Self>, Known>;
     /// Flows that rules admitted.
-    fn admitted() -> &'static LruHashMap<Flow<Self>, Admitted>;
+    fn admitted() -> &'static LruHashMap<Flow<Self>, Known>;
     /// Packets whose first fragment was accepted.
-    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Admitted>;
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Known>;
     /// Where this CPU keeps what it reads of the packet at hand.
     fn scratch() -> Option<Scratch<Self>>;
 }
@@ -129,6 +158,13 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn padded(&self) -> [u8; 16] {
+                let mut padded = [0; 16];
+                padded[..size_of::<Self>()].copy_from_slice(self);
+                padded
+            }
+
+            #[inline(always)]
             fn class(&self, set: u32, side: Side) -> Option<Class> {
                 let table = address_table(set, side);
                 // SAFETY: only the loader makes entries, before the table can be found here.
@@ -139,17 +175,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn opened() -> &'static LruHashMap<Flow<Self>, Opened> {
+            fn opened() -> &'static LruHashMap<Flow<Self>, Known> {
                 &$opened
             }
 
             #[inline(always)]
-            fn admitted() -> &'static LruHashMap<Flow<Self>, Admitted> {
+            fn admitted() -> &'static LruHashMap<Flow<Self>, Known> {
                 &$admitted
             }
 
             #[inline(always)]
-            fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Admitted> {
+            fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Known> {
                 &$fragments
             }
 
@@ -183,179 +219,111 @@ tables!(
     SCRATCH_V6
 );
 
-/// An entry of [`Opened`] or [`Admitted`], which other CPUs may change meanwhile, field by field.
+/// What is remembered, which other CPUs may change meanwhile, field by field.
 ///
 /// The kernel may give an entry's memory to another flow while it is read here, as with every hash
 /// table that is filled in advance; what is read then is a moment of either flow, which at worst
 /// lets one packet more pass, or one less.
-struct Entry<V>(*mut V);
+pub(crate) struct Entry(*mut Known);
 
-impl Entry<Opened> {
-    #[inline(always)]
-    fn seen(&self) -> Nanos {
-        // SAFETY: the map returned the pointer, which is valid until the program ends.
-        unsafe { (&raw const (*self.0).seen).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set_seen(&self, now: Nanos) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).seen).write_volatile(now) }
-    }
-
-    #[inline(always)]
-    fn ours(&self) -> u64 {
-        // SAFETY: as above.
-        unsafe { (&raw const (*self.0).ours).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set_ours(&self, generation: u64) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).ours).write_volatile(generation) }
-    }
+macro_rules! fields {
+    ($($field:ident: $type:ty),*) => {
+        $(
+            #[inline(always)]
+            pub(crate) fn $field(&self) -> $type {
+                // SAFETY: the map returned the pointer, which is valid until the program ends.
+                unsafe { (&raw const (*self.0).$field).read_volatile() }
+            }
+        )*
+    };
 }
 
-impl Entry<Admitted> {
+impl Entry {
+    fields!(generation: u64, seen: Nanos, expires: Nanos, peer: PeerIndex, flags: u32, rule: u32, rules: u32);
+
+    /// Whether it was seen so lately that its time needs no refreshing.
     #[inline(always)]
-    fn read(&self) -> Admitted {
-        // SAFETY: as above.
-        unsafe {
-            Admitted {
-                generation: (&raw const (*self.0).generation).read_volatile(),
-                seen: (&raw const (*self.0).seen).read_volatile(),
-            }
+    pub(crate) fn is_fresh(&self, now: Nanos) -> bool {
+        now.saturating_sub(self.seen()) < REFRESH
+    }
+
+    /// Sets its time, unless it is fresh.
+    #[inline(always)]
+    pub(crate) fn refresh(&self, now: Nanos) {
+        if !self.is_fresh(now) {
+            // SAFETY: as in `fields`.
+            unsafe { (&raw mut (*self.0).seen).write_volatile(now) }
         }
     }
-
-    #[inline(always)]
-    fn set_seen(&self, now: Nanos) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).seen).write_volatile(now) }
-    }
 }
 
-/// What is known of a flow.
-pub(crate) enum Known {
-    /// Our side opened it.
-    Yes,
-    /// Our side opened it, from an address that is no longer ours.
-    NotOurs,
-    /// Our side has not opened it, or it is dead.
-    No,
-}
-
-/// Whether our side opened the flow and it is live; then it goes on to be. `is_ours` is asked where
-/// that is not known for `generation`: whether our end of the flow is still ours.
+/// The flow in `flows`, dead or live.
 #[inline(always)]
-pub(crate) fn refresh_opened<A: Tables>(
+pub(crate) fn find<A: Tables>(
+    flows: &'static LruHashMap<Flow<A>, Known>,
+    flow: &Flow<A>,
+) -> Option<Entry> {
+    flows.get_ptr_mut(flow).map(Entry)
+}
+
+/// The flow in `flows`, if it is live.
+#[inline(always)]
+pub(crate) fn find_live<A: Tables>(
+    flows: &'static LruHashMap<Flow<A>, Known>,
     flow: &Flow<A>,
     now: Nanos,
-    generation: u64,
-    is_ours: impl FnOnce() -> bool,
-) -> Known {
-    let Some(entry) = live_opened(flow, now) else {
-        return Known::No;
-    };
-    if entry.ours() != generation {
-        if !is_ours() {
-            return Known::NotOurs;
-        }
-        entry.set_ours(generation);
-    }
-    refresh(&entry, now);
-    Known::Yes
-}
-
-/// As [`refresh_opened`] for what we send, of which we know that it is ours.
-#[inline(always)]
-pub(crate) fn refresh_own<A: Tables>(flow: &Flow<A>, now: Nanos) -> bool {
-    let entry = live_opened(flow, now);
-    entry.is_some_and(|entry| {
-        refresh(&entry, now);
-        true
-    })
-}
-
-/// Whether our side opened the flow and it is live.
-#[inline(always)]
-pub(crate) fn is_opened<A: Tables>(flow: &Flow<A>, now: Nanos) -> bool {
-    live_opened(flow, now).is_some()
-}
-
-/// Remembers that our side opened the flow.
-#[inline(always)]
-pub(crate) fn open<A: Tables>(flow: &Flow<A>, now: Nanos) {
-    let opened = Opened { seen: now, ours: 0 };
-    // Without memory for it the flow is not known: its answers need a rule.
-    let _ = A::opened().insert(flow, &opened, ANY);
-}
-
-#[inline(always)]
-fn live_opened<A: Tables>(flow: &Flow<A>, now: Nanos) -> Option<Entry<Opened>> {
-    let entry = Entry(A::opened().get_ptr_mut(flow)?);
+) -> Option<Entry> {
+    let entry = find(flows, flow)?;
     is_live(flow, entry.seen(), now).then_some(entry)
 }
 
+/// Writes what is known of the flow.
 #[inline(always)]
-fn refresh(entry: &Entry<Opened>, now: Nanos) {
-    if now.saturating_sub(entry.seen()) >= REFRESH {
-        entry.set_seen(now);
-    }
+pub(crate) fn remember<A: Tables>(
+    flows: &'static LruHashMap<Flow<A>, Known>,
+    flow: &Flow<A>,
+    known: &Known,
+) {
+    // Without memory for it the flow is judged anew with the next packet; the answers to one that we
+    // opened need a rule.
+    let _ = flows.insert(flow, known, ANY);
 }
 
-/// Whether the flow was admitted in this generation; then it is admitted again.
+/// The first fragment, if it was accepted lately and in this generation.
 #[inline(always)]
-pub(crate) fn admit_again<A: Tables>(flow: &Flow<A>, now: Nanos, generation: u64) -> bool {
-    let Some(entry) = A::admitted().get_ptr_mut(flow).map(Entry) else {
-        return false;
-    };
-    let admitted = entry.read();
-    if admitted.generation != generation {
-        return false;
-    }
-    if now.saturating_sub(admitted.seen) >= REFRESH {
-        entry.set_seen(now);
-    }
-    true
-}
-
-/// The generation in which the flow was admitted, if it is live.
-#[inline(always)]
-pub(crate) fn live_admitted<A: Tables>(flow: &Flow<A>, now: Nanos) -> Option<u64> {
-    let admitted = A::admitted().get_ptr_mut(flow).map(Entry)?.read();
-    is_live(flow, admitted.seen, now).then_some(admitted.generation)
-}
-
-/// Remembers that the flow was admitted.
-#[inline(always)]
-pub(crate) fn admit<A: Tables>(flow: &Flow<A>, now: Nanos, generation: u64) {
-    let seen = now;
-    // Without memory for it the flow is judged anew with the next packet.
-    let _ = A::admitted().insert(flow, &Admitted { generation, seen }, ANY);
-}
-
-/// Whether the first fragment was accepted, lately and in this generation.
-#[inline(always)]
-pub(crate) fn knows_fragment<A: Tables>(key: &FragmentKey<A>, now: Nanos, generation: u64) -> bool {
-    let Some(entry) = A::fragments().get_ptr_mut(key).map(Entry) else {
-        return false;
-    };
-    let first = entry.read();
-    first.generation == generation && now.saturating_sub(first.seen) < FRAGMENT_AGE
+pub(crate) fn first_fragment<A: Tables>(
+    key: &FragmentKey<A>,
+    now: Nanos,
+    generation: u64,
+) -> Option<Entry> {
+    let entry = A::fragments().get_ptr_mut(key).map(Entry)?;
+    let lately = now.saturating_sub(entry.seen()) < FRAGMENT_AGE;
+    (entry.generation() == generation && lately).then_some(entry)
 }
 
 /// Remembers that the first fragment was accepted.
 #[inline(always)]
-pub(crate) fn remember_fragment<A: Tables>(key: &FragmentKey<A>, now: Nanos, generation: u64) {
-    let seen = now;
+pub(crate) fn remember_fragment<A: Tables>(key: &FragmentKey<A>, known: &Known) {
     // Without memory for it the later fragments are dropped, and the sender tries again.
-    let _ = A::fragments().insert(key, &Admitted { generation, seen }, ANY);
+    let _ = A::fragments().insert(key, known, ANY);
 }
 
 #[inline(always)]
-fn is_live<A>(flow: &Flow<A>, seen: Nanos, now: Nanos) -> bool {
+pub(crate) fn is_live<A>(flow: &Flow<A>, seen: Nanos, now: Nanos) -> bool {
     now.saturating_sub(seen) < idle(flow.protocol)
+}
+
+/// The number that what is remembered has to have, or one that nothing has.
+#[inline(always)]
+pub(crate) fn generation() -> u64 {
+    let Some(generation) = GENERATION.get_ptr(0) else {
+        return u64::MAX;
+    };
+    // SAFETY: the map's own value; a word, which the loader writes at once.
+    match unsafe { generation.read_volatile() } {
+        0 => u64::MAX,
+        generation => generation,
+    }
 }
 
 /// The policy in force.
@@ -364,39 +332,141 @@ pub(crate) fn policy() -> Option<&'static Policy> {
     POLICY.get_value(0, &0)
 }
 
-/// Whether a rule of `set` admits `port` between the classes of `pair`.
+/// No rule, as the number of one.
+pub(crate) const NO_RULE: u32 = u32::MAX;
+
+/// The first rule that admits `port` between the classes of `pair`, or [`NO_RULE`].
 #[inline(always)]
-pub(crate) fn admits(set: u32, pair: Pair, port: u16) -> bool {
-    let Some(pairs) = PAIRS.get(set) else {
-        return false;
+pub(crate) fn admitting(policy: &Policy, pair: Pair, port: u16) -> u32 {
+    let linear = policy.flags & POLICY_LINEAR != 0;
+    let key = Pair {
+        source: if linear { 0 } else { pair.source },
+        ..pair
+    };
+    let Some(pairs) = PAIRS.get(policy.set) else {
+        return NO_RULE;
     };
     // SAFETY: as in `class`.
-    let Some(ports) = (unsafe { pairs.get(pair) }) else {
-        return false;
+    let Some(ports) = (unsafe { pairs.get(key) }) else {
+        return NO_RULE;
     };
-    if ports.list != 0 {
-        return in_list(set, ports.list, port);
+    if linear {
+        return in_ends(policy, ports, pair.source, port);
     }
-    ports
-        .ranges
-        .iter()
-        .any(|range| range.first <= port && port <= range.last)
+    if ports.len != 0 {
+        return in_list(policy.set, ports, port);
+    }
+    for RulePorts { ports, rule } in ports.ranges {
+        if ports.first <= port && port <= ports.last {
+            return rule;
+        }
+    }
+    NO_RULE
+}
+
+/// Halves of the longest list, which has no more ranges than there are ports.
+const HALVES: u32 = 17;
+
+#[inline(always)]
+fn in_list(set: u32, ports: &Ports, port: u16) -> u32 {
+    let Some(lists) = PORT_LISTS.get(set) else {
+        return NO_RULE;
+    };
+    let (mut begin, mut end) = (ports.first, ports.first.wrapping_add(ports.len));
+    for _ in 0..HALVES {
+        if begin >= end {
+            break;
+        }
+        let middle = begin + (end - begin) / 2;
+        let Some(RulePorts { ports, rule }) = lists.get(middle) else {
+            break;
+        };
+        if port < ports.first {
+            end = middle;
+        } else if port > ports.last {
+            begin = middle + 1;
+        } else {
+            return *rule;
+        }
+    }
+    NO_RULE
+}
+
+/// What is looked for in a list of `ENDS`, and found.
+struct Search {
+    set: u32,
+    first: u32,
+    source: Class,
+    member_words: u32,
+    port: u32,
+    rule: u32,
 }
 
 #[inline(always)]
-fn in_list(set: u32, list: u32, port: u16) -> bool {
-    let Some(lists) = PORT_LISTS.get(set) else {
-        return false;
+fn in_ends(policy: &Policy, ports: &Ports, source: Class, port: u16) -> u32 {
+    let mut search = Search {
+        set: policy.set,
+        first: ports.first,
+        source,
+        member_words: policy.member_words,
+        port: port.into(),
+        rule: NO_RULE,
     };
-    let key = PortBlock {
-        list,
-        block: port as u32 / 512,
+    let len = ports.len.min(MAX_LISTED_ENDS);
+    // SAFETY: the kernel calls the function with the pointer, which lives through the call.
+    unsafe {
+        let step: unsafe extern "C" fn(u64, *mut Search) -> i64 = try_end;
+        bpf_loop(
+            len,
+            step as *mut c_void,
+            (&raw mut search).cast::<c_void>(),
+            0,
+        );
+    }
+    search.rule
+}
+
+/// Tries one end of a list. Returns 1 if it admits the packet.
+#[inline(never)]
+unsafe extern "C" fn try_end(index: u64, search: *mut Search) -> i64 {
+    // SAFETY: by `in_ends`, nobody else uses it meanwhile.
+    let search = unsafe { &mut *search };
+    let (Some(ends), Some(members)) = (ENDS.get(search.set), MEMBERS.get(search.set)) else {
+        return 1;
     };
-    // SAFETY: as in `class`.
-    let Some(bits) = (unsafe { lists.get(key) }) else {
-        return false;
+    let Some(end) = ends.get(search.first.wrapping_add(index as u32)) else {
+        return 1;
     };
-    bits[port as usize / 64 % 8] >> (port % 64) & 1 == 1
+    if search.port < end.ports.first.into() || search.port > end.ports.last.into() {
+        return 0;
+    }
+    let (word, bit) = member_bit(search.source, end.sources, search.member_words);
+    let Some(word) = members.get(word) else {
+        return 0;
+    };
+    if word >> bit & 1 == 0 {
+        return 0;
+    }
+    search.rule = end.rule;
+    1
+}
+
+/// Counts packets for the rule that admits them, if one does.
+#[inline(always)]
+pub(crate) fn count_rule(flags: u32, rule: u32, rules: u32, count: Count) {
+    if flags & KNOWN_RULE == 0 {
+        return;
+    }
+    let Some(hits) = RULE_HITS.get(flags & KNOWN_SET) else {
+        return;
+    };
+    // SAFETY: asks for a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(hits) = hits.get_ptr_mut(rule_slot(cpu, rule, rules)) {
+        // SAFETY: the map returned the pointer; programs of one CPU do not interrupt each other, and
+        // nobody else writes to this CPU's values.
+        unsafe { *hits += count };
+    }
 }
 
 /// Set by the loader: 1 filters, 0 counts only. A constant to the verifier. Its value here is one of
@@ -422,6 +492,18 @@ pub(crate) fn now() -> Nanos {
     if unsafe { (&raw const VIRTUAL_TIME).read_volatile() } != 0 {
         return CLOCK.get(0).copied().unwrap_or_default();
     }
-    // SAFETY: reads a clock.
-    unsafe { bpf_ktime_get_boot_ns() }
+    // SAFETY: reads a clock, as below.
+    let jiffies = unsafe { bpf_jiffies64() };
+    let Some(tick) = TICKS.get_ptr_mut(0) else {
+        return unsafe { bpf_ktime_get_boot_ns() };
+    };
+    // SAFETY: this CPU's own value, used by one packet at a time. To ask the clock costs more than the
+    // rest of judging a packet of a known flow, and flows are counted in seconds.
+    unsafe {
+        if (*tick).jiffies != jiffies {
+            (*tick).now = bpf_ktime_get_boot_ns();
+            (*tick).jiffies = jiffies;
+        }
+        (*tick).now
+    }
 }

@@ -55,6 +55,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "netlink",
             "node-core",
             "noise-io",
+            "packet",
+            "policy",
             "settings",
         ],
     ),

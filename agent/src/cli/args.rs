@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::routes::RouteArgs;
 use crate::config::EngineName;
 
 /// A tailnet node whose data plane is the Linux kernel.
@@ -37,6 +38,7 @@ pub enum ClientCommand {
     /// Join the tailnet, or come back to it; ends once the tunnel is up.
     Up(UpArgs),
     /// Change preferences; what is not named stays.
+    #[command(arg_required_else_help = true)]
     Set(SetArgs),
     /// Take the tunnel down and leave no trace on this host; the node stays a member.
     Down,
@@ -48,6 +50,9 @@ pub enum ClientCommand {
     Ip(IpArgs),
     /// Ask whether and how a peer answers.
     Ping(PingArgs),
+    /// Look into a running daemon, and meddle with it.
+    #[command(subcommand)]
+    Debug(DebugCommand),
     /// Print the version.
     Version(JsonArgs),
 }
@@ -95,17 +100,19 @@ pub struct UpArgs {
     /// Give up after this long in all; waiting for a person to approve does not count.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = settings::parse_duration)]
     pub timeout: Duration,
-    /// Accept a risk by name: no-filter (this version enforces no packet filter).
-    #[arg(long, value_name = "RISK")]
-    pub accept_risk: Option<String>,
+    /// Peers may answer this node but not initiate.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub shields_up: Option<bool>,
     /// Log in again with a new node key; the present one works until the new one is authorised.
     #[arg(long)]
     pub force_reauth: bool,
+    /// Subnet routes and exit nodes.
+    #[command(flatten)]
+    pub routes: RouteArgs,
 }
 
 /// `set`
 #[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
 pub struct SetArgs {
     /// Coordination server.
     #[arg(long, value_name = "URL")]
@@ -113,12 +120,15 @@ pub struct SetArgs {
     /// Name to ask for; empty for the host's own.
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
-    /// Accepted risk: no-filter; empty for none.
-    #[arg(long, value_name = "RISK")]
-    pub accept_risk: Option<String>,
+    /// Peers may answer this node but not initiate.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub shields_up: Option<bool>,
     /// User who may change this node without root; empty for none.
     #[arg(long, value_name = "USER")]
     pub operator: Option<String>,
+    /// Subnet routes and exit nodes.
+    #[command(flatten)]
+    pub routes: RouteArgs,
 }
 
 /// A reading command.
@@ -159,6 +169,35 @@ pub struct PingArgs {
     /// Print JSON, one object a line.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `debug`
+#[derive(Debug, Subcommand)]
+pub enum DebugCommand {
+    /// Show packets as the filter drops them, until Ctrl-C.
+    Drops(JsonArgs),
+    /// Send what is for a peer straight to an address, or by the relays again.
+    Endpoint(EndpointArgs),
+    /// Show the packet filter's rules and what each has admitted.
+    Rules(JsonArgs),
+}
+
+/// `debug endpoint`
+#[derive(Args, Debug)]
+pub struct EndpointArgs {
+    /// Name, address or id of the peer.
+    pub peer: String,
+    /// Where the peer's WireGuard listens, as ADDRESS:PORT or [ADDRESS]:PORT; none: by the relays.
+    #[arg(value_name = "ADDRESS:PORT|none", value_parser = endpoint)]
+    pub endpoint: String,
+}
+
+/// Checks an endpoint, or none, which goes to the daemon as it is.
+fn endpoint(text: &str) -> Result<String, String> {
+    if text != "none" && text.parse::<SocketAddr>().is_err() {
+        return Err("give an address and a port, as 203.0.113.7:41641, or none".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// A secret given as a flag: it prints as nothing.
@@ -216,14 +255,24 @@ mod tests {
     fn the_documented_commands_parse() {
         for line in [
             "tailrace daemon --state-dir /s --socket /x.sock --device t1 --port 1 --wireguard embedded --metrics 127.0.0.1:9 --config /c",
-            "tailrace --socket /x.sock up --login-server http://c --auth-key k --hostname n --timeout 60s --accept-risk=no-filter",
+            "tailrace --socket /x.sock up --login-server http://c --auth-key k --hostname n --timeout 60s --shields-up",
+            "tailrace set --shields-up=false",
             "tailrace set --hostname n",
+            "tailrace set --advertise-routes=10.0.0.0/8,fd00::/64 --advertise-exit-node",
+            "tailrace set --advertise-routes= --exit-node= --netfilter-mode=off",
+            "tailrace up --accept-routes --exit-node=100.64.0.2 --exit-node-allow-lan-access",
+            "tailrace up --snat-subnet-routes=false --accept-routes=false --enable-ip-forward",
             "tailrace down",
             "tailrace logout",
             "tailrace status --json",
             "tailrace ip -4",
             "tailrace ip -6 peer --json",
             "tailrace ping peer -c 3 --icmp",
+            "tailrace debug drops --json",
+            "tailrace debug rules",
+            "tailrace debug endpoint peer 203.0.113.7:41641",
+            "tailrace debug endpoint peer [2001:db8::7]:41641",
+            "tailrace debug endpoint 100.64.0.2 none",
             "tailrace version --json",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
@@ -240,6 +289,9 @@ mod tests {
             "tailrace ping p -c 0",
             "tailrace set",
             "tailrace ip -4 -6",
+            "tailrace debug",
+            "tailrace debug endpoint peer",
+            "tailrace debug endpoint peer 203.0.113.7",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

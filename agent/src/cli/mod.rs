@@ -1,7 +1,9 @@
 //! The command line: parses it, runs one command, prints one clear line if that fails.
 
 pub mod args;
+mod debug;
 mod ping;
+mod routes;
 mod show;
 mod up;
 
@@ -15,8 +17,8 @@ use serde_json::json;
 
 use crate::config::{DEFAULT_DEVICE, default_socket};
 use crate::error_text::error_text;
-use crate::localapi::{Client, ClientError};
-use crate::prefs::PrefsError;
+use crate::localapi::{Client, ClientError, Status};
+use crate::prefs::{Prefs, PrefsError};
 use args::{Cli, ClientCommand, Command, DaemonArgs, JsonArgs, SetArgs};
 use tokio::runtime::{Builder, Runtime};
 
@@ -96,6 +98,7 @@ async fn run(command: ClientCommand, socket: Option<PathBuf>) -> Result<ExitCode
         ClientCommand::Status(JsonArgs { json }) => return show::status(&client(), json).await,
         ClientCommand::Ip(args) => show::ip(&client(), &args).await?,
         ClientCommand::Ping(args) => return ping::run(&client(), &args).await,
+        ClientCommand::Debug(command) => debug::run(&client(), command).await?,
         ClientCommand::Version(JsonArgs { json }) => {
             if json {
                 println!("{}", json!({"version": VERSION}));
@@ -119,13 +122,8 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
     if let Some(hostname) = args.hostname {
         put("Hostname", hostname.into());
     }
-    if let Some(risk) = args.accept_risk {
-        let risks = if risk.is_empty() {
-            json!([])
-        } else {
-            json!([risk])
-        };
-        put("AcceptedRisks", risks);
+    if let Some(shields_up) = args.shields_up {
+        put("ShieldsUp", shields_up.into());
     }
     if let Some(user) = args.operator {
         if !user.is_empty() && !matches!(nix::unistd::User::from_name(&user), Ok(Some(_))) {
@@ -134,6 +132,23 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
             )));
         }
         put("OperatorUser", user.into());
+    }
+    let status: Status = client.json(Method::GET, "status", Bytes::new()).await?;
+    let mut prefs: Prefs = client.json(Method::GET, "prefs", Bytes::new()).await?;
+    let fields = args.routes.apply(&mut prefs, &status)?;
+    let wanted = serde_json::to_value(&prefs.checked()?)
+        .map_err(|error| CliError::Other(error.to_string()))?;
+    for name in fields {
+        patch.insert(
+            name.to_owned(),
+            wanted.get(name).cloned().unwrap_or_default(),
+        );
+        patch.insert(format!("{name}Set"), true.into());
+    }
+    if patch.is_empty() {
+        return Err(CliError::Other(
+            "nothing to set: `tailrace set --help` lists the flags".to_owned(),
+        ));
     }
     edit(client, &serde_json::Value::Object(patch)).await
 }

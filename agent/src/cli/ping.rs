@@ -15,19 +15,7 @@ use crate::localapi::{Client, PingResult, Status};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, CliError> {
-    let status: Status = client.json(Method::GET, "status", Bytes::new()).await?;
-    // An address may belong to a subnet behind a peer: then the daemon knows better than the list.
-    let ip = match find(&status, &args.peer) {
-        Ok(node) => {
-            let addresses = node.tailscale_ips.as_deref().unwrap_or_default();
-            let wanted = addresses.iter().find(|address| **address == args.peer);
-            wanted.or(addresses.first()).cloned().ok_or_else(|| {
-                CliError::Other(format!("{} has no address in the tailnet", args.peer))
-            })?
-        }
-        Err(_) if args.peer.parse::<std::net::IpAddr>().is_ok() => args.peer.clone(),
-        Err(error) => return Err(error),
-    };
+    let ip = address(client, &args.peer).await?;
     let kind = if args.icmp { "ICMP" } else { "disco" };
     let path = format!("ping?ip={ip}&type={kind}");
     let mut answered = 0;
@@ -51,6 +39,28 @@ pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, Cl
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The address of a peer that is called by name, address or id.
+///
+/// # Errors
+///
+/// When there is no such peer, or it has no address.
+pub(super) async fn address(client: &Client, peer: &str) -> Result<String, CliError> {
+    let status: Status = client.json(Method::GET, "status", Bytes::new()).await?;
+    // An address may belong to a subnet behind a peer: then the daemon knows better than the list.
+    match find(&status, peer) {
+        Ok(node) => {
+            let addresses = node.tailscale_ips.as_deref().unwrap_or_default();
+            let wanted = addresses.iter().find(|address| **address == peer);
+            wanted
+                .or(addresses.first())
+                .cloned()
+                .ok_or_else(|| CliError::Other(format!("{peer} has no address in the tailnet")))
+        }
+        Err(_) if peer.parse::<std::net::IpAddr>().is_ok() => Ok(peer.to_owned()),
+        Err(error) => Err(error),
+    }
 }
 
 fn line(result: &PingResult) -> String {

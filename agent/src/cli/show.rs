@@ -8,7 +8,7 @@ use http::Method;
 
 use super::CliError;
 use super::args::IpArgs;
-use crate::localapi::{BackendState, Client, PeerStatus, Status};
+use crate::localapi::{BackendState, Client, PeerStatus, Status, TailraceStatus};
 
 /// Prints the status; the exit code is 1 while the node is not running, as upstream's.
 pub(super) async fn status(client: &Client, json: bool) -> Result<ExitCode, CliError> {
@@ -104,9 +104,6 @@ fn render(status: &Status) -> String {
     let mut out = String::new();
     match status.backend_state {
         BackendState::NoState => out.push_str("The daemon is starting.\n"),
-        BackendState::Stopped if status.tailrace.filter_refused => {
-            out.push_str("Down: the tailnet's packet filter cannot be enforced here.\n");
-        }
         BackendState::Stopped => out.push_str("Down: bring it up with `tailrace up`.\n"),
         BackendState::NeedsLogin if status.auth_url.is_empty() && status.self_node.expired => {
             out.push_str("The node key expired: log in again with `tailrace up`.\n");
@@ -149,9 +146,17 @@ fn render(status: &Status) -> String {
             "# wireguard: {} on {device} ({})\n",
             ours.engine, ours.engine_reason
         ));
+        out.push_str(&filter_line(ours));
+    }
+    if !ours.advertised_routes.is_empty() {
+        let approved = if ours.approved_routes.is_empty() {
+            "none".to_owned()
+        } else {
+            ours.approved_routes.join(", ")
+        };
         out.push_str(&format!(
-            "# filter: {}; packet counters: {}\n",
-            ours.filter, ours.counters
+            "# routes: advertised {}; approved {approved}\n",
+            ours.advertised_routes.join(", ")
         ));
     }
     if ours.map_stale && status.backend_state != BackendState::Stopped {
@@ -166,6 +171,20 @@ fn render(status: &Status) -> String {
         out.push_str(&format!("# warning: {warning}\n"));
     }
     out
+}
+
+/// Where the packet filter is, and what it did.
+fn filter_line(ours: &TailraceStatus) -> String {
+    let place = match ours.filter.as_str() {
+        "" => "none: nothing passes".to_owned(),
+        "userspace" => format!("userspace ({})", ours.filter_reason),
+        place => place.to_owned(),
+    };
+    let dropped: u64 = ours.drops.values().flat_map(|by| by.values()).sum();
+    format!(
+        "# filter: {place}, {} rules, {dropped} packets dropped\n",
+        ours.filter_rules
+    )
 }
 
 /// Address, name, owner, system, path, traffic.
@@ -212,6 +231,12 @@ fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
         let activity = if node.active { "" } else { " (idle)" };
         format!("relay {}{activity}", node.relay)
     };
+    let exit = match (node.exit_node, node.exit_node_option) {
+        (true, _) => "; exit node",
+        (false, true) if !is_self => "; offers exit node",
+        _ => "",
+    };
+    let path = path + exit;
     let traffic = if is_self {
         "-".to_owned()
     } else {

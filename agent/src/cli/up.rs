@@ -16,7 +16,8 @@ pub(super) async fn run(client: &Client, args: UpArgs) -> Result<(), CliError> {
         None => String::new(),
     };
     let stored: Prefs = client.json(Method::GET, "prefs", Bytes::new()).await?;
-    let prefs = wanted(stored, &args)?;
+    let status: Status = client.json(Method::GET, "status", Bytes::new()).await?;
+    let prefs = wanted(stored, &args, &status)?;
     let options = StartOptions {
         update_prefs: Some(prefs),
         auth_key,
@@ -38,7 +39,7 @@ pub(super) async fn run(client: &Client, args: UpArgs) -> Result<(), CliError> {
 }
 
 /// The stored preferences with what the command line says.
-fn wanted(stored: Prefs, args: &UpArgs) -> Result<Prefs, CliError> {
+fn wanted(stored: Prefs, args: &UpArgs, status: &Status) -> Result<Prefs, CliError> {
     let mut prefs = stored;
     if let Some(url) = &args.login_server {
         prefs.control_url = url.trim_end_matches('/').to_owned();
@@ -51,10 +52,14 @@ fn wanted(stored: Prefs, args: &UpArgs) -> Result<Prefs, CliError> {
     if let Some(hostname) = &args.hostname {
         prefs.hostname.clone_from(hostname);
     }
-    if let Some(risk) = &args.accept_risk
-        && !prefs.accepted_risks.contains(risk)
-    {
-        prefs.accepted_risks.push(risk.clone());
+    if let Some(shields_up) = args.shields_up {
+        prefs.shields_up = shields_up;
+    }
+    args.routes.apply(&mut prefs, status)?;
+    if args.routes.exit_node_allow_lan_access == Some(true) && prefs.exit_node().is_none() {
+        return Err(CliError::Other(
+            "--exit-node-allow-lan-access can only be used with --exit-node".to_owned(),
+        ));
     }
     prefs.want_running = true;
     prefs.logged_out = false;
@@ -176,6 +181,10 @@ mod tests {
         }
     }
 
+    fn wanted(stored: Prefs, args: &UpArgs) -> Result<Prefs, CliError> {
+        super::wanted(stored, args, &Status::default())
+    }
+
     #[tokio::test]
     async fn the_time_limit_is_for_all_steps_together() {
         let limit = Duration::from_millis(100);
@@ -194,8 +203,7 @@ mod tests {
 
     #[test]
     fn a_later_up_remembers_what_was_said() {
-        let first =
-            up("tailrace up --login-server http://c:1/ --hostname n --accept-risk=no-filter");
+        let first = up("tailrace up --login-server http://c:1/ --hostname n --shields-up");
         let stored = wanted(Prefs::default(), &first).unwrap();
         let down = Prefs {
             want_running: false,
@@ -203,12 +211,6 @@ mod tests {
         };
         assert_eq!(wanted(down, &up("tailrace up")).unwrap(), stored);
         assert_eq!(stored.control_url, "http://c:1");
-        assert!(stored.accepts_no_filter());
-    }
-
-    #[test]
-    fn an_unknown_risk_is_refused() {
-        let args = up("tailrace up --login-server http://c --accept-risk=fire");
-        assert!(wanted(Prefs::default(), &args).is_err());
+        assert!(stored.shields_up);
     }
 }

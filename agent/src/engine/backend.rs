@@ -21,8 +21,6 @@ pub(super) struct Facts {
     pub(super) needs_person: bool,
     /// The operator asked for a login that is not over.
     pub(super) login_under_way: bool,
-    /// The map's packet filter cannot be enforced, so the overlay stays down.
-    pub(super) filter_refused: bool,
     /// The device is configured as the map says.
     pub(super) tunnel_up: bool,
     /// A relay is connected, or there is none to connect to.
@@ -47,8 +45,6 @@ pub(super) fn backend_state(facts: Facts) -> BackendState {
         BackendState::NeedsLogin
     } else if !facts.machine_authorized {
         BackendState::NeedsMachineAuth
-    } else if facts.filter_refused {
-        BackendState::Stopped
     } else if facts.tunnel_up && facts.relay_ready {
         BackendState::Running
     } else {
@@ -69,7 +65,6 @@ mod tests {
         machine_authorized: true,
         needs_person: false,
         login_under_way: false,
-        filter_refused: false,
         tunnel_up: true,
         relay_ready: true,
     };
@@ -106,14 +101,6 @@ mod tests {
                     ..UP
                 },
                 NeedsLogin,
-            ),
-            (
-                Facts {
-                    filter_refused: true,
-                    tunnel_up: false,
-                    ..UP
-                },
-                Stopped,
             ),
             (
                 Facts {

@@ -12,7 +12,7 @@ use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::expiry::Expiry;
-use super::{Command, FilterState, Handle, Notice, Refusal, SharedNet};
+use super::{Command, Handle, Notice, Refusal, SharedNet};
 use crate::control::{Control, ControlError, Event, Login};
 use crate::net::{EngineChoice, NetEvent};
 use crate::prefs::Prefs;
@@ -80,7 +80,8 @@ pub struct Engine {
     pub(super) net_retry_at: Option<Instant>,
     pub(super) relay_connected: bool,
     pub(super) tunnel_up: bool,
-    pub(super) filter: Option<FilterState>,
+    /// What is wrong with the packet filter.
+    pub(super) filter_warnings: Vec<String>,
     /// What the host looks like does not follow from the map any more.
     pub(super) dirty: bool,
 }
@@ -90,6 +91,12 @@ pub struct Engine {
 pub(super) enum Clock {
     Ahead(Duration),
     Behind(Duration),
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::Ahead(Duration::ZERO)
+    }
 }
 
 impl Clock {
@@ -107,6 +114,15 @@ impl Clock {
         }
     }
 
+    /// A time of the server's by our clock.
+    pub(super) fn ours(self, server: SystemTime) -> SystemTime {
+        match self {
+            Self::Ahead(skew) => Self::Behind(skew).correct(server),
+            Self::Behind(skew) => Self::Ahead(skew).correct(server),
+        }
+    }
+
+    /// A time of ours by the server's clock.
     pub(super) fn correct(self, ours: SystemTime) -> SystemTime {
         match self {
             Self::Ahead(skew) => ours.checked_add(skew).unwrap_or(ours),
@@ -150,7 +166,7 @@ impl Engine {
             map_confirmed: None,
             cache_at: None,
             expiry: Expiry::default(),
-            clock: Clock::Ahead(Duration::ZERO),
+            clock: Clock::default(),
             net: Arc::clone(&net),
             net_events: None,
             net_health: BTreeMap::new(),
@@ -159,7 +175,7 @@ impl Engine {
             net_retry_at: None,
             relay_connected: false,
             tunnel_up: false,
-            filter: None,
+            filter_warnings: Vec::new(),
             dirty: true,
             state: Arc::new(state),
         };

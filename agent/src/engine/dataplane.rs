@@ -3,21 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use control_proto::netmap::NetMap;
-use node_core::{DEFAULT_MTU, Desired, Options};
+use node_core::Desired;
 use tokio::time::Instant;
 
-use super::FilterState;
 use super::core::Engine;
+use super::filter::{self, Facts};
+use super::routing;
 use crate::error_text::error_text;
-use crate::net::{Net, NetConfig, NetError};
+use crate::net::{Net, NetConfig, NetError, Netfilter};
+use crate::prefs::NetfilterMode;
 
 /// Pause before a data plane that failed is tried again.
 const NET_RETRY: Duration = Duration::from_secs(5);
-
-/// Why there is no overlay, and what to do.
-pub(super) const NO_FILTER: &str = "the tailnet's policy restricts who may reach this node, and this version \
-     of tailrace cannot enforce that: the overlay stays down; to run it open to all peers nevertheless, use \
-     `tailrace up --accept-risk=no-filter`";
 
 impl Engine {
     pub(super) async fn apply_map(&mut self) {
@@ -28,11 +25,7 @@ impl Engine {
         };
         // Set for the same present that the host is made for.
         self.expiry.arm(&map, self.now(), Instant::now());
-        let filter = self.judge_filter(&map);
-        let usable = filter != FilterState::Refused
-            && !self.is_expired()
-            && map.node.machine_authorized
-            && !self.prefs.logged_out;
+        let usable = !self.is_expired() && map.node.machine_authorized && !self.prefs.logged_out;
         let result = self.configure(&map, usable).await;
         self.tunnel_up = usable && result.is_ok();
         match result {
@@ -48,22 +41,6 @@ impl Engine {
         self.net_error = Some(text);
         self.net_retry_at = Some(Instant::now() + NET_RETRY);
         self.dirty = true;
-    }
-
-    /// Decides what becomes of the map's packet filter, which nothing enforces here yet.
-    pub(super) fn judge_filter(&mut self, map: &NetMap) -> FilterState {
-        let filter = if !map.needs_filter() {
-            FilterState::AllowAll
-        } else if self.prefs.accepts_no_filter() {
-            FilterState::RiskAccepted
-        } else {
-            FilterState::Refused
-        };
-        if self.filter != Some(filter) {
-            tracing::info!(filter = filter.as_str(), "packet filter");
-            self.filter = Some(filter);
-        }
-        filter
     }
 
     pub(super) async fn configure(&mut self, map: &NetMap, usable: bool) -> Result<(), NetError> {
@@ -91,17 +68,26 @@ impl Engine {
         };
         if usable {
             let now = self.clock.correct(SystemTime::now());
-            let desired = Desired::from_netmap(
-                map,
-                &Options {
-                    mtu: DEFAULT_MTU,
-                    now,
-                },
-            );
-            net.apply(&self.node_key, &desired).await
+            let desired = Desired::from_netmap(map, &routing::options(&self.prefs, now));
+            let facts = Facts {
+                shields_up: self.prefs.shields_up,
+                served_routes: desired.served_routes.clone(),
+                interfaces: net.interfaces().await?,
+                clock: self.clock,
+            };
+            let (filter, mut warnings) = filter::read(map, facts);
+            let netfilter = Netfilter {
+                manage: self.prefs.netfilter_mode == NetfilterMode::On,
+                masquerade: !self.prefs.no_snat,
+            };
+            let applied = net.apply(&self.node_key, &desired, filter, netfilter).await;
+            warnings.extend(net.filter_problem().await);
+            self.filter_warnings = warnings;
+            applied
         } else {
             // Once the overlay may come up again, its relay has to be dialled anew.
             self.relay_connected = false;
+            self.filter_warnings.clear();
             net.idle().await
         }
     }
@@ -120,6 +106,7 @@ impl Engine {
             Ok(()) => {
                 self.net_events = None;
                 self.net_health.clear();
+                self.filter_warnings.clear();
                 self.net_error = None;
                 self.net_retry_at = None;
             }

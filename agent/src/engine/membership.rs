@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use control_proto::Timestamp;
 use control_proto::netmap::NetMap;
-use control_proto::tailcfg::MapResponse;
+use control_proto::tailcfg::{Hostinfo, MapResponse};
 use keys::NodePrivate;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Refusal;
 use super::core::{Clock, Engine};
+use super::{Refusal, routing};
 use crate::control::{Control, ControlConfig, ControlError, Event, Login, ServerUrl, hostinfo};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::{CachedMapRef, StateError};
@@ -66,10 +66,8 @@ impl Engine {
             self.stop_control().await;
             self.forget_map()?;
         }
-        if old.accepted_risks != self.prefs.accepted_risks {
-            self.dirty = true;
-            self.error = None;
-        }
+        self.dirty |= old.shields_up != self.prefs.shields_up;
+        self.dirty |= routing::differ(&old, &self.prefs);
         if !self.prefs.want_running {
             self.error = None;
             self.stop_control().await;
@@ -91,9 +89,7 @@ impl Engine {
                 self.start_control(login, explicit)?;
             }
             Some((control, _)) => {
-                if old.hostname != self.prefs.hostname {
-                    control.set_hostinfo(hostinfo(&self.prefs.hostname, &self.log_id));
-                }
+                control.set_hostinfo(self.hostinfo());
                 let joined = self.map.is_some() && !expired && self.auth_url.is_none();
                 // A good key needs no new proof: an auth key beside it is for the next time.
                 if explicit && (!joined || login.fresh_key) {
@@ -118,7 +114,7 @@ impl Engine {
             url: url.clone(),
             problem,
         })?;
-        let mut hostinfo = hostinfo(&self.prefs.hostname, &self.log_id);
+        let mut hostinfo = self.hostinfo();
         hostinfo.net_info.clone_from(&self.net_info);
         let identity = self.state.identity()?;
         let config = ControlConfig {
@@ -130,6 +126,14 @@ impl Engine {
         self.control_problem = None;
         self.control = Some(Control::start(config, Arc::clone(&self.state), identity));
         Ok(())
+    }
+
+    /// What the server is told of this host, and of its wishes.
+    fn hostinfo(&self) -> Hostinfo {
+        Hostinfo {
+            routable_ips: self.prefs.advertise_routes.clone(),
+            ..hostinfo(&self.prefs.hostname, &self.log_id)
+        }
     }
 
     pub(super) async fn stop_control(&mut self) {
@@ -348,7 +352,7 @@ impl Engine {
         self.map_stale = false;
         self.map_confirmed = None;
         self.cache_at = None;
-        self.filter = None;
+        self.filter_warnings.clear();
         self.dirty = true;
         self.state.remove_netmap()
     }

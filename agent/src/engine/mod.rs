@@ -7,27 +7,29 @@ mod backend;
 mod core;
 mod dataplane;
 mod expiry;
-#[cfg(test)]
-mod filter_tests;
+mod filter;
 mod membership;
+mod routing;
 mod snapshot;
 mod view;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::dataplane::Count;
 use serde_json::{Map, Value};
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 use crate::control::{ControlError, Login, ServerUrl, fetch_server_key};
 use crate::localapi::{BackendState, PingResult, StartOptions};
-use crate::net::{Net, NetError};
+use crate::net::{Net, NetError, Reports};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::StateError;
 
 pub use self::core::{Engine, EngineConfig};
-pub use snapshot::{FilterState, Snapshot};
+pub use snapshot::Snapshot;
 
 /// The data plane while there is one; readers ask it, only the engine changes it.
 type SharedNet = Arc<RwLock<Option<Net>>>;
@@ -224,6 +226,51 @@ impl Handle {
             Err(error) => result.err = error.to_string(),
         }
         Ok(result)
+    }
+
+    /// Sends what is for the peer with this address straight to `endpoint`, or by the relays again.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownPeer`], [`Refusal::Net`].
+    pub async fn set_endpoint(
+        &self,
+        ip: IpAddr,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<(), Refusal> {
+        let snapshot = self.ask(Command::Snapshot).await?;
+        let (target, key) = snapshot.ping_target(ip).ok_or(Refusal::UnknownPeer(ip))?;
+        if target.is_local_ip {
+            return Err(Refusal::UnknownPeer(ip));
+        }
+        match self.net.read().await.as_ref() {
+            Some(net) => Ok(net.set_endpoint(key, endpoint).await?),
+            None => Err(NetError::Down.into()),
+        }
+    }
+
+    /// Where dropped packets are reported.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Net`] while the overlay is down.
+    pub async fn drop_reports(&self) -> Result<Reports, Refusal> {
+        match self.net.read().await.as_ref() {
+            Some(net) => Ok(net.reports()),
+            None => Err(NetError::Down.into()),
+        }
+    }
+
+    /// What each rule of the network map has admitted, by its number there, since it came in force.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Net`] while the overlay is down, or if the kernel does not tell.
+    pub async fn rule_hits(&self) -> Result<BTreeMap<u32, Count>, Refusal> {
+        match self.net.read().await.as_ref() {
+            Some(net) => Ok(net.rule_hits().await?),
+            None => Err(NetError::Down.into()),
+        }
     }
 
     /// Ends the engine: the control client stops, a kernel data plane stays.

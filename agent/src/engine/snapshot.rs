@@ -12,29 +12,6 @@ use crate::localapi::{BackendState, PingResult};
 use crate::net::NetStatus;
 use crate::prefs::Prefs;
 
-/// What becomes of the network map's packet filter, which nothing enforces here yet.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum FilterState {
-    /// It admits everything, so there is nothing to enforce.
-    AllowAll,
-    /// It does not, and the operator accepted that.
-    RiskAccepted,
-    /// It does not, so the overlay stays down.
-    Refused,
-}
-
-impl FilterState {
-    /// The word that `status` shows.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AllowAll => "none needed (the policy allows all)",
-            Self::RiskAccepted => "NOT ENFORCED (accepted risk no-filter)",
-            Self::Refused => "refused (not enforceable)",
-        }
-    }
-}
-
 /// The node at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -50,8 +27,6 @@ pub struct Snapshot {
     pub map: Option<Arc<NetMap>>,
     /// Our node key.
     pub node_key: NodePublic,
-    /// What becomes of the filter; `None` before the first map.
-    pub filter: Option<FilterState>,
     /// The data plane, while there is one.
     pub net: Option<NetStatus>,
     /// The coordination server answers.
@@ -87,6 +62,12 @@ impl Snapshot {
             .filter_map(|node| Some((covering(node)?, node)))
             .max_by_key(|(len, _)| *len)
             .map(|(_, node)| node)
+    }
+
+    /// Whether `node` is the chosen exit node.
+    #[must_use]
+    pub fn is_exit_node(&self, node: &Node) -> bool {
+        self.prefs.exit_node().is_some_and(|chosen| chosen.is(node))
     }
 
     /// Begins a ping's result: who has the address, and that node's key.

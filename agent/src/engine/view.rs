@@ -7,8 +7,7 @@ use keys::NodePublic;
 
 use super::backend::{Facts, backend_state};
 use super::core::Engine;
-use super::dataplane::NO_FILTER;
-use super::{FilterState, Notice, Snapshot};
+use super::{Notice, Snapshot, routing};
 use crate::localapi::BackendState;
 
 impl Engine {
@@ -23,7 +22,6 @@ impl Engine {
             expired: self.is_expired(),
             machine_authorized: map.is_some_and(|map| map.node.machine_authorized),
             needs_person: self.auth_url.is_some() || (self.error.is_some() && map.is_none()),
-            filter_refused: self.filter == Some(FilterState::Refused),
             login_under_way: self.login_under_way,
             tunnel_up: self.tunnel_up,
             relay_ready: self.relay_connected || !has_relays,
@@ -34,11 +32,7 @@ impl Engine {
         let notice = Notice {
             state: self.backend_state(),
             auth_url: self.auth_url.clone(),
-            error: self
-                .error
-                .clone()
-                .or_else(|| self.net_error.clone())
-                .or_else(|| self.filter_error()),
+            error: self.error.clone().or_else(|| self.net_error.clone()),
         };
         self.notices.send_if_modified(|old| {
             if *old == notice {
@@ -64,7 +58,6 @@ impl Engine {
             health: self.health(),
             map: self.map.clone(),
             node_key: self.own_key(),
-            filter: self.filter,
             net: None,
             control_connected: self.control_connected,
             map_stale: self.map_stale,
@@ -73,16 +66,6 @@ impl Engine {
                 .and_then(|at| SystemTime::now().duration_since(at).ok()),
             now: self.now(),
         }
-    }
-
-    /// Why the overlay is down, if its filter is the reason. A cached map says nothing final before
-    /// the server was asked: it may have changed its mind.
-    fn filter_error(&self) -> Option<String> {
-        let refused = self.prefs.want_running
-            && !self.prefs.accepts_no_filter()
-            && self.filter == Some(FilterState::Refused);
-        let settled = !self.map_stale || self.control_problem.is_some();
-        (refused && settled).then(|| NO_FILTER.to_owned())
     }
 
     pub(super) fn own_key(&self) -> NodePublic {
@@ -100,16 +83,11 @@ impl Engine {
         if self.prefs.want_running && self.is_expired() {
             health.push("the node key expired: log in again with `tailrace up`".to_owned());
         }
-        match self.filter {
-            Some(FilterState::Refused) if self.prefs.want_running => {
-                health.push(NO_FILTER.to_owned());
-            }
-            Some(FilterState::RiskAccepted) => health.push(
-                "the tailnet's policy is not enforced here: every peer reaches every port of this node \
-                 (accepted risk no-filter)"
-                    .to_owned(),
-            ),
-            _ => {}
+        health.extend(self.filter_warnings.iter().cloned());
+        if self.prefs.want_running
+            && let Some(map) = &self.map
+        {
+            health.extend(routing::health(&self.prefs, map));
         }
         health.extend(self.net_health.values().cloned());
         if let Some(map) = &self.map {

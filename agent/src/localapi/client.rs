@@ -1,6 +1,7 @@
 //! The command line's side of the local API: [`Client`].
 
 use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -101,19 +102,11 @@ impl Client {
     ) -> Result<Bytes, ClientError> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await
-            .map_err(ClientError::Broken)?
-            .to_bytes();
+        let body = whole(response).await?;
         if status.is_success() {
             return Ok(body);
         }
-        let message = match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(body) => body.error,
-            Err(_) => String::from_utf8_lossy(&body).trim().to_owned(),
-        };
-        Err(ClientError::Refused { status, message })
+        Err(refused(status, &body))
     }
 
     /// Opens the notification stream; its first line is the present state.
@@ -121,20 +114,26 @@ impl Client {
     /// # Errors
     ///
     /// Any [`ClientError`].
-    pub async fn watch(&self) -> Result<NotifyStream, ClientError> {
-        let response = self
-            .send(Method::GET, "watch-ipn-bus?mask=2", Bytes::new())
-            .await?;
-        if !response.status().is_success() {
-            return Err(ClientError::Refused {
-                status: response.status(),
-                message: "the daemon does not tell its state".to_owned(),
+    pub async fn watch(&self) -> Result<Lines<Notify>, ClientError> {
+        self.lines("watch-ipn-bus?mask=2").await
+    }
+
+    /// Opens a stream of lines, each an object of JSON.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`].
+    pub async fn lines<T: DeserializeOwned>(&self, path: &str) -> Result<Lines<T>, ClientError> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(Lines {
+                body: response.into_body(),
+                buffer: BytesMut::new(),
+                kind: PhantomData,
             });
         }
-        Ok(NotifyStream {
-            body: response.into_body(),
-            buffer: BytesMut::new(),
-        })
+        Err(refused(status, &whole(response).await?))
     }
 
     async fn send(
@@ -169,20 +168,34 @@ impl Client {
     }
 }
 
-/// The daemon's notifications, one JSON object a line.
-#[derive(Debug)]
-pub struct NotifyStream {
-    body: Incoming,
-    buffer: BytesMut,
+async fn whole(response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
+    Ok(body.await.map_err(ClientError::Broken)?.to_bytes())
 }
 
-impl NotifyStream {
-    /// Waits for the next notification; `None` when the daemon ends. Safe to cancel.
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    let message = match serde_json::from_slice::<ErrorBody>(body) {
+        Ok(body) => body.error,
+        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
+    };
+    ClientError::Refused { status, message }
+}
+
+/// What the daemon tells as it happens, one JSON object a line.
+#[derive(Debug)]
+pub struct Lines<T> {
+    body: Incoming,
+    buffer: BytesMut,
+    kind: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// Waits for the next line; `None` when the daemon ends. Safe to cancel.
     ///
     /// # Errors
     ///
     /// [`ClientError::Broken`].
-    pub async fn next(&mut self) -> Result<Option<Notify>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end);
@@ -192,7 +205,7 @@ impl NotifyStream {
                     .map_err(ClientError::broken);
             }
             if self.buffer.len() > MAX_LINE {
-                return Err(ClientError::broken("a notification is too long"));
+                return Err(ClientError::broken("a line is too long"));
             }
             match self.body.frame().await {
                 None => return Ok(None),

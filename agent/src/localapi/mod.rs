@@ -16,6 +16,7 @@
 //! | `GET usermetrics`, `GET metrics` | Prometheus text |
 
 mod client;
+mod debug;
 mod icmp;
 mod query;
 mod server;
@@ -23,12 +24,12 @@ mod slots;
 mod status;
 mod types;
 
-pub use client::{Client, ClientError, NotifyStream};
+pub use client::{Client, ClientError, Lines};
 pub use server::{BindError, Server};
 pub use status::{status, whois};
 pub use types::{
-    BackendState, ErrorBody, Notify, OverlayTraffic, PeerStatus, PingResult, RelayStatus,
-    StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,
+    BackendState, DroppedPacket, ErrorBody, Notify, OverlayTraffic, PeerStatus, PingResult,
+    RelayStatus, RuleHits, StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,
 };
 
 /// What every path begins with.

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::watch;
 
+use super::debug;
 use super::query::Query;
 use super::slots::Slots;
 use super::{ErrorBody, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois};
@@ -302,6 +303,20 @@ async fn route(
             Ok(no_content())
         }
         ("ping", &Method::POST) => Ok(json(&ping(&query, engine).await?)),
+        ("debug-endpoint", &Method::POST) => {
+            caller.check_write(engine).await?;
+            set_endpoint(&query, engine).await?;
+            Ok(no_content())
+        }
+        ("debug-drops", &Method::GET) => {
+            // They tell who talks to whom.
+            caller.check_write(engine).await?;
+            let lines = debug::drops(engine).await?;
+            let mut response = Response::new(BodyExt::boxed(StreamBody::new(Box::pin(lines))));
+            set_json(&mut response);
+            Ok(response)
+        }
+        ("debug-rules", &Method::GET) => Ok(json(&debug::rules(engine).await?)),
         ("whois", &Method::GET) => {
             let address = query
                 .get("addr")
@@ -324,7 +339,8 @@ async fn route(
         }
         (
             "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "whois"
-            | "serve-config" | "watch-ipn-bus" | "metrics" | "usermetrics",
+            | "debug-endpoint" | "debug-drops" | "debug-rules" | "serve-config" | "watch-ipn-bus"
+            | "metrics" | "usermetrics",
             method,
         ) => Err(Failure {
             status: StatusCode::METHOD_NOT_ALLOWED,
@@ -336,13 +352,28 @@ async fn route(
     }
 }
 
-async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
+/// The address that a query is about.
+fn address(query: &Query) -> Result<IpAddr, Failure> {
     let text = query
         .get("ip")
         .ok_or_else(|| Failure::bad_request("ip is missing"))?;
-    let ip: IpAddr = text
-        .parse()
-        .map_err(|_| Failure::bad_request("ip is not an address"))?;
+    text.parse()
+        .map_err(|_| Failure::bad_request("ip is not an address"))
+}
+
+async fn set_endpoint(query: &Query, engine: &Handle) -> Result<(), Failure> {
+    let endpoint = match query.get("endpoint") {
+        None => return Err(Failure::bad_request("endpoint is missing")),
+        Some("none") => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            Failure::bad_request(format!("endpoint {text:?} is not ADDRESS:PORT or none"))
+        })?),
+    };
+    Ok(engine.set_endpoint(address(query)?, endpoint).await?)
+}
+
+async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
+    let ip = address(query)?;
     match query.get("type") {
         Some("disco") => Ok(engine.ping(ip, PING_TIMEOUT).await?),
         Some("ICMP") => {

@@ -9,11 +9,12 @@ use control_proto::tailcfg::{Node, Prefix};
 use keys::NodePublic;
 
 use super::types::{
-    BackendState, OverlayTraffic, PeerStatus, RelayStatus, Status, TailnetStatus, TailraceStatus,
-    WhoIs,
+    BackendState, ExitNodeStatus, OverlayTraffic, PeerStatus, RelayStatus, Status, TailnetStatus,
+    TailraceStatus, WhoIs,
 };
-use crate::engine::{FilterState, Snapshot};
-use crate::net::{self, CountersState};
+use crate::engine::Snapshot;
+use crate::net::filter::direction_name;
+use crate::net::{self, FilterPlace, FilterStatus};
 
 /// Builds the answer to `GET status`.
 #[must_use]
@@ -28,6 +29,15 @@ pub fn status(snapshot: &Snapshot, with_peers: bool) -> Status {
         auth_url: snapshot.auth_url.clone().unwrap_or_default(),
         tailscale_ips: map.map(|map| addresses(&map.node)),
         self_node: self_status(snapshot, map, up),
+        exit_node_status: map.and_then(|map| {
+            let mut peers = map.peers.values();
+            let node = peers.find(|node| snapshot.is_exit_node(node))?;
+            Some(ExitNodeStatus {
+                id: node.stable_id.to_string(),
+                online: node.online.unwrap_or(false),
+                tailscale_ips: node.addresses.iter().map(ToString::to_string).collect(),
+            })
+        }),
         health: snapshot.health.clone(),
         magic_dns_suffix: map.map_or("", NetMap::magic_dns_suffix).to_owned(),
         current_tailnet: map.map(|map| TailnetStatus {
@@ -157,6 +167,7 @@ fn node_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
             .to_string(),
         last_handshake: Timestamp::ZERO.to_string(),
         online,
+        exit_node: snapshot.is_exit_node(node),
         exit_node_option: node
             .allowed_ips()
             .iter()
@@ -173,12 +184,12 @@ fn node_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
 
 fn own_status(snapshot: &Snapshot) -> TailraceStatus {
     let mut ours = TailraceStatus {
-        filter: snapshot
-            .filter
-            .map(|filter| filter.as_str().to_owned())
-            .unwrap_or_default(),
-        filter_refused: snapshot.prefs.want_running
-            && snapshot.filter == Some(FilterState::Refused),
+        advertised_routes: texts(&snapshot.prefs.advertise_routes),
+        approved_routes: snapshot.map.as_ref().map_or_else(Vec::new, |map| {
+            let routes = snapshot.prefs.advertise_routes.iter();
+            let approved = routes.filter(|net| map.node.allowed_ips().contains(net));
+            approved.map(ToString::to_string).collect()
+        }),
         control_connected: snapshot.control_connected,
         control_url: snapshot.prefs.control_url.clone(),
         map_stale: snapshot.map_stale,
@@ -192,10 +203,7 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
             ours.device.clone_from(&net.device);
         }
         ours.port = net.port;
-        ours.counters = match &net.counters {
-            CountersState::Ebpf => "ebpf".to_owned(),
-            CountersState::Off(reason) => format!("off ({reason})"),
-        };
+        filter_status(&mut ours, &net.filter);
         ours.home_relay = net
             .home
             .as_ref()
@@ -204,6 +212,24 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
         ours.relays = net.relays.iter().map(relay_status).collect();
     }
     ours
+}
+
+fn filter_status(ours: &mut TailraceStatus, filter: &FilterStatus) {
+    let (place, reason) = match &filter.place {
+        FilterPlace::None => ("", ""),
+        FilterPlace::Ebpf => ("ebpf", ""),
+        FilterPlace::Userspace(reason) => ("userspace", reason.as_str()),
+    };
+    place.clone_into(&mut ours.filter);
+    reason.clone_into(&mut ours.filter_reason);
+    ours.filter_rules = filter.rules;
+    ours.filter_serial = filter.serial;
+    for ((direction, reason), count) in &filter.drops {
+        if count.packets > 0 {
+            let by_direction = ours.drops.entry(reason.name().to_owned()).or_default();
+            by_direction.insert(direction_name(*direction).to_owned(), count.packets);
+        }
+    }
 }
 
 fn relay_status(relay: &net::RelayStatus) -> RelayStatus {
@@ -285,7 +311,6 @@ mod tests {
             health: Vec::new(),
             node_key: map.node.key,
             map: Some(Arc::new(map)),
-            filter: None,
             net: None,
             control_connected: true,
             map_stale: false,

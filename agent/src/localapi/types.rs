@@ -92,6 +92,9 @@ pub struct Status {
     /// This node.
     #[serde(rename = "Self")]
     pub self_node: PeerStatus,
+    /// The chosen exit node, if the map has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_node_status: Option<ExitNodeStatus>,
     /// What is wrong, for people.
     pub health: Vec<String>,
     /// Domain of the tailnet's names, no dots around it.
@@ -110,6 +113,20 @@ pub struct Status {
     /// What upstream has no field for.
     #[serde(default)]
     pub tailrace: TailraceStatus,
+}
+
+/// The chosen exit node.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ExitNodeStatus {
+    /// Stable id.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// Connected to the coordination server.
+    pub online: bool,
+    /// Its overlay addresses, with their prefix length.
+    #[serde(rename = "TailscaleIPs")]
+    pub tailscale_ips: Vec<String>,
 }
 
 /// The tailnet this node is in.
@@ -239,12 +256,20 @@ pub struct TailraceStatus {
     pub device: String,
     /// UDP port of WireGuard.
     pub port: u16,
-    /// What becomes of the packet filter, in words; empty before the first map.
+    /// Where the packet filter is: `ebpf` or `userspace`; empty while there is none, and nothing passes.
     pub filter: String,
-    /// The packet filter cannot be enforced and nobody accepted that: the overlay stays down.
-    pub filter_refused: bool,
-    /// `ebpf`, or why packets are not counted.
-    pub counters: String,
+    /// Why it is not in eBPF.
+    pub filter_reason: String,
+    /// Rules that admit packets.
+    pub filter_rules: usize,
+    /// Changes whenever another filter comes in force.
+    pub filter_serial: u64,
+    /// Packets that it dropped: by reason, by direction (`in`, `out`).
+    pub drops: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Routes that this node offers.
+    pub advertised_routes: Vec<String>,
+    /// Those of them that the server approved.
+    pub approved_routes: Vec<String>,
     /// The coordination server answers.
     pub control_connected: bool,
     /// URL of the coordination server.
@@ -273,6 +298,46 @@ pub struct RelayStatus {
     pub connected: bool,
     /// What is wrong with it.
     pub problem: Option<String>,
+}
+
+/// A line of `GET debug-drops`: a packet that the filter dropped.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DroppedPacket {
+    /// When, in RFC 3339.
+    pub time: String,
+    /// `in` from a peer, `out` to one.
+    pub direction: String,
+    /// Short name of the reason, as in metrics.
+    pub reason: String,
+    /// The reason in a few words.
+    pub why: String,
+    /// IP protocol number; 0 if it could not be read.
+    pub protocol: u8,
+    /// Source with its port, 0 if there is none; absent for what is no IP packet.
+    pub src: Option<String>,
+    /// Destination with its port.
+    pub dst: Option<String>,
+    /// Name of the peer at the other end, if it is one.
+    pub peer: Option<String>,
+}
+
+/// An entry of `GET debug-rules`: a rule of the network map's packet filter.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RuleHits {
+    /// Its number, from 0.
+    pub rule: u32,
+    /// Who may send.
+    pub sources: Vec<String>,
+    /// To where, with the ports.
+    pub destinations: Vec<String>,
+    /// IP protocols; none stands for TCP, UDP and ICMP.
+    pub protocols: Vec<i32>,
+    /// Packets that it admitted since it came in force.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
 }
 
 /// `POST ping`.

@@ -44,9 +44,15 @@ pub enum NetError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The packet counters could not be removed.
-    #[error("removing the packet counters failed")]
-    Counters(#[source] dataplane::DataplaneError),
+    /// The eBPF programs could not be removed.
+    #[error("removing the eBPF programs failed")]
+    Programs(#[source] dataplane::DataplaneError),
+    /// Kernel WireGuard cannot be guarded.
+    #[error(
+        "the packet filter cannot be put in force, and without it the overlay stays down; where the \
+         kernel permits no eBPF use --wireguard embedded, which can filter by itself"
+    )]
+    NoFilter(#[source] dataplane::DataplaneError),
     /// A socket of the agent failed.
     #[error("{operation} failed")]
     Socket {

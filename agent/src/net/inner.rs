@@ -6,20 +6,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Counters, PeerCounters, PeerIndex};
+use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
+use netlink::links::Kind;
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{Desired, DesiredPeer};
 
+use super::filter::{Guard, PacketFilter, Restriction};
 use super::peers::{Peer, Peers};
-use super::{CountersState, Engine, Home, NetError, NetStatus, OverlayTraffic, PeerStatus};
+use super::{
+    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, OverlayTraffic,
+    PeerStatus, Reports, restore_forwarding,
+};
 use crate::derp::Manager;
 use crate::error_text::error_text;
+use crate::firewall::{self, Firewall};
 use crate::relayed::Relayed;
-use crate::router::{self, Wiring};
+use crate::router::{self, Wiring, forwarding};
 use crate::tunnel::{PeerState, Tunnel};
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -35,10 +41,20 @@ pub(super) struct Inner {
     pub(super) port: u16,
     pub(super) state_dir: PathBuf,
     pub(super) endpoints: Endpoints,
+    /// Endpoints that replace the relayed ones: set by hand, or left by a former agent.
+    pub(super) direct: BTreeMap<NodePublic, SocketAddr>,
     pub(super) peers: Peers,
     pub(super) relayed: Arc<Relayed>,
     pub(super) relays: Manager,
-    pub(super) counting: Counting,
+    pub(super) guard: Guard,
+    /// Where dropped packets are reported.
+    pub(super) reports: Reports,
+    /// The host's netfilter; `None` where it has none, for the reason beside.
+    pub(super) firewall: Option<Firewall>,
+    /// Counts the filters that were put in force.
+    pub(super) filter_serial: u64,
+    /// Why the filter admits less than it should.
+    pub(super) filter_problem: Option<String>,
     pub(super) applied: Option<Applied>,
 }
 
@@ -47,18 +63,10 @@ pub(super) struct Inner {
 pub(super) struct Applied {
     pub(super) key: NodePrivate,
     pub(super) desired: Desired,
-}
-
-/// The packet counters of one device.
-#[derive(Debug, Default)]
-pub(super) enum Counting {
-    /// Not tried on the present device.
-    #[default]
-    Untried,
-    /// Running on the device with this number.
-    On(Box<Counters>, u32),
-    /// Refused on the device with this number.
-    Off(String, u32),
+    pub(super) filter: PacketFilter,
+    pub(super) netfilter: Netfilter,
+    /// The filter's rules in the words of the eBPF programs.
+    pub(super) rules: dataplane::Rules,
 }
 
 impl Inner {
@@ -67,39 +75,111 @@ impl Inner {
         &mut self,
         key: &NodePrivate,
         desired: &Desired,
+        filter: PacketFilter,
+        netfilter: Netfilter,
     ) -> Result<(), NetError> {
         self.assign_endpoints(desired)?;
         self.relays.configure(key, &desired.derp_map);
+        let rules = filter.rules();
+        let before = self.applied.as_ref().map(|applied| &applied.rules);
+        let changed = before != Some(&rules);
         self.applied = Some(Applied {
             key: key.clone(),
             desired: desired.clone(),
+            filter,
+            netfilter,
+            rules,
         });
-        self.reapply().await
+        self.reapply().await?;
+        self.filter_serial += u64::from(changed);
+        Ok(())
     }
 
     /// Makes the host again what it should be; does nothing while idle.
     pub(super) async fn reapply(&mut self) -> Result<(), NetError> {
-        let Some(Applied { key, desired }) = &self.applied else {
+        let Some(Applied { key, desired, .. }) = &self.applied else {
             return Ok(());
         };
+        let wiring = Wiring::from(desired);
         let device = wireguard::Device {
             private_key: Some(key.clone()),
             listen_port: self.port,
             fwmark: UNDERLAY_MARK,
             peers: self.tunnel_peers(desired),
         };
-        self.tunnel.apply(&device).await?;
-        let wiring = Wiring {
-            addresses: desired.addresses.iter().copied().collect(),
-            mtu: desired.mtu,
-            routes: desired.routes.iter().copied().collect(),
+        // What is new in the map may pass only by the map's rules, so a device that is up already gets
+        // them first; a new one is down until it has them.
+        let result = async {
+            if self.is_ours_already().await? {
+                self.enforce().await?;
+            }
+            self.tunnel.apply(&device).await?;
+            self.enforce_on_new_device().await
         };
+        if let Err(error) = result.await {
+            if matches!(error, NetError::NoFilter(_)) {
+                // Without a filter no packet may pass.
+                self.take_device_down().await?;
+            }
+            return Err(error);
+        }
         let wired = router::apply(&self.netlink, &self.device, &wiring).await;
         wired.map_err(|error| match error.errno() {
             Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
             _ => error.into(),
         })?;
-        self.count().await
+        self.arrange_netfilter().await?;
+        let forwards = self.forwards();
+        match forwards {
+            Some(routes) => {
+                forwarding::enable(&self.state_dir, &routes).map_err(|source| NetError::Socket {
+                    operation: "switching forwarding on",
+                    source,
+                })
+            }
+            None => restore_forwarding(&self.state_dir),
+        }
+    }
+
+    /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
+    async fn arrange_netfilter(&self) -> Result<(), NetError> {
+        let (Some(firewall), Some(applied)) = (&self.firewall, &self.applied) else {
+            return Ok(());
+        };
+        let Netfilter { manage, masquerade } = applied.netfilter;
+        if !manage {
+            return Ok(firewall.remove(&self.device).await?);
+        }
+        let served = applied.desired.served_routes.clone();
+        let config = firewall::Config {
+            device: self.device.clone(),
+            wireguard_port: self.port,
+            agent_port: None,
+            masquerade,
+            exit_node: served.iter().any(|net| net.prefix_len() == 0),
+            served,
+        };
+        Ok(firewall.apply(&config).await?)
+    }
+
+    /// The routes for which this host's forwarding switches are ours to set.
+    fn forwards(&self) -> Option<Vec<IpNet>> {
+        let desired = &self.applied.as_ref()?.desired;
+        let asked = desired.enable_forwarding && !desired.served_routes.is_empty();
+        asked.then(|| desired.served_routes.clone())
+    }
+
+    /// Sends what is for the peer straight to `endpoint`, or by the relays again.
+    pub(super) async fn set_direct(
+        &mut self,
+        peer: NodePublic,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<(), NetError> {
+        match endpoint {
+            Some(endpoint) => self.direct.insert(peer, endpoint),
+            None => self.direct.remove(&peer),
+        };
+        self.reapply().await
     }
 
     /// Checks cheaply, between full inspections, that the device is there and up.
@@ -116,10 +196,22 @@ impl Inner {
         self.applied = None;
         self.relays.stop();
         self.peers.replace(std::iter::empty());
-        let counters = self.stop_counting();
-        self.tunnel.remove().await?;
+        self.take_device_down().await?;
+        if let Some(firewall) = &self.firewall {
+            firewall.remove(&self.device).await?;
+        }
+        restore_forwarding(&self.state_dir)?;
         router::remove(&self.netlink).await?;
-        counters
+        Ok(())
+    }
+
+    /// Removes the device, and after it what guards it: in this order nothing passes unjudged.
+    async fn take_device_down(&mut self) -> Result<(), NetError> {
+        if let Some(gate) = self.tunnel.gate() {
+            gate.close();
+        }
+        self.tunnel.remove().await?;
+        self.stop_guarding()
     }
 
     /// Lets go of what outlives the agent, and tidies up what does not.
@@ -132,6 +224,12 @@ impl Inner {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "routing rules not removed");
             }
+            if let Some(firewall) = &self.firewall
+                && let Err(error) = firewall.remove(&self.device).await
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "firewall rules not removed");
+            }
         }
     }
 
@@ -139,6 +237,7 @@ impl Inner {
     fn assign_endpoints(&mut self, desired: &Desired) -> Result<(), NetError> {
         let present: BTreeSet<NodePublic> = desired.peers.keys().copied().collect();
         self.endpoints.retain(&present);
+        self.direct.retain(|key, _| present.contains(key));
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;
@@ -153,7 +252,8 @@ impl Inner {
         peers
             .map(|(key, peer)| {
                 let address = self.endpoints.address(key);
-                let endpoint = address.map(|ip| SocketAddr::from((ip, self.relayed.port())));
+                let relayed = address.map(|ip| SocketAddr::from((ip, self.relayed.port())));
+                let endpoint = self.direct.get(key).copied().or(relayed);
                 let peer = wireguard::Peer {
                     endpoint,
                     allowed_ips: peer.allowed_ips.iter().copied().collect(),
@@ -163,48 +263,84 @@ impl Inner {
             .collect()
     }
 
-    /// Attaches the counters to the present device if that was not tried yet, and fills their tables.
-    async fn count(&mut self) -> Result<(), NetError> {
+    /// Whether the device exists and is ours: guarded before, or left by a former agent.
+    async fn is_ours_already(&self) -> Result<bool, NetError> {
+        let link = links::get(&self.netlink, &self.device).await?;
+        Ok(link.is_some_and(|link| {
+            let left = self.tunnel.engine() == Engine::Kernel && link.kind == Kind::WireGuard;
+            left || self.guard.device() == Some(link.index)
+        }))
+    }
+
+    /// As [`Self::enforce`], if the device has appeared since.
+    async fn enforce_on_new_device(&mut self) -> Result<(), NetError> {
+        let link = links::get(&self.netlink, &self.device).await?;
+        if link.map(|link| link.index) == self.guard.device() {
+            return Ok(());
+        }
+        self.enforce().await
+    }
+
+    /// Puts the filter in force on the present device: with eBPF if that can be, else, in the embedded
+    /// tunnel, here.
+    async fn enforce(&mut self) -> Result<(), NetError> {
         let Some(link) = links::get(&self.netlink, &self.device).await? else {
             return Ok(());
         };
-        let tried = match &self.counting {
-            Counting::On(_, index) | Counting::Off(_, index) => *index == link.index,
-            Counting::Untried => false,
-        };
-        if !tried {
-            self.counting = match Counters::attach(&self.device, self.pin_dir().as_deref()) {
-                Ok(counters) => Counting::On(Box::new(counters), link.index),
-                Err(error) => {
+        if self.guard.device() != Some(link.index) {
+            self.guard = match Dataplane::attach(&self.device, self.pin_dir().as_deref()) {
+                Ok(dataplane) => Guard::ebpf(dataplane, link.index, &self.reports),
+                Err(error) if self.tunnel.gate().is_some() => {
                     let reason = error_text(&error);
-                    tracing::warn!(reason, "packets are not counted");
-                    Counting::Off(reason, link.index)
+                    tracing::warn!(reason, "packets are filtered in this process");
+                    Guard::Userspace(reason, link.index)
                 }
+                Err(error) => return Err(NetError::NoFilter(error)),
             };
         }
-        let prefixes = self.counted_prefixes();
-        if let Counting::On(counters, index) = &mut self.counting
-            && let Err(error) = counters.set_peers(&prefixes)
-        {
-            let (reason, index) = (error_text(&error), *index);
-            tracing::warn!(reason, "packets are not counted any more");
-            self.counting = Counting::Off(reason, index);
+        let Some(Applied {
+            desired,
+            filter,
+            rules,
+            ..
+        }) = &self.applied
+        else {
+            return Ok(());
+        };
+        let prefixes = prefixes(desired);
+        match &mut self.guard {
+            Guard::Ebpf(dataplane, ..) => {
+                let peers: Vec<_> = prefixes
+                    .iter()
+                    .filter_map(|(prefix, key)| {
+                        let index = peer_index(self.endpoints.address(key)?);
+                        Some((*prefix, guarded(index, filter.restriction(key))))
+                    })
+                    .collect();
+                dataplane.set_peers(&peers).map_err(NetError::NoFilter)?;
+                // In whole seconds, as for peers: read anew, the clocks differ by a little.
+                let expires = filter.expires.map(dataplane::since_boot);
+                let expires = expires.map(|at| Duration::from_secs(at.as_secs() + 1));
+                dataplane.set_expiry(expires).map_err(NetError::NoFilter)?;
+                self.filter_problem = match dataplane.set_rules(rules) {
+                    Ok(()) => None,
+                    Err(error @ DataplaneError::Filter(_)) => Some(error_text(&error)),
+                    Err(error) => return Err(NetError::NoFilter(error)),
+                };
+                if let Some(gate) = self.tunnel.gate() {
+                    gate.open();
+                }
+            }
+            Guard::Userspace(..) => {
+                self.filter_problem = None;
+                if let Some(gate) = self.tunnel.gate() {
+                    let (rules, local, peers) = filter.model(&prefixes);
+                    gate.judge(rules, local, peers);
+                }
+            }
+            Guard::Untried => {}
         }
         Ok(())
-    }
-
-    fn counted_prefixes(&self) -> Vec<(IpNet, PeerIndex)> {
-        let Some(Applied { desired, .. }) = &self.applied else {
-            return Vec::new();
-        };
-        let mut prefixes = Vec::new();
-        for (key, peer) in &desired.peers {
-            if let Some(address) = self.endpoints.address(key) {
-                let index = peer_index(address);
-                prefixes.extend(peer.allowed_ips.iter().map(|prefix| (*prefix, index)));
-            }
-        }
-        prefixes
     }
 
     /// Only a kernel device outlives the agent, so only its counters are pinned.
@@ -222,16 +358,49 @@ impl Inner {
         }
     }
 
-    fn stop_counting(&mut self) -> Result<(), NetError> {
-        let removed = match std::mem::take(&mut self.counting) {
-            Counting::On(counters, _) => counters.remove(),
-            Counting::Off(..) => Ok(()),
-            Counting::Untried if self.tunnel.engine() == Engine::Kernel => {
-                Counters::remove_leftovers(&self.device, self.pin_dir().as_deref())
+    fn stop_guarding(&mut self) -> Result<(), NetError> {
+        let removed = match std::mem::take(&mut self.guard) {
+            Guard::Ebpf(dataplane, ..) => dataplane.remove(),
+            Guard::Userspace(..) => Ok(()),
+            Guard::Untried if self.tunnel.engine() == Engine::Kernel => {
+                Dataplane::remove_leftovers(&self.device, self.pin_dir().as_deref())
             }
-            Counting::Untried => Ok(()),
+            Guard::Untried => Ok(()),
         };
-        removed.map_err(NetError::Counters)
+        removed.map_err(NetError::Programs)
+    }
+
+    fn filter_status(&self) -> FilterStatus {
+        let rules = self.applied.as_ref().map(|applied| &applied.filter.rules);
+        let (place, drops) = match &self.guard {
+            Guard::Untried => (FilterPlace::None, BTreeMap::new()),
+            Guard::Ebpf(dataplane, ..) => {
+                let drops = dataplane.drops().unwrap_or_else(|error| {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the filter's counters not read");
+                    BTreeMap::new()
+                });
+                (FilterPlace::Ebpf, drops)
+            }
+            Guard::Userspace(reason, _) => {
+                let drops = self.tunnel.gate().map(|gate| gate.drops());
+                (
+                    FilterPlace::Userspace(reason.clone()),
+                    drops.unwrap_or_default(),
+                )
+            }
+        };
+        FilterStatus {
+            place,
+            // All or nothing: what does not fit admits nothing.
+            rules: match (rules, &self.filter_problem) {
+                (Some(rules), None) => rules.matches().len(),
+                _ => 0,
+            },
+            serial: self.filter_serial,
+            problem: self.filter_problem.clone(),
+            drops,
+        }
     }
 
     /// Reads everything that `status` shows.
@@ -242,7 +411,7 @@ impl Inner {
             tracing::warn!(error, "tunnel state not read");
             BTreeMap::new()
         });
-        let (counters, counts) = self.read_counters();
+        let counts = self.guard.counts();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
         let peers = desired.map(|desired| {
             let peers = desired.peers.iter();
@@ -263,24 +432,10 @@ impl Inner {
             device_up: desired.is_some() && link.is_some_and(|link| link.up),
             port: self.port,
             addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
-            counters,
+            filter: self.filter_status(),
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),
-        }
-    }
-
-    fn read_counters(&self) -> (CountersState, BTreeMap<PeerIndex, PeerCounters>) {
-        match &self.counting {
-            Counting::Untried => {
-                let reason = "the overlay device is down".to_owned();
-                (CountersState::Off(reason), BTreeMap::new())
-            }
-            Counting::Off(reason, _) => (CountersState::Off(reason.clone()), BTreeMap::new()),
-            Counting::On(counters, _) => match counters.read() {
-                Ok(counts) => (CountersState::Ebpf, counts),
-                Err(error) => (CountersState::Off(error_text(&error)), BTreeMap::new()),
-            },
         }
     }
 }
@@ -312,6 +467,25 @@ fn peer_status(
             .map_or("", |home| desired.derp_map.code(home))
             .to_owned(),
         active: age.is_some_and(|age| age < SESSION_LIFE),
+    }
+}
+
+/// Every prefix of the overlay and the peer that it belongs to.
+fn prefixes(desired: &Desired) -> Vec<(IpNet, NodePublic)> {
+    let of_peer = |(key, peer): (&NodePublic, &DesiredPeer)| {
+        let key = *key;
+        let prefixes = peer.allowed_ips.clone().into_iter();
+        prefixes.map(move |prefix| (prefix, key))
+    };
+    desired.peers.iter().flat_map(of_peer).collect()
+}
+
+/// A peer in the words of the eBPF programs.
+fn guarded(index: PeerIndex, Restriction { jailed, expires }: Restriction) -> dataplane::Peer {
+    dataplane::Peer {
+        index,
+        jailed,
+        expires: expires.map(dataplane::since_boot),
     }
 }
 

@@ -1,7 +1,9 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
 pub(crate) mod disco;
+mod drops;
 mod error;
+pub(crate) mod filter;
 mod inner;
 pub(crate) mod peers;
 mod ping;
@@ -9,35 +11,42 @@ mod repair;
 mod status;
 mod steward;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::Counters;
+use dataplane::{Count, Dataplane};
+use ipnet::IpNet;
 use keys::{DiscoPrivate, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
-use netlink::{Netlink, links, wireguard};
+use netlink::{Netlink, addresses, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{DEFAULT_MTU, Desired};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::derp::Manager;
+use crate::error_text::error_text;
+use crate::firewall::Firewall;
 use crate::relayed::{Inbound, Relayed};
-use crate::tunnel::{Embedded, Kernel, Tunnel};
+use crate::router::forwarding;
+use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 use crate::{router, underlay};
 use disco::Disco;
-use inner::{Counting, Inner};
+use filter::Guard;
+use inner::Inner;
 use peers::Peers;
 use steward::{Assignment, Steward};
 
+pub use drops::Reports;
 pub use error::NetError;
+pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
 pub use ping::Pinger;
 pub use status::{
-    CountersState, Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingReply,
-    RelayStatus,
+    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingReply, RelayStatus,
 };
 
 /// Events that may wait for the agent.
@@ -70,6 +79,24 @@ pub struct NetConfig {
     pub disco: DiscoPrivate,
 }
 
+/// What the operator wants of the host's netfilter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Netfilter {
+    /// Our rules may be there.
+    pub manage: bool,
+    /// Hosts behind us see our address in place of the peers'.
+    pub masquerade: bool,
+}
+
+impl Default for Netfilter {
+    fn default() -> Self {
+        Self {
+            manage: true,
+            masquerade: true,
+        }
+    }
+}
+
 /// The data plane of one node.
 ///
 /// Dropping it stops its tasks and leaves the kernel's part as it is, like [`Net::detach`].
@@ -78,6 +105,7 @@ pub struct Net {
     inner: Arc<Mutex<Inner>>,
     relays: Manager,
     peers: Peers,
+    reports: Reports,
     disco: Arc<Disco>,
     assignment: watch::Sender<Option<Assignment>>,
     tasks: Vec<AbortHandle>,
@@ -114,13 +142,15 @@ impl Net {
     pub async fn start(config: NetConfig) -> Result<(Self, mpsc::Receiver<NetEvent>), NetError> {
         check_permission()?;
         let netlink = Arc::new(Netlink::open()?);
-        let (tunnel, engine_reason) = choose_engine(&netlink, &config).await?;
+        let reports = Reports::default();
+        let (tunnel, engine_reason) = choose_engine(&netlink, &config, &reports).await?;
         let leftover = Kernel::leftover(&netlink, &config.device).await?;
         let mut endpoints = Endpoints::default();
+        let mut direct = BTreeMap::new();
         let mut relay_port = None;
         match &leftover {
             Some(device) if tunnel.engine() == Engine::Kernel => {
-                relay_port = adopt(device, &mut endpoints);
+                relay_port = adopt(device, &mut endpoints, &mut direct);
                 tracing::info!(
                     device = config.device,
                     peers = device.peers.len(),
@@ -149,6 +179,18 @@ impl Net {
         });
         let (events_sender, events) = mpsc::channel(MAX_EVENTS);
         let (assignment, assignments) = watch::channel(None);
+        let firewall = match Firewall::new() {
+            Ok(firewall) => Some(firewall),
+            Err(error) => {
+                let reason = error_text(&error);
+                tracing::warn!(
+                    reason,
+                    "the host's netfilter cannot be used: no masquerading"
+                );
+                None
+            }
+        };
+        let trouble = firewall.as_ref().map(Firewall::trouble);
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -157,28 +199,30 @@ impl Net {
             port: config.port,
             state_dir: config.state_dir,
             endpoints,
+            direct,
             peers: peers.clone(),
             relayed: relayed.clone(),
             relays: relays.clone(),
-            counting: Counting::default(),
+            guard: Guard::default(),
+            reports: reports.clone(),
+            firewall,
+            filter_serial: 0,
+            filter_problem: None,
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
         let steward = Steward::new(relays.clone(), events_sender.clone());
         let tasks = [
+            tokio::spawn(tell_trouble(trouble, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
-            tokio::spawn(repair::run(
-                Arc::downgrade(&inner),
-                config.device,
-                watcher,
-                events_sender,
-            )),
+            tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
         ];
         let net = Self {
             inner,
             relays,
             peers,
+            reports,
             disco,
             assignment,
             tasks: tasks.map(|task| task.abort_handle()).into(),
@@ -186,7 +230,8 @@ impl Net {
         Ok((net, events))
     }
 
-    /// Makes this host look as `desired` says; applying the same again changes nothing.
+    /// Makes this host look as `desired` says, guarded by `filter`; applying the same again changes
+    /// nothing. What the filter could not do is in [`FilterStatus::problem`].
     ///
     /// # Errors
     ///
@@ -196,8 +241,15 @@ impl Net {
         &mut self,
         node_key: &NodePrivate,
         desired: &Desired,
+        filter: PacketFilter,
+        netfilter: Netfilter,
     ) -> Result<(), NetError> {
-        let applied = self.inner.lock().await.apply(node_key, desired).await;
+        let applied = self
+            .inner
+            .lock()
+            .await
+            .apply(node_key, desired, filter, netfilter)
+            .await;
         let assignment = Assignment {
             map: desired.derp_map.clone(),
             seed: seed(&node_key.public()),
@@ -208,6 +260,40 @@ impl Net {
             changed
         });
         applied
+    }
+
+    /// The addresses of this host's interfaces but the overlay device, each with the length of its network.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel answered.
+    pub async fn interfaces(&self) -> Result<Vec<IpNet>, NetError> {
+        let inner = self.inner.lock().await;
+        let link = links::get(&inner.netlink, &inner.device).await?;
+        let overlay = link.map_or(0, |link| link.index);
+        let found = addresses::dump_others(&inner.netlink, overlay).await?;
+        Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Where dropped packets are reported.
+    #[must_use]
+    pub fn reports(&self) -> Reports {
+        self.reports.clone()
+    }
+
+    /// What each rule of the network map has admitted, by its number there, since it came in force.
+    /// Nothing where the filter is not in eBPF.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NoFilter`] if the kernel does not tell.
+    pub async fn rule_hits(&self) -> Result<BTreeMap<u32, Count>, NetError> {
+        self.inner.lock().await.guard.rule_hits()
+    }
+
+    /// Why the filter admits less than it should.
+    pub async fn filter_problem(&self) -> Option<String> {
+        self.inner.lock().await.filter_problem.clone()
     }
 
     /// Takes the overlay device down and leaves the relays, but keeps running.
@@ -241,6 +327,24 @@ impl Net {
         })
     }
 
+    /// Sends what is for `peer` straight to `endpoint` instead of by the relays, until told otherwise
+    /// (`None`), the daemon included: the next one takes it over with a kernel device.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refused; [`NetError::Down`] while nothing is applied.
+    pub async fn set_endpoint(
+        &self,
+        peer: NodePublic,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<(), NetError> {
+        let mut inner = self.inner.lock().await;
+        if inner.applied.is_none() {
+            return Err(NetError::Down);
+        }
+        inner.set_direct(peer, endpoint).await
+    }
+
     /// Pings a peer; see [`Pinger::ping`].
     ///
     /// # Errors
@@ -261,11 +365,15 @@ impl Net {
         // One with another mark is somebody else's; one without a key is ours, hardly begun.
         if leftover.is_some_and(|left| left.fwmark == UNDERLAY_MARK || left.private_key.is_none()) {
             let pins = dataplane::pin_folder(device, state_dir).ok();
-            let counters = Counters::remove_leftovers(device, pins.as_deref());
+            // In this order nothing passes unjudged.
             links::delete(&netlink, device).await?;
-            counters.map_err(NetError::Counters)?;
+            Dataplane::remove_leftovers(device, pins.as_deref()).map_err(NetError::Programs)?;
             tracing::info!(device, "removed what an earlier run left");
         }
+        if let Ok(firewall) = Firewall::new() {
+            firewall.remove(device).await?;
+        }
+        restore_forwarding(state_dir)?;
         Ok(router::remove(&netlink).await?)
     }
 
@@ -298,10 +406,17 @@ impl Drop for Net {
 async fn choose_engine(
     netlink: &Arc<Netlink>,
     config: &NetConfig,
+    reports: &Reports,
 ) -> Result<(Box<dyn Tunnel>, String), NetError> {
     let kernel = || -> Box<dyn Tunnel> { Box::new(Kernel::new(netlink.clone(), &config.device)) };
     let embedded = || -> Box<dyn Tunnel> {
-        Box::new(Embedded::new(netlink.clone(), &config.device, DEFAULT_MTU))
+        let gate = Gate::new(reports.clone());
+        Box::new(Embedded::new(
+            netlink.clone(),
+            &config.device,
+            DEFAULT_MTU,
+            gate,
+        ))
     };
     if config.engine == EngineChoice::Embedded {
         return Ok((embedded(), "asked for by --wireguard embedded".to_owned()));
@@ -310,23 +425,43 @@ async fn choose_engine(
         (Ok(()), EngineChoice::Kernel) => {
             Ok((kernel(), "asked for by --wireguard kernel".to_owned()))
         }
-        (Ok(()), _) => Ok((kernel(), "the kernel has WireGuard".to_owned())),
+        (Ok(()), _) => match dataplane::probe() {
+            Ok(()) => Ok((kernel(), "the kernel has WireGuard".to_owned())),
+            // Only a tunnel of our own can be filtered without eBPF.
+            Err(error) => Ok((embedded(), error_text(&error))),
+        },
         (Err(error @ netlink::Error::NotPermitted { .. }), _) => Err(error.into()),
         (Err(error), EngineChoice::Kernel) => Err(NetError::NoKernelWireGuard(error)),
         (Err(error), _) => Ok((embedded(), error.to_string())),
     }
 }
 
-/// Takes over the synthetic endpoints of a running device; returns the port they share.
-fn adopt(device: &wireguard::Device, endpoints: &mut Endpoints) -> Option<u16> {
+/// Puts the host's forwarding switches back.
+fn restore_forwarding(state_dir: &Path) -> Result<(), NetError> {
+    forwarding::restore(state_dir).map_err(|source| NetError::Socket {
+        operation: "putting the forwarding sysctls back",
+        source,
+    })
+}
+
+/// Takes over the endpoints of a running device: synthetic ones, whose shared port is returned, and
+/// direct ones.
+fn adopt(
+    device: &wireguard::Device,
+    endpoints: &mut Endpoints,
+    direct: &mut BTreeMap<NodePublic, SocketAddr>,
+) -> Option<u16> {
     let mut port = None;
     for (key, peer) in &device.peers {
-        if let Some(endpoint) = peer.endpoint
-            && let IpAddr::V4(address) = endpoint.ip()
-            && address.is_loopback()
-        {
-            endpoints.adopt(*key, address);
-            port = Some(endpoint.port());
+        match peer.endpoint {
+            Some(SocketAddr::V4(relayed)) if relayed.ip().is_loopback() => {
+                endpoints.adopt(*key, *relayed.ip());
+                port = Some(relayed.port());
+            }
+            Some(endpoint) => {
+                direct.insert(*key, endpoint);
+            }
+            None => {}
         }
     }
     port
@@ -369,6 +504,21 @@ async fn carry(relayed: Arc<Relayed>, peers: Peers, relays: Manager) {
         let error = relayed.serve(&peers, &relays).await;
         tracing::warn!(%error, "relay socket failed, going on");
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Tells of firewall rules that cannot be put back, and that they could be.
+async fn tell_trouble(
+    trouble: Option<watch::Receiver<Option<String>>>,
+    events: mpsc::Sender<NetEvent>,
+) {
+    let Some(mut trouble) = trouble else { return };
+    while trouble.changed().await.is_ok() {
+        let text = trouble.borrow_and_update().clone();
+        let key = "firewall";
+        if events.send(NetEvent::Health { key, text }).await.is_err() {
+            return;
+        }
     }
 }
 

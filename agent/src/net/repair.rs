@@ -16,10 +16,10 @@ const INSPECT_EVERY: Duration = Duration::from_secs(5);
 const FULL_INSPECTION: u32 = 12;
 const DEVICE_BROKEN: &str = "overlay-device";
 
-/// Puts back what vanished: the device at once, the rest within a minute.
+/// Puts back what vanished, and follows the host's own networks: what the kernel tells of at once, the rest
+/// within a minute.
 pub(super) async fn run(
     inner: Weak<Mutex<Inner>>,
-    device: String,
     mut watcher: links::Watcher,
     events: mpsc::Sender<NetEvent>,
 ) {
@@ -28,20 +28,17 @@ pub(super) async fn run(
     let mut broken = false;
     let mut watching = true;
     loop {
-        let removed = tokio::select! {
+        let changed = tokio::select! {
             _ = looks.tick() => false,
-            name = watcher.next_removed(), if watching => {
-                watching = name.is_some();
-                if name.as_ref() != Some(&device) {
-                    continue;
-                }
+            heard = watcher.changed(), if watching => {
+                watching = heard;
                 true
             }
         };
         let Some(inner) = inner.upgrade() else { return };
         let mut inner = inner.lock().await;
         count = count.wrapping_add(1);
-        let due = removed || broken || count.is_multiple_of(FULL_INSPECTION);
+        let due = changed || broken || count.is_multiple_of(FULL_INSPECTION);
         let wired = !due && inner.is_wired().await.unwrap_or(false);
         let result = if wired { Ok(()) } else { inner.reapply().await };
         drop(inner);

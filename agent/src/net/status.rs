@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use keys::NodePublic;
 use node_core::RegionId;
 
+use super::FilterStatus;
+
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Engine {
@@ -44,23 +46,14 @@ pub struct NetStatus {
     pub port: u16,
     /// Addresses of this node on the overlay device.
     pub addresses: Vec<IpNet>,
-    /// Packet counters.
-    pub counters: CountersState,
+    /// The packet filter.
+    pub filter: FilterStatus,
     /// The relay region by which others reach us, once known.
     pub home: Option<Home>,
     /// Every relay region with a connection, or that is being connected.
     pub relays: Vec<RelayStatus>,
     /// Every peer of the device.
     pub peers: BTreeMap<NodePublic, PeerStatus>,
-}
-
-/// Whether packets are counted per peer.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum CountersState {
-    /// eBPF programs count on the overlay device.
-    Ebpf,
-    /// Nothing counts; the text says why.
-    Off(String),
 }
 
 /// The home relay region.

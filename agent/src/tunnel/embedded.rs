@@ -20,7 +20,7 @@ use netlink::wireguard::{self, Change, Device, Peer, PeerStats};
 use netlink::{Netlink, links};
 
 use super::tun::Tun;
-use super::{PeerState, Tunnel};
+use super::{Gate, PeerState, Tunnel};
 use crate::net::{Engine, NetError};
 
 /// How often, and how far apart, a port is tried again that our own device held until just now.
@@ -34,6 +34,7 @@ pub(crate) struct Embedded {
     netlink: Arc<Netlink>,
     name: String,
     mtu: u16,
+    gate: Gate,
     running: Option<Running>,
 }
 
@@ -56,12 +57,13 @@ impl fmt::Debug for Embedded {
 }
 
 impl Embedded {
-    /// Names the device and its MTU in bytes; nothing is created yet.
-    pub(crate) fn new(netlink: Arc<Netlink>, name: &str, mtu: u16) -> Self {
+    /// Names the device, its MTU in bytes, and what its packets pass; nothing is created yet.
+    pub(crate) fn new(netlink: Arc<Netlink>, name: &str, mtu: u16, gate: Gate) -> Self {
         Self {
             netlink,
             name: name.to_owned(),
             mtu,
+            gate,
             running: None,
         }
     }
@@ -76,6 +78,8 @@ impl Embedded {
             .is_some_and(|running| Some(running.index) == index);
         if !alive {
             self.stop().await;
+            // Whoever judged the packets of the old device does not judge those of the new one yet.
+            self.gate.close();
             self.running = Some(self.start(port, mark).await?);
         }
         self.running.as_mut().ok_or(NetError::Down)
@@ -83,12 +87,14 @@ impl Embedded {
 
     async fn start(&self, port: u16, mark: u32) -> Result<Running, NetError> {
         let tun =
-            Tun::create(&self.name, self.mtu).map_err(|error| match error.raw_os_error() {
-                Some(libc::EPERM) => NetError::NotPermitted,
-                Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
-                    name: self.name.clone(),
-                },
-                _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
+            Tun::create(&self.name, self.mtu, self.gate.clone()).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::EPERM) => NetError::NotPermitted,
+                    Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
+                        name: self.name.clone(),
+                    },
+                    _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
+                }
             })?;
         let link = links::get(&self.netlink, &self.name).await?;
         // Without key and peers gotatun opens no socket yet; the key comes with the first plan.
@@ -301,6 +307,10 @@ impl Tunnel for Embedded {
             Ok(())
         }
         .boxed()
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        Some(&self.gate)
     }
 
     fn detach(&mut self) -> BoxFuture<'_, ()> {

@@ -10,7 +10,7 @@ use netlink::links::Kind;
 use netlink::wireguard::{self, Device};
 use netlink::{Error, Netlink, links};
 
-use super::{PeerState, Tunnel};
+use super::{Gate, PeerState, Tunnel};
 use crate::net::{Engine, NetError};
 
 /// A WireGuard device of the kernel. It outlives the agent.
@@ -133,6 +133,10 @@ impl Tunnel for Kernel {
             }
         }
         .boxed()
+    }
+
+    fn gate(&self) -> Option<&Gate> {
+        None
     }
 
     fn detach(&mut self) -> BoxFuture<'_, ()> {

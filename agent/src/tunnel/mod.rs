@@ -4,6 +4,7 @@
 //! the difference, so that one peer's change never disturbs another and a restart finds its sessions.
 
 mod embedded;
+mod gate;
 mod kernel;
 mod tun;
 
@@ -16,6 +17,7 @@ use keys::NodePublic;
 use netlink::wireguard::{Device, PeerStats};
 
 pub(crate) use embedded::Embedded;
+pub(crate) use gate::Gate;
 pub(crate) use kernel::Kernel;
 
 use crate::net::{Engine, NetError};
@@ -54,6 +56,9 @@ pub(crate) trait Tunnel: fmt::Debug + Send + Sync {
     ///
     /// Whatever the kernel refused.
     fn remove(&mut self) -> BoxFuture<'_, Result<(), NetError>>;
+
+    /// What every packet passes that this process carries itself; `None` where the kernel does.
+    fn gate(&self) -> Option<&Gate>;
 
     /// Lets go: the kernel's device goes on by itself, the embedded one ends.
     fn detach(&mut self) -> BoxFuture<'_, ()>;

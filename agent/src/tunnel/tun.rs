@@ -5,9 +5,12 @@ use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::Direction;
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use tun_rs::{AsyncDevice, DeviceBuilder, Layer};
+
+use super::Gate;
 
 /// A device that is down gives EIO until it is up again; it is looked at this often.
 const DOWN_PAUSE: Duration = Duration::from_millis(100);
@@ -17,15 +20,16 @@ const DOWN_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Tun {
     device: Arc<AsyncDevice>,
     mtu: u16,
+    gate: Gate,
 }
 
 impl Tun {
-    /// Creates the device, down and without addresses.
+    /// Creates the device, down and without addresses; its packets pass `gate`.
     ///
     /// # Errors
     ///
     /// EBUSY if another process holds it, EPERM without CAP_NET_ADMIN, ENOENT without /dev/net/tun.
-    pub(super) fn create(name: &str, mtu: u16) -> io::Result<Self> {
+    pub(super) fn create(name: &str, mtu: u16, gate: Gate) -> io::Result<Self> {
         let device = DeviceBuilder::new()
             .name(name)
             .layer(Layer::L3)
@@ -35,13 +39,18 @@ impl Tun {
         Ok(Self {
             device: Arc::new(device),
             mtu,
+            gate,
         })
     }
 }
 
 impl IpSend for Tun {
     async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
-        match self.device.send(&packet.into_bytes()).await {
+        let packet = packet.into_bytes();
+        if !self.gate.admits(Direction::In, &packet) {
+            return Ok(());
+        }
+        match self.device.send(&packet).await {
             Ok(_) => Ok(()),
             // Down: the packet is lost, the device is not.
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(()),
@@ -60,6 +69,9 @@ impl IpRecv for Tun {
             match self.device.recv(&mut packet).await {
                 Ok(len) => {
                     packet.truncate(len);
+                    if !self.gate.admits(Direction::Out, &packet) {
+                        continue;
+                    }
                     // What is no IP packet is not for a tunnel.
                     if let Ok(packet) = packet.try_into_ip() {
                         return Ok(iter::once(packet));

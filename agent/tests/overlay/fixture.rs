@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use agent::net::{EngineChoice, Net, NetConfig, NetError, NetEvent, NetStatus, PingReply};
+use agent::net::{
+    EngineChoice, Net, NetConfig, NetError, NetEvent, NetStatus, Netfilter, PacketFilter, PingReply,
+};
 use anyhow::{Context, Result, ensure};
+use control_proto::tailcfg::FilterRule;
 use ipnet::IpNet;
 use keys::{DiscoPrivate, NodePrivate, NodePublic};
 use node_core::derp::{Address, Certificate, DerpMap, Node as RelayNode, Region, RegionId};
 use node_core::{DEFAULT_MTU, Desired, DesiredPeer};
+use policy::filter::{Local, Rules};
 use testnet::{Host, Lab, wait_until};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
@@ -133,6 +137,7 @@ impl Overlay {
                 .collect(),
             peers,
             derp_map: self.derp_map(),
+            ..Desired::default()
         };
         let Node {
             host,
@@ -142,7 +147,19 @@ impl Overlay {
             ..
         } = &mut self.nodes[index];
         let net = net.as_mut().context("not started")?;
-        Ok(inside(host, runtime, net.apply(key, &desired))??)
+        let filter = PacketFilter {
+            rules: Rules::parse(&[FilterRule::allow_all()], |_| Vec::new(), &[])?,
+            local: Local {
+                addresses: desired.addresses.iter().map(IpNet::addr).collect(),
+                ..Local::default()
+            },
+            ..PacketFilter::default()
+        };
+        Ok(inside(
+            host,
+            runtime,
+            net.apply(key, &desired, filter, Netfilter::default()),
+        )??)
     }
 
     /// Gives a node another key and tells both.

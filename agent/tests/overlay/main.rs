@@ -6,7 +6,7 @@ mod fixture;
 
 use std::time::Duration;
 
-use agent::net::{CountersState, Engine, EngineChoice, NetError, NetStatus};
+use agent::net::{Engine, EngineChoice, FilterPlace, NetError, NetStatus};
 use anyhow::{Context, Result, bail, ensure};
 use fixture::{ALICE, BOB, Overlay, START};
 use testnet::wait_until;
@@ -29,7 +29,7 @@ fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
         assert!(peer.active && peer.last_handshake.is_some(), "{peer:?}");
         assert_eq!(peer.relay, "lab");
         assert_eq!(peer.cur_addr, None);
-        if status.counters == CountersState::Ebpf {
+        if status.filter.place == FilterPlace::Ebpf {
             assert!(
                 peer.overlay
                     .is_some_and(|counted| counted.rx_packets > 0 && counted.tx_packets > 0),
@@ -37,8 +37,8 @@ fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
             );
         }
         println!(
-            "{:?}: {}, counters {:?}",
-            status.engine, status.engine_reason, status.counters
+            "{:?}: {}, filter {:?}",
+            status.engine, status.engine_reason, status.filter
         );
     }
     Ok(())

@@ -146,6 +146,14 @@ impl Counters {
         &mut self,
         peers: &[(IpNet, P)],
     ) -> Result<(), DataplaneError> {
+        self.replace_peers(peers).map(|_| ())
+    }
+
+    /// As [`set_peers`](Self::set_peers). Returns whether anything changed.
+    pub(crate) fn replace_peers<P: Copy + Into<Peer>>(
+        &mut self,
+        peers: &[(IpNet, P)],
+    ) -> Result<bool, DataplaneError> {
         self.tables.set_peers(peers)
     }
 

@@ -6,7 +6,8 @@ use ebpf_abi::{Count, Direction, DropReason};
 use ipnet::IpNet;
 
 use crate::{
-    Attachment, Counters, DataplaneError, Peer, Rules, filter::Enforced, object::Features,
+    Attachment, Counters, DataplaneError, Drops, Peer, RuleHits, Rules, filter::Enforced,
+    object::Features,
 };
 
 /// The filtering programs on one overlay device, and their maps.
@@ -64,8 +65,8 @@ impl Dataplane {
     ///
     /// As there.
     pub fn set_peers(&mut self, peers: &[(IpNet, Peer)]) -> Result<(), DataplaneError> {
-        self.counters.set_peers(peers)?;
-        self.enforced.renew()
+        let set = self.counters.replace_peers(peers);
+        self.enforced.renew_after(set)
     }
 
     /// Puts `rules` in force, from the next packet of every flow on, those that are known included.
@@ -91,6 +92,17 @@ impl Dataplane {
         self.enforced.set_expiry(expires)
     }
 
+    /// Reads what each rule in force has admitted since [`set_rules`](Self::set_rules) put it there, in
+    /// their order; nothing before that. A packet counts for the first rule that admits it; packets of
+    /// flows that our side opened, TSMP and PeerAPI count for none.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
+    pub fn rule_hits(&self) -> Result<Vec<RuleHits>, DataplaneError> {
+        self.enforced.rule_hits()
+    }
+
     /// Reads what was dropped, by direction and reason.
     ///
     /// # Errors
@@ -100,6 +112,12 @@ impl Dataplane {
         self.counters.drops()
     }
 
+    /// Hands out the reports of dropped packets, one by one; `None` if somebody has them already. Without
+    /// a reader they are lost, and counted as such.
+    pub fn drops_stream(&mut self) -> Option<Drops> {
+        self.enforced.take_drops()
+    }
+
     /// As [`Counters::remove`].
     ///
     /// # Errors
@@ -107,6 +125,17 @@ impl Dataplane {
     /// As there.
     pub fn remove(self) -> Result<(), DataplaneError> {
         self.counters.remove()
+    }
+}
+
+impl Dataplane {
+    /// As [`Counters::remove_leftovers`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn remove_leftovers(ifname: &str, pin_dir: Option<&Path>) -> Result<(), DataplaneError> {
+        Counters::remove_leftovers(ifname, pin_dir)
     }
 }
 

@@ -19,6 +19,7 @@
 mod attach;
 mod counters;
 mod dataplane;
+mod drops;
 mod error;
 mod filter;
 #[cfg(feature = "ebpf-log")]
@@ -38,12 +39,13 @@ mod trial;
 pub use attach::Attachment;
 pub use counters::Counters;
 pub use dataplane::Dataplane;
+pub use drops::{Dropped, Drops};
 pub use ebpf_abi::{
     ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
 };
 pub use error::DataplaneError;
-pub use filter::{Rule, Rules, TooLarge};
-pub use object::is_embedded;
-pub use peer::{Peer, since_boot};
+pub use filter::{Rule, RuleHits, Rules, TooLarge};
+pub use object::{is_embedded, probe};
+pub use peer::{Peer, boot_clock, since_boot};
 pub use pins::pin_folder;
 pub use trial::{Gso, Outcome, Program, Trial, TrialKind};

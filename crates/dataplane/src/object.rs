@@ -2,12 +2,13 @@
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
+    maps::MapData,
     programs::{ProgramError, SchedClassifier},
 };
-use aya_obj::{Object, ProgramSection};
+use aya_obj::{Map as MapObject, Object, ProgramSection};
 use ebpf_abi::{
-    ABI_VERSION, ABI_VERSION_SECTION, GLOBAL_FILTER, GLOBAL_VIRTUAL_TIME, InnerMapSpec, MAPS,
-    MapSpec, PROGRAMS,
+    ABI_VERSION, ABI_VERSION_SECTION, BPF_MAP_TYPE_LRU_HASH, GLOBAL_FILTER, GLOBAL_VIRTUAL_TIME,
+    InnerMapSpec, MAPS, MapSpec, PROGRAMS,
 };
 
 use crate::{DataplaneError, pins::Pins};
@@ -19,6 +20,23 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ta
 #[must_use]
 pub fn is_embedded() -> bool {
     !OBJECT.is_empty()
+}
+
+/// Whether this binary holds the object and the kernel lets this process use eBPF, as far as can be
+/// told without loading it.
+///
+/// # Errors
+///
+/// [`DataplaneError::EmptyObject`], [`DataplaneError::NotPermitted`], or what else the kernel answered.
+pub fn probe() -> Result<(), DataplaneError> {
+    if !is_embedded() {
+        return Err(DataplaneError::EmptyObject);
+    }
+    // A kind that is open to nobody without CAP_BPF.
+    let object = MapObject::new_from_params(BPF_MAP_TYPE_LRU_HASH, 4, 4, 1, 0);
+    MapData::create(object, "probe", None)
+        .map(drop)
+        .map_err(|error| DataplaneError::new("creating an eBPF map", error))
 }
 
 /// What the programs are to do. Each `false` leaves code out that costs time.

@@ -53,8 +53,9 @@ pub fn since_boot(at: SystemTime) -> Duration {
     }
 }
 
-/// The clock of the programs.
-pub(crate) fn boot_clock() -> Duration {
+/// The clock of the programs: since boot, suspension included.
+#[must_use]
+pub fn boot_clock() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     // Neither part is ever negative.
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     thread,
     time::Duration,
 };
@@ -9,13 +10,14 @@ use std::{
 use aya::{
     Ebpf,
     maps::{
-        LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, lpm_trie::Key,
+        HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        lpm_trie::Key,
     },
     util::nr_cpus,
 };
 use ebpf_abi::{
-    Count, Direction, DropReason, MapSpec, PEER_COUNTS, PEERS_V4, PEERS_V6, PeerCounters,
-    PeerEntry, PeerIndex, Reason, TOTALS, total_slot,
+    Count, Direction, DropReason, MapSpec, PEER_COUNTS, PEER_HOSTS_V4, PEER_HOSTS_V6, PEERS_V4,
+    PEERS_V6, PeerCounters, PeerEntry, PeerIndex, Reason, TOTALS, total_slot,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
@@ -30,6 +32,8 @@ use crate::{
 
 /// The maps of one loaded object and what this process knows to be in them.
 pub(crate) struct Tables {
+    hosts_v4: HashMap<MapData, [u8; 4], PeerEntry>,
+    hosts_v6: HashMap<MapData, [u8; 16], PeerEntry>,
     v4: LpmTrie<MapData, [u8; 4], PeerEntry>,
     v6: LpmTrie<MapData, [u8; 16], PeerEntry>,
     counts: PerCpuHashMap<MapData, PeerIndex, PeerCounters>,
@@ -45,6 +49,8 @@ impl Tables {
     /// that the programs' relocations point to.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
         let mut tables = Self {
+            hosts_v4: typed(ebpf, &PEER_HOSTS_V4)?,
+            hosts_v6: typed(ebpf, &PEER_HOSTS_V6)?,
             v4: typed(ebpf, &PEERS_V4)?,
             v6: typed(ebpf, &PEERS_V6)?,
             counts: typed(ebpf, &PEER_COUNTS)?,
@@ -57,6 +63,14 @@ impl Tables {
     }
 
     fn dump(&mut self) -> Result<(), DataplaneError> {
+        for entry in self.hosts_v4.iter() {
+            let (address, peer) = entry.map_err(reading(&PEER_HOSTS_V4))?;
+            self.routes.insert(IpAddr::from(address).into(), peer);
+        }
+        for entry in self.hosts_v6.iter() {
+            let (address, peer) = entry.map_err(reading(&PEER_HOSTS_V6))?;
+            self.routes.insert(IpAddr::from(address).into(), peer);
+        }
         for entry in self.v4.iter() {
             let (key, peer) = entry.map_err(reading(&PEERS_V4))?;
             if let Ok(prefix) = Ipv4Net::new(key.data().into(), prefix_len(key.prefix_len())) {
@@ -75,19 +89,21 @@ impl Tables {
         Ok(())
     }
 
-    /// Makes the maps hold exactly `peers`.
+    /// Makes the maps hold exactly `peers`. Returns whether they did not before.
     pub(crate) fn set_peers<P: Copy + Into<Peer>>(
         &mut self,
         peers: &[(IpNet, P)],
-    ) -> Result<(), DataplaneError> {
+    ) -> Result<bool, DataplaneError> {
         let desired: Routes = peers
             .iter()
             .map(|(prefix, peer)| (prefix.trunc(), (*peer).into().entry()))
             .collect();
-        for change in plan(&desired, &self.routes, &self.counted) {
+        let changes = plan(&desired, &self.routes, &self.counted);
+        let any = !changes.is_empty();
+        for change in changes {
             self.apply(change)?;
         }
-        Ok(())
+        Ok(any)
     }
 
     fn apply(&mut self, change: Change) -> Result<(), DataplaneError> {
@@ -105,6 +121,14 @@ impl Tables {
             }
             Change::SetRoute(prefix, peer) => {
                 match prefix {
+                    IpNet::V4(host) if host.prefix_len() == 32 => {
+                        let address = host.addr().octets();
+                        write(&PEER_HOSTS_V4, || self.hosts_v4.insert(address, peer, 0))?;
+                    }
+                    IpNet::V6(host) if host.prefix_len() == 128 => {
+                        let address = host.addr().octets();
+                        write(&PEER_HOSTS_V6, || self.hosts_v6.insert(address, peer, 0))?;
+                    }
                     IpNet::V4(prefix) => {
                         write(&PEERS_V4, || self.v4.insert(&key_v4(prefix), peer, 0))?;
                     }
@@ -116,6 +140,14 @@ impl Tables {
             }
             Change::RemoveRoute(prefix) => {
                 let removed = match prefix {
+                    IpNet::V4(host) if host.prefix_len() == 32 => {
+                        let removed = self.hosts_v4.remove(&host.addr().octets());
+                        gone(removed, &PEER_HOSTS_V4)
+                    }
+                    IpNet::V6(host) if host.prefix_len() == 128 => {
+                        let removed = self.hosts_v6.remove(&host.addr().octets());
+                        gone(removed, &PEER_HOSTS_V6)
+                    }
                     IpNet::V4(prefix) => gone(self.v4.remove(&key_v4(prefix)), &PEERS_V4),
                     IpNet::V6(prefix) => gone(self.v6.remove(&key_v6(prefix)), &PEERS_V6),
                 };

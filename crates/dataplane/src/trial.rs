@@ -13,7 +13,7 @@ use ebpf_abi::{
 use ipnet::IpNet;
 
 use crate::{
-    DataplaneError, Peer, Rules,
+    DataplaneError, Drops, Peer, RuleHits, Rules,
     filter::{Enforced, RuleTables},
     object::{self, Features},
     tables::{Tables, typed, writing},
@@ -123,6 +123,26 @@ impl Trial {
         self.enforced.set_rules(rules)
     }
 
+    /// Has the next rules compiled to no more than so many pairs of classes: with few, to lists of rule
+    /// ends that are tried one after the other, which is what too many pairs fall back to.
+    pub fn limit_pairs(&mut self, pairs: usize) {
+        self.enforced.limit_pairs(pairs);
+    }
+
+    /// As [`Dataplane::drops_stream`](crate::Dataplane::drops_stream).
+    pub fn drops_stream(&mut self) -> Option<Drops> {
+        self.enforced.take_drops()
+    }
+
+    /// As [`Dataplane::rule_hits`](crate::Dataplane::rule_hits).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn rule_hits(&self) -> Result<Vec<RuleHits>, DataplaneError> {
+        self.enforced.rule_hits()
+    }
+
     /// As [`Dataplane::set_expiry`](crate::Dataplane::set_expiry).
     ///
     /// # Errors
@@ -160,8 +180,8 @@ impl Trial {
         &mut self,
         peers: &[(IpNet, P)],
     ) -> Result<(), DataplaneError> {
-        self.tables.set_peers(peers)?;
-        self.enforced.renew()
+        let set = self.tables.set_peers(peers);
+        self.enforced.renew_after(set)
     }
 
     /// Runs `frame`, which begins with its IP header, `repeat` times through `program`. The kernel

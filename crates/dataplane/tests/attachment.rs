@@ -510,6 +510,7 @@ fn rules_and_flows_stay_when_the_agent_goes_and_comes_back() -> Result<()> {
                 sources: ["100.64.0.2/32".parse()?].into(),
                 destinations: vec![("100.64.0.1/32".parse()?, PortRange { first: 9, last: 9 })],
                 protocols: vec![17],
+                ..Rule::default()
             }],
             addresses: vec![US4.into()],
             ..Rules::default()

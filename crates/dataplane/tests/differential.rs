@@ -4,11 +4,13 @@
 //! `FILTER_POLICIES` sets how many policies, `FILTER_SEED` the first seed. A failure prints its seed.
 
 mod common;
+#[path = "common/random.rs"]
+mod random;
 
 use std::{
     collections::BTreeMap,
     env,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
     panic::resume_unwind,
     sync::{
         Arc,
@@ -18,17 +20,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use control_proto::tailcfg::{FilterRule, NetPortRange, PortRange};
 use dataplane::{
     Direction, DropReason, Gso, Peer, PeerIndex, Program, Rule, Rules, Trial, TrialKind,
 };
 use ipnet::IpNet;
 use packet::{
-    SECOND,
+    Datagram, Family, Packet, SECOND,
     build::{ACK, FIN, Ip, RST, SYN, fragments},
+    parse,
 };
-use policy::filter::{self, Filter, Local, PeerApi, Verdict};
+use policy::filter::{self, AcceptReason, Filter, Local, PeerApi, Verdict};
+use random::{Random, v4, v6};
 
 const PACKETS: usize = 100;
 const THREADS: u64 = 16;
@@ -48,9 +52,14 @@ fn programs_and_model_agree() -> Result<()> {
     let policies = number("FILTER_POLICIES", 1000)?;
     let seed = number("FILTER_SEED", 1)?;
     let next = AtomicU64::new(0);
+    let threads = AtomicU64::new(0);
     // Each with programs of its own. To change rules waits for the kernel: many may wait at once.
     let run = || -> Result<Tally> {
+        // Rule tables have two forms; every policy of a thread has the one or the other.
         let mut trial = Trial::load_as(TrialKind::FilterInVirtualTime)?;
+        if threads.fetch_add(1, Ordering::Relaxed).is_multiple_of(4) {
+            trial.limit_pairs(0);
+        }
         let mut tally = Tally::default();
         let mut end = 0u64;
         loop {
@@ -92,6 +101,114 @@ fn programs_and_model_agree() -> Result<()> {
     Ok(())
 }
 
+/// Every form of packet, cut at every byte: the programs read what the model reads.
+#[test]
+fn programs_and_model_agree_on_packets_cut_anywhere() -> Result<()> {
+    skip_without_bpf!();
+    let any = |ip: &str| (ip.to_owned(), PortRange::ALL);
+    let setting = Setting {
+        texts: vec![Text {
+            sources: vec!["*".to_owned()],
+            capable: false,
+            destinations: vec![any("*")],
+            protocols: vec![1, 2, 6, 17, 47, 58, 132],
+        }],
+        local: Local {
+            addresses: vec![OURS[0][0], OURS[1][0]],
+            ..Local::default()
+        },
+        peers: Vec::new(),
+    };
+    let mut trial = Trial::load_as(TrialKind::FilterInVirtualTime)?;
+    trial.set_rules(&setting.rules())?;
+    let mut model = Filter::new(
+        setting.local.clone(),
+        [].into_iter().collect(),
+        setting.model_rules()?,
+    );
+    let mut now = BETWEEN_POLICIES;
+    let mut runs = 0;
+    for family in 0..2 {
+        for (direction, frame) in shapes(OURS[family][0], THEIRS[family][0]) {
+            for end in (SHORTEST..=frame.len()).rev() {
+                now += SECOND / 3;
+                agree(&mut trial, &mut model, direction, &frame[..end], now)?;
+                runs += 1;
+            }
+        }
+    }
+    println!("{runs} cut packets");
+    Ok(())
+}
+
+/// Judges a frame by both.
+fn agree(
+    trial: &mut Trial,
+    model: &mut Filter,
+    direction: Direction,
+    frame: &[u8],
+    now: u64,
+) -> Result<()> {
+    let expected = match direction {
+        Direction::In => model.inbound(frame, now),
+        Direction::Out => model.outbound(frame, now),
+    };
+    trial.set_time(Duration::from_nanos(now))?;
+    let before = trial.drops()?;
+    let outcome = trial.run(Program::Overlay(direction), frame, Gso::default(), 1)?;
+    let mut dropped = trial.drops()?;
+    dropped.retain(|key, count| before[key] != *count);
+    let dropped: Vec<_> = dropped.into_keys().collect();
+    let agrees = match expected {
+        Verdict::Accept(_) => outcome.verdict == -1 && dropped.is_empty(),
+        Verdict::Drop(reason) => outcome.verdict == 2 && dropped == [(direction, reason)],
+    };
+    ensure!(
+        agrees,
+        "{direction:?}: model {expected:?}, program {}, {dropped:?}\n{frame:02x?}",
+        outcome.verdict
+    );
+    Ok(())
+}
+
+/// Packets of every form that the filter tells from others, inbound and outbound.
+fn shapes(ours: IpAddr, theirs: IpAddr) -> Vec<(Direction, Vec<u8>)> {
+    let own_icmp = if ours.is_ipv4() { 1 } else { 58 };
+    let mut shapes = Vec::new();
+    for direction in Direction::ALL {
+        let ip = || match direction {
+            Direction::In => Ip::new(theirs, ours),
+            Direction::Out => Ip::new(ours, theirs),
+        };
+        let long = || match ours {
+            IpAddr::V4(_) => ip().options(&[1; 8]),
+            IpAddr::V6(_) => ip().extension(60, &[0; 6]).extension(43, &[0; 14]),
+        };
+        let whole = ip().tcp(40_000, 22, SYN, &[0; 9]);
+        let mut frames = vec![
+            ip().tcp(40_000, 22, ACK, &[0; 9]),
+            ip().udp(40_000, 53, &[0; 20]),
+            ip().sctp(40_000, 53, &[0; 20]),
+            ip().echo_request(7, 1, &[0; 9]),
+            ip().echo_reply(7, 1, &[0; 9]),
+            ip().icmp(13, 0, [0; 4], &[0; 9]),
+            ip().unreachable(&whole, 48.min(whole.len())),
+            ip().too_big(&whole, 1280),
+            ip().raw(2, &[0; 12]),
+            ip().raw(47, &[0; 12]),
+            ip().raw(59 - own_icmp, &[0; 12]),
+            ip().tsmp(&[b'A'; 12]),
+            long().tcp(40_000, 23, SYN, &[0; 9]),
+            long().udp(40_000, 54, &[0; 9]),
+            whole,
+        ];
+        frames.extend(fragments(&ip().udp(1, 53, &[0; 300]), 128, 5));
+        frames.extend(fragments(&ip().tcp(1, 22, SYN, &[0; 300]), 128, 6));
+        shapes.extend(frames.into_iter().map(|frame| (direction, frame)));
+    }
+    shapes
+}
+
 #[derive(Default)]
 struct Tally {
     packets: u64,
@@ -125,12 +242,14 @@ fn compare(trial: &mut Trial, seed: u64, begin: u64, tally: &mut Tally) -> Resul
 
     let mut now = begin;
     let mut traffic = Traffic::default();
+    let mut hits = BTreeMap::new();
     for step in 0..PACKETS {
         if random.one_in(40) {
             let before = setting.rules();
             setting.change(&mut random);
             if setting.rules() != before {
                 trial.set_rules(&setting.rules())?;
+                hits.clear();
                 model.set_rules(setting.model_rules()?);
                 model.set_local(setting.local.clone());
             }
@@ -171,6 +290,8 @@ fn compare(trial: &mut Trial, seed: u64, begin: u64, tally: &mut Tally) -> Resul
                 .collect::<Vec<_>>(),
             setting,
         );
+        check_hits(trial, &model, expected, &frame, &mut hits)
+            .with_context(|| format!("packet {step}: {frame:02x?}\n{setting:?}"))?;
         tally.packets += 1;
         match reason {
             Some(reason) => *tally.dropped.entry(reason).or_default() += 1,
@@ -178,6 +299,44 @@ fn compare(trial: &mut Trial, seed: u64, begin: u64, tally: &mut Tally) -> Resul
         }
     }
     Ok(now)
+}
+
+/// Checks that an accepted packet counts for the first rule of the model that admits it, if that is
+/// why it passes, and that nothing else counts.
+fn check_hits(
+    trial: &Trial,
+    model: &Filter,
+    verdict: Verdict,
+    frame: &[u8],
+    hits: &mut BTreeMap<usize, u64>,
+) -> Result<()> {
+    let mut found: BTreeMap<usize, u64> = BTreeMap::new();
+    for rule in trial.rule_hits()? {
+        *found.entry(rule.id as usize).or_default() += rule.count.packets;
+    }
+    found.retain(|_, packets| *packets != 0);
+    match verdict {
+        // It counts for the first fragment's rule, which the model does not remember.
+        Verdict::Accept(AcceptReason::Fragment) => hits.clone_from(&found),
+        Verdict::Accept(AcceptReason::Rule) => {
+            let rule = match parse(frame) {
+                Ok(Packet::V4(datagram)) => first_rule(model, &datagram),
+                Ok(Packet::V6(datagram)) => first_rule(model, &datagram),
+                Err(reason) => bail!("{reason:?}"),
+            };
+            *hits.entry(rule.context("no rule admits it")?).or_default() += 1;
+        }
+        _ => {}
+    }
+    ensure!(found == *hits, "hits {found:?} instead of {hits:?}");
+    Ok(())
+}
+
+fn first_rule<A: Family + Into<IpAddr>>(model: &Filter, datagram: &Datagram<A>) -> Option<usize> {
+    let flow = datagram.flow(Direction::In);
+    let port = flow.map_or(0, |flow| u16::from_be_bytes(flow.our_port));
+    let (src, dst) = (datagram.src.into(), datagram.dst.into());
+    model.rules().admitting(datagram.protocol, src, dst, port)
 }
 
 fn set_peers(trial: &mut Trial, peers: &[(IpNet, filter::Peer)]) -> Result<()> {
@@ -194,52 +353,6 @@ fn set_peers(trial: &mut Trial, peers: &[(IpNet, filter::Peer)]) -> Result<()> {
         .collect();
     trial.set_peers(&peers)?;
     Ok(())
-}
-
-/// xorshift64*, so that a seed means the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    /// Time from one packet to the next: often none, now and then on either side of a deadline.
-    fn pause(&mut self) -> u64 {
-        match self.below(16) {
-            0 => SECOND,
-            1 => SECOND - 1,
-            2 => 30 * SECOND,
-            3 => 30 * SECOND - 1,
-            4 if self.one_in(3) => 60 * SECOND - self.below(2) as u64,
-            5 if self.one_in(3) => 200 * SECOND - self.below(2) as u64,
-            6 if self.one_in(20) => 5 * 24 * 3600 * SECOND - self.below(2) as u64,
-            _ => self.below(1_000_000) as u64,
-        }
-    }
-}
-
-const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-}
-
-const fn v6(network: u16, host: u16) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::new(0xfd7a, network, 0, 0, 0, 0, 0, host))
 }
 
 /// Addresses on our side: own, a service, behind us, not ours, and such as nobody may send to.
@@ -401,7 +514,10 @@ impl Setting {
     fn rules(&self) -> Rules {
         let services = self.local.services.iter().map(|address| (*address).into());
         Rules {
-            rules: self.texts.iter().flat_map(Text::rules).collect(),
+            rules: (0..)
+                .zip(&self.texts)
+                .flat_map(|(id, text)| text.rules(id))
+                .collect(),
             addresses: self.local.addresses.clone(),
             routes: self.local.routes.iter().copied().chain(services).collect(),
             shields_up: self.local.shields_up,
@@ -480,7 +596,7 @@ impl Text {
     }
 
     /// The rule, and what a capability admits: nothing but ports and echoes.
-    fn rules(&self) -> Vec<Rule> {
+    fn rules(&self, id: u32) -> Vec<Rule> {
         let nets = |text: &String| -> Vec<IpNet> {
             if text == "*" {
                 return vec![
@@ -503,6 +619,7 @@ impl Text {
             sources: self.sources.iter().flat_map(nets).collect(),
             destinations: destinations.clone(),
             protocols: self.protocols.clone(),
+            id,
         }];
         if self.capable {
             let with_ports = self.protocols.iter().copied();
@@ -513,6 +630,7 @@ impl Text {
                 protocols: with_ports
                     .filter(|number| [6, 17, 132].contains(number))
                     .collect(),
+                id,
             });
         }
         rules

@@ -35,6 +35,7 @@ fn admitting(ports: &[u16]) -> Rules {
             sources: [std::net::IpAddr::from(PEER4).into()].into(),
             destinations: destinations.collect(),
             protocols: vec![6],
+            ..Rule::default()
         }],
         addresses: vec![US4.into()],
         ..Rules::default()

@@ -335,7 +335,7 @@ fn a_full_table_says_its_size_and_keeps_what_it_holds() -> Result<()> {
     let error = trial.set_peers(&peers).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "table PEERS_V4 is full: it holds 65536 entries"
+        "table PEER_HOSTS_V4 is full: it holds 65536 entries"
     );
 
     trial.set_peers(&peers[..1])?;

@@ -6,8 +6,14 @@
 //! destination ──HOSTS, else NETS──► class
 //! ```
 //!
+//! Where that would take more pairs than fit ([`POLICY_LINEAR`]), the pair names the destination's
+//! class alone and leads to a piece of `ENDS`, the rule ends that cover it, which are tried one after
+//! the other; `MEMBERS` says whether the source's class is in the source list of an end.
+//!
 //! Rule tables come in two sets, 0 and 1. The loader fills the set that is not in use and then
 //! replaces the one map in `POLICY`, which names the set: programs see the old rules or the new.
+//! What they remember of flows is good for one generation, the number in `GENERATION`: the loader
+//! takes it away before it replaces `POLICY` and writes the new one after that.
 //! Address families have maps of their own, since IPv4 keys are cheaper to hash.
 
 use crate::PeerIndex;
@@ -62,13 +68,19 @@ pub struct Policy {
     pub peer_api_v4: [u8; 2],
     /// TCP port of PeerAPI on our IPv6 addresses, network order; 0 for none.
     pub peer_api_v6: [u8; 2],
+    /// How many rules there are: `RULE_HITS` has so many values for each CPU.
+    pub rules: u32,
+    /// Under [`POLICY_LINEAR`]: words of `MEMBERS` for each class of sources.
+    pub member_words: u32,
     /// Zero.
-    pub padding: [u8; 4],
+    pub padding: u32,
 }
-const _: () = assert!(size_of::<Policy>() == 32);
+const _: () = assert!(size_of::<Policy>() == 40);
 
 /// In [`Policy::flags`]: peers may answer but not initiate.
 pub const POLICY_SHIELDS_UP: u32 = 1;
+/// In [`Policy::flags`]: rule ends are tried one after the other.
+pub const POLICY_LINEAR: u32 = 2;
 
 /// Key of `PAIRS`.
 #[derive(
@@ -131,21 +143,7 @@ impl PortRange {
     pub const NONE: Self = Self { first: 1, last: 0 };
 }
 
-/// Ranges that stand in a [`Ports`] itself.
-pub const INLINE_RANGES: usize = 8;
-
-/// Value of `PAIRS`: the destination ports that rules admit.
-#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
-#[repr(C)]
-pub struct Ports {
-    /// 0: `ranges` is all there is. Otherwise: the list in `PORT_LISTS`, and `ranges` is empty.
-    pub list: u32,
-    /// Ranges in ascending order, then empty ones.
-    pub ranges: [PortRange; INLINE_RANGES],
-}
-const _: () = assert!(size_of::<Ports>() == 36);
-
-/// Key of `PORT_LISTS`: 512 ports of a list.
+/// Ports, both ends included and in host order, and the first rule that admits them.
 #[derive(
     Clone,
     Copy,
@@ -161,43 +159,115 @@ const _: () = assert!(size_of::<Ports>() == 36);
     PartialOrd,
 )]
 #[repr(C)]
-pub struct PortBlock {
-    /// [`Ports::list`].
-    pub list: u32,
-    /// Port divided by 512.
-    pub block: u32,
+pub struct RulePorts {
+    /// The ports. Not empty in lists.
+    pub ports: PortRange,
+    /// Number of the rule.
+    pub rule: u32,
 }
-const _: () = assert!(size_of::<PortBlock>() == 8);
+const _: () = assert!(size_of::<RulePorts>() == 8);
 
-/// Value of `PORT_LISTS`: one bit per port, port `p` at bit `p % 64` of word `p / 64 % 8`.
-pub type PortBits = [u64; 8];
+impl RulePorts {
+    /// No port.
+    pub const NONE: Self = Self {
+        ports: PortRange::NONE,
+        rule: 0,
+    };
+}
 
-/// Value of `OPENED_*`: a flow that our side opened.
+/// Ranges that stand in a [`Ports`] itself.
+pub const INLINE_RANGES: usize = 4;
+
+/// Value of `PAIRS`: the destination ports that rules admit.
+#[derive(Clone, Copy, Debug, Eq, FromBytes, Hash, Immutable, IntoBytes, KnownLayout, PartialEq)]
+#[repr(C)]
+pub struct Ports {
+    /// Where the list begins, in `PORT_LISTS` or `ENDS`.
+    pub first: u32,
+    /// How many values the list has; 0: `ranges` is all there is. Otherwise `ranges` is empty.
+    pub len: u32,
+    /// Ranges in ascending order that have no port in common, then empty ones.
+    pub ranges: [RulePorts; INLINE_RANGES],
+}
+const _: () = assert!(size_of::<Ports>() == 40);
+
+/// Value of `ENDS`: a rule's end, in lists by class of destinations and protocol, in the order of rules.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Eq,
+    FromBytes,
+    Hash,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Ord,
+    PartialEq,
+    PartialOrd,
+)]
+#[repr(C)]
+pub struct ListedEnd {
+    /// Its ports.
+    pub ports: PortRange,
+    /// Number of the rule.
+    pub rule: u32,
+    /// Number of the rule's source list.
+    pub sources: u32,
+}
+const _: () = assert!(size_of::<ListedEnd>() == 12);
+
+/// Most ends in a list of `ENDS`: how long a packet of an unknown flow may take.
+pub const MAX_LISTED_ENDS: u32 = 1 << 14;
+
+/// Returns the index in `MEMBERS` of the word, and in the word the bit, that says whether a class of
+/// sources is in a source list.
+#[inline(always)]
+#[must_use]
+pub const fn member_bit(class: Class, list: u32, words: u32) -> (u32, u32) {
+    (class.wrapping_mul(words).wrapping_add(list / 64), list % 64)
+}
+
+/// What is remembered of a flow (`OPENED_*`, which our side opened, `ADMITTED_*`, which a rule admits)
+/// and of a packet whose first fragment was accepted (`FRAGMENTS_*`).
+///
+/// All but `seen` is good for one generation: in it, the flow's other end belongs to `peer`, our end is
+/// ours, and both keys hold until `expires`.
 #[derive(
     Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq,
 )]
 #[repr(C)]
-pub struct Opened {
-    /// When it was last seen, give or take the time between refreshes.
-    pub seen: Nanos,
-    /// [`Policy::generation`] under which our end of the flow was last found to be ours; 0 at first.
-    pub ours: u64,
-}
-const _: () = assert!(size_of::<Opened>() == 16);
-
-/// Value of `ADMITTED_*`, a flow that a rule admits, and of `FRAGMENTS_*`, a packet whose first
-/// fragment was accepted.
-#[derive(
-    Clone, Copy, Debug, Default, Eq, FromBytes, Immutable, IntoBytes, KnownLayout, PartialEq,
-)]
-#[repr(C)]
-pub struct Admitted {
-    /// [`Policy::generation`] by which it was admitted.
+pub struct Known {
+    /// [`Policy::generation`] of the rest; 0 if there is nothing but `seen`.
     pub generation: u64,
     /// When it was last seen, give or take the time between refreshes.
     pub seen: Nanos,
+    /// When our own key or the peer's expires, whichever is first; `u64::MAX` for never.
+    pub expires: Nanos,
+    /// The peer, if `KNOWN_PEER` is set.
+    pub peer: PeerIndex,
+    /// `KNOWN_*`.
+    pub flags: u32,
+    /// Number of the rule that admits it, if `KNOWN_RULE` is set.
+    pub rule: u32,
+    /// [`Policy::rules`].
+    pub rules: u32,
 }
-const _: () = assert!(size_of::<Admitted>() == 16);
+const _: () = assert!(size_of::<Known>() == 40);
+
+/// In [`Known::flags`]: the set of rule tables, 0 or 1.
+pub const KNOWN_SET: u32 = 1;
+/// In [`Known::flags`]: some peer has the address.
+pub const KNOWN_PEER: u32 = 2;
+/// In [`Known::flags`]: a rule admits it.
+pub const KNOWN_RULE: u32 = 4;
+
+/// Returns the index in `RULE_HITS` of what this CPU counts for a rule.
+#[inline(always)]
+#[must_use]
+pub const fn rule_slot(cpu: u32, rule: u32, rules: u32) -> u32 {
+    cpu.wrapping_mul(rules).wrapping_add(rule)
+}
 
 /// Value of `PEERS_*`: whose prefix it is.
 #[derive(

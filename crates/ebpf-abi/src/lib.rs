@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod counters;
+mod event;
 mod filter;
 mod object;
 #[cfg(feature = "user")]
@@ -14,10 +15,7 @@ mod user;
 mod verdict;
 
 pub use counters::{Count, Direction, PeerCounters, PeerIndex, REASON_SLOTS, Reason, total_slot};
-pub use filter::{
-    Admitted, CLASS_NUMBER, CLASS_OWN, Class, INLINE_RANGES, Nanos, Opened, PEER_JAILED,
-    POLICY_SHIELDS_UP, Pair, PeerEntry, Policy, PortBits, PortBlock, PortRange, Ports, SETS, Side,
-    address_table,
-};
+pub use event::{DropEvent, NOBODY, SYNS_A_SECOND};
+pub use filter::*;
 pub use object::*;
 pub use verdict::DropReason;

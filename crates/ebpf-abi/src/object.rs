@@ -1,13 +1,13 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
 use crate::{
-    Admitted, Class, Count, Nanos, Opened, Pair, PeerCounters, PeerEntry, PeerIndex, Policy,
-    PortBits, PortBlock, Ports, REASON_SLOTS, SETS,
+    Class, Count, Known, ListedEnd, Nanos, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports,
+    REASON_SLOTS, RulePorts, SETS,
 };
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
 /// stand in a folder named after it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 /// Read-only data section that holds nothing but the object's copy of [`ABI_VERSION`], a `u32` in
 /// little endian.
 pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
@@ -43,6 +43,10 @@ pub const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
 pub const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+/// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+/// Map flag of `linux/bpf.h`: the array may be of any size in a map of maps.
+pub const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// Map flag of `linux/bpf.h`: memory is taken per entry. Tries insist on it; for the per-peer
 /// counters it keeps small tailnets small on machines with many CPUs.
 pub const BPF_F_NO_PREALLOC: u32 = 1;
@@ -110,6 +114,16 @@ const fn trie_of<A, V>() -> InnerMapSpec {
     }
 }
 
+/// As many values as the loader likes.
+const fn array_of<V>() -> InnerMapSpec {
+    InnerMapSpec {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: size_of::<V>() as u32,
+        flags: BPF_F_INNER_MAP,
+    }
+}
+
 const fn lru(name: &'static str, key_size: usize, value_size: usize, max_entries: u32) -> MapSpec {
     MapSpec {
         name,
@@ -134,7 +148,26 @@ const fn array(name: &'static str, value_size: usize, max_entries: u32) -> MapSp
     }
 }
 
-/// IPv4 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`].
+/// IPv4 address to [`PeerEntry`].
+pub const PEER_HOSTS_V4: MapSpec = MapSpec {
+    name: "PEER_HOSTS_V4",
+    map_type: BPF_MAP_TYPE_HASH,
+    key_size: 4,
+    value_size: size_of::<PeerEntry>() as u32,
+    max_entries: 1 << 16,
+    flags: BPF_F_NO_PREALLOC,
+    inner: None,
+};
+
+/// IPv6 address to [`PeerEntry`].
+pub const PEER_HOSTS_V6: MapSpec = MapSpec {
+    name: "PEER_HOSTS_V6",
+    key_size: 16,
+    ..PEER_HOSTS_V4
+};
+
+/// IPv4 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`], for what is
+/// not in [`PEER_HOSTS_V4`].
 pub const PEERS_V4: MapSpec = MapSpec {
     name: "PEERS_V4",
     map_type: BPF_MAP_TYPE_LPM_TRIE,
@@ -145,7 +178,8 @@ pub const PEERS_V4: MapSpec = MapSpec {
     inner: None,
 };
 
-/// IPv6 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`].
+/// IPv6 prefix (prefix length `u32`, then the address in network order) to [`PeerEntry`], for what is
+/// not in [`PEER_HOSTS_V6`].
 pub const PEERS_V6: MapSpec = MapSpec {
     name: "PEERS_V6",
     map_type: BPF_MAP_TYPE_LPM_TRIE,
@@ -204,8 +238,38 @@ pub const NETS_V4: MapSpec = map_of_maps("NETS_V4", 2 * SETS, trie_of::<[u8; 4],
 pub const NETS_V6: MapSpec = map_of_maps("NETS_V6", 2 * SETS, trie_of::<[u8; 16], Class>());
 /// By set: [`Pair`] to [`Ports`].
 pub const PAIRS: MapSpec = map_of_maps("PAIRS", SETS, hash_of::<Pair, Ports>());
-/// By set: [`PortBlock`] to [`PortBits`].
-pub const PORT_LISTS: MapSpec = map_of_maps("PORT_LISTS", SETS, hash_of::<PortBlock, PortBits>());
+/// By set: lists of [`RulePorts`], one after the other, each in ascending order.
+pub const PORT_LISTS: MapSpec = map_of_maps("PORT_LISTS", SETS, array_of::<RulePorts>());
+/// By set: lists of [`ListedEnd`], one after the other, each in the order of rules.
+pub const ENDS: MapSpec = map_of_maps("ENDS", SETS, array_of::<ListedEnd>());
+/// By set: which classes of sources are in which source lists, in words of 64 bits; see
+/// [`member_bit`](crate::member_bit).
+pub const MEMBERS: MapSpec = map_of_maps("MEMBERS", SETS, array_of::<u64>());
+/// By set: the [`Count`] of packets that each rule admitted, for each CPU; see
+/// [`rule_slot`](crate::rule_slot).
+pub const RULE_HITS: MapSpec = map_of_maps("RULE_HITS", SETS, array_of::<Count>());
+
+/// [`Policy::generation`] for which flows may be remembered; 0 for none.
+pub const GENERATION: MapSpec = array("GENERATION", size_of::<u64>(), 1);
+
+/// Ring buffer of [`DropEvent`](crate::DropEvent), for one reader.
+pub const DROPS: MapSpec = MapSpec {
+    name: "DROPS",
+    map_type: BPF_MAP_TYPE_RINGBUF,
+    key_size: 0,
+    value_size: 0,
+    max_entries: 1 << 17,
+    flags: 0,
+    inner: None,
+};
+/// Not 0: every dropped packet is reported in [`DROPS`].
+pub const DROPS_WANTED: MapSpec = array("DROPS_WANTED", size_of::<u32>(), 1);
+/// How many reports did not fit into [`DROPS`], for each CPU.
+pub const DROPS_LOST: MapSpec = MapSpec {
+    name: "DROPS_LOST",
+    map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    ..array("DROPS_LOST", size_of::<u64>(), 1)
+};
 
 /// Bytes of a flow or fragment key (`packet::Flow`, `packet::FragmentKey`) over IPv4.
 pub const KEY_V4: usize = 16;
@@ -216,24 +280,26 @@ pub const FLOWS: u32 = 1 << 16;
 /// Fragmented packets of a family that are remembered.
 pub const FRAGMENTED: u32 = 1 << 12;
 
-/// IPv4 flows that our side opened, to [`Opened`]. Only what we send makes entries.
-pub const OPENED_V4: MapSpec = lru("OPENED_V4", KEY_V4, size_of::<Opened>(), FLOWS);
-/// IPv6 flows that our side opened, to [`Opened`]. Only what we send makes entries.
-pub const OPENED_V6: MapSpec = lru("OPENED_V6", KEY_V6, size_of::<Opened>(), FLOWS);
-/// IPv4 flows that rules admitted, to [`Admitted`].
-pub const ADMITTED_V4: MapSpec = lru("ADMITTED_V4", KEY_V4, size_of::<Admitted>(), FLOWS);
-/// IPv6 flows that rules admitted, to [`Admitted`].
-pub const ADMITTED_V6: MapSpec = lru("ADMITTED_V6", KEY_V6, size_of::<Admitted>(), FLOWS);
-/// IPv4 packets whose first fragment was accepted, to [`Admitted`].
-pub const FRAGMENTS_V4: MapSpec = lru("FRAGMENTS_V4", KEY_V4, size_of::<Admitted>(), FRAGMENTED);
-/// IPv6 packets whose first fragment was accepted, to [`Admitted`].
-pub const FRAGMENTS_V6: MapSpec = lru("FRAGMENTS_V6", KEY_V6, size_of::<Admitted>(), FRAGMENTED);
+/// IPv4 flows that our side opened, to [`Known`]. Only what we send makes entries.
+pub const OPENED_V4: MapSpec = lru("OPENED_V4", KEY_V4, size_of::<Known>(), FLOWS);
+/// IPv6 flows that our side opened, to [`Known`]. Only what we send makes entries.
+pub const OPENED_V6: MapSpec = lru("OPENED_V6", KEY_V6, size_of::<Known>(), FLOWS);
+/// IPv4 flows that rules admitted, to [`Known`].
+pub const ADMITTED_V4: MapSpec = lru("ADMITTED_V4", KEY_V4, size_of::<Known>(), FLOWS);
+/// IPv6 flows that rules admitted, to [`Known`].
+pub const ADMITTED_V6: MapSpec = lru("ADMITTED_V6", KEY_V6, size_of::<Known>(), FLOWS);
+/// IPv4 packets whose first fragment was accepted, to [`Known`].
+pub const FRAGMENTS_V4: MapSpec = lru("FRAGMENTS_V4", KEY_V4, size_of::<Known>(), FRAGMENTED);
+/// IPv6 packets whose first fragment was accepted, to [`Known`].
+pub const FRAGMENTS_V6: MapSpec = lru("FRAGMENTS_V6", KEY_V6, size_of::<Known>(), FRAGMENTED);
 
 /// The time that programs take for the present under [`GLOBAL_VIRTUAL_TIME`]: one [`Nanos`].
 pub const CLOCK: MapSpec = array("CLOCK", size_of::<Nanos>(), 1);
 
 /// Every map that programs and loader share; what only programs use is not here and is not pinned.
-pub const MAPS: [MapSpec; 19] = [
+pub const MAPS: [MapSpec; 28] = [
+    PEER_HOSTS_V4,
+    PEER_HOSTS_V6,
     PEERS_V4,
     PEERS_V6,
     PEER_COUNTS,
@@ -246,6 +312,13 @@ pub const MAPS: [MapSpec; 19] = [
     NETS_V6,
     PAIRS,
     PORT_LISTS,
+    ENDS,
+    MEMBERS,
+    RULE_HITS,
+    GENERATION,
+    DROPS,
+    DROPS_WANTED,
+    DROPS_LOST,
     OPENED_V4,
     OPENED_V6,
     ADMITTED_V4,

@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "`aya::Pod` is an unsafe marker trait")]
 
 use crate::{
-    Admitted, Count, Opened, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, PortBlock,
-    PortRange, Ports,
+    Count, DropEvent, Known, ListedEnd, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports,
+    RulePorts,
 };
 
 // SAFETY: `IntoBytes` and `FromBytes` hold for the type: no padding, every bit pattern is valid.
@@ -13,17 +13,17 @@ unsafe impl aya::Pod for PeerCounters {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Count {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Admitted {}
+unsafe impl aya::Pod for Known {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Opened {}
+unsafe impl aya::Pod for ListedEnd {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Pair {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Policy {}
 // SAFETY: as above.
-unsafe impl aya::Pod for PortBlock {}
+unsafe impl aya::Pod for RulePorts {}
 // SAFETY: as above.
-unsafe impl aya::Pod for PortRange {}
+unsafe impl aya::Pod for DropEvent {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Ports {}
 // SAFETY: as above.

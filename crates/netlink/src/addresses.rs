@@ -46,6 +46,27 @@ pub async fn dump(netlink: &Netlink, index: u32) -> Result<BTreeSet<IpNet>, Erro
     }
 }
 
+/// Returns the addresses of all interfaces but `except`, each with the number of its interface and the length
+/// of its network; without link-local ones of IPv6.
+///
+/// # Errors
+///
+/// Whatever the kernel answered.
+pub async fn dump_others(netlink: &Netlink, except: u32) -> Result<Vec<(u32, IpNet)>, Error> {
+    let mut messages = std::pin::pin!(netlink.route.address().get().execute());
+    let mut addresses = Vec::new();
+    while let Some(message) = messages
+        .try_next()
+        .await
+        .map_err(|error| Error::from_route("RTM_GETADDR", "", error))?
+    {
+        if message.header.index != except {
+            addresses.extend(parse(&message).map(|net| (message.header.index, net)));
+        }
+    }
+    Ok(addresses)
+}
+
 /// Returns the changes that turn `actual` into `desired`, removals first. Pure.
 #[must_use]
 pub fn plan(desired: &BTreeSet<IpNet>, actual: &BTreeSet<IpNet>) -> Vec<Change> {

@@ -46,6 +46,14 @@ pub enum Error {
         /// EADDRINUSE.
         source: io::Error,
     },
+    /// Notifications came faster than they were read, and the kernel dropped some: dump again.
+    #[error("{operation}: the kernel dropped notifications, some are lost")]
+    Overrun {
+        /// What was listened for.
+        operation: &'static str,
+        /// ENOBUFS.
+        source: io::Error,
+    },
     /// Any other answer.
     #[error("{operation} {subject} failed")]
     Failed {
@@ -67,6 +75,7 @@ impl Error {
             | Self::NoDevice { source, .. }
             | Self::NoWireGuard { source }
             | Self::PortInUse { source, .. }
+            | Self::Overrun { source, .. }
             | Self::Failed { source, .. } => source.raw_os_error(),
         }
     }

@@ -6,8 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+pub mod conntrack;
 mod error;
 pub mod links;
+mod netfilter;
+pub mod nft;
 pub mod routes;
 pub mod rules;
 pub mod wireguard;

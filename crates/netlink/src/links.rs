@@ -1,13 +1,16 @@
 //! Network interfaces: read one, create a WireGuard one, delete, bring up, set the MTU.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_sys::SocketAddr;
 use rtnetlink::{LinkUnspec, LinkWireguard, MulticastGroup};
+use tokio::time::Instant;
 
-use crate::{Error, Netlink};
+use crate::{Error, Netlink, routes};
 
 /// One network interface as the kernel has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,6 +25,10 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// It is `lo`.
+    pub loopback: bool,
+    /// The bridge or bond that it is part of.
+    pub master: Option<u32>,
 }
 
 /// What made an interface.
@@ -31,6 +38,10 @@ pub enum Kind {
     WireGuard,
     /// A TUN or TAP device.
     Tun,
+    /// A bridge.
+    Bridge,
+    /// One end of a pair of virtual interfaces.
+    Veth,
     /// Anything else.
     Other,
 }
@@ -56,6 +67,32 @@ pub async fn get(netlink: &Netlink, name: &str) -> Result<Option<Link>, Error> {
             other => Err(other),
         },
     }
+}
+
+/// Reads all interfaces.
+///
+/// # Errors
+///
+/// Whatever the kernel answered.
+pub async fn dump(netlink: &Netlink) -> Result<Vec<Link>, Error> {
+    let links = netlink.route.link().get().execute();
+    let messages: Vec<LinkMessage> = links
+        .try_collect()
+        .await
+        .map_err(|error| Error::from_route("RTM_GETLINK", "", error))?;
+    let links = messages
+        .iter()
+        .map(|message| parse(name_of(message), message));
+    Ok(links.collect())
+}
+
+fn name_of(message: &LinkMessage) -> &str {
+    let mut attributes = message.attributes.iter();
+    let name = attributes.find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    });
+    name.unwrap_or_default()
 }
 
 /// Creates a WireGuard interface, down and without configuration.
@@ -125,15 +162,20 @@ fn parse(name: &str, message: &LinkMessage) -> Link {
         kind: Kind::Other,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        master: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(InfoKind::Wireguard) => link.kind = Kind::WireGuard,
                         LinkInfo::Kind(InfoKind::Tun) => link.kind = Kind::Tun,
+                        LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
+                        LinkInfo::Kind(InfoKind::Veth) => link.kind = Kind::Veth,
                         _ => {}
                     }
                 }
@@ -144,49 +186,80 @@ fn parse(name: &str, message: &LinkMessage) -> Link {
     link
 }
 
-/// Tells which interfaces disappear, as it happens.
+/// Changes this close together are told as one.
+const DEBOUNCE: Duration = Duration::from_millis(250);
+
+/// Tells when something changed that may concern the overlay: interfaces come, go, flap and are renamed,
+/// addresses change, our routes or any rules are taken away.
 #[derive(Debug)]
 pub struct Watcher {
     messages:
         futures_channel::mpsc::UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     task: tokio::task::AbortHandle,
+    /// When to tell what was heard.
+    due: Option<Instant>,
 }
 
 impl Watcher {
-    /// Subscribes to interface changes in the calling thread's network namespace.
+    /// Subscribes to changes in the calling thread's network namespace.
     ///
     /// # Errors
     ///
     /// [`Error::Failed`] if the kernel gives no netlink socket.
     pub fn open() -> Result<Self, Error> {
-        let (connection, _, messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-                .map_err(|source| Error::from_io("bind(RTMGRP_LINK)", "", source))?;
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ])
+        .map_err(|source| Error::from_io("bind(RTMGRP_LINK)", "", source))?;
         Ok(Self {
             messages,
             task: tokio::spawn(connection).abort_handle(),
+            due: None,
         })
     }
 
-    /// Waits for an interface to disappear and returns its name; `None` once the socket failed.
-    pub async fn next_removed(&mut self) -> Option<String> {
+    /// Waits for changes, and a moment for those that belong to them; false once the socket failed. May be
+    /// called off at any time: what was heard is told by the next call.
+    pub async fn changed(&mut self) -> bool {
         loop {
-            let (message, _) = self.messages.next().await?;
-            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) =
-                message.payload
-            {
-                let name = link
-                    .attributes
-                    .into_iter()
-                    .find_map(|attribute| match attribute {
-                        LinkAttribute::IfName(name) => Some(name),
-                        _ => None,
-                    });
-                if name.is_some() {
-                    return name;
+            let due = self.due.unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = tokio::time::sleep_until(due), if self.due.is_some() => {
+                    self.due = None;
+                    return true;
                 }
+                message = self.messages.next() => match message {
+                    Some((message, _)) => {
+                        if concerns_us(&message) {
+                            self.due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                        }
+                    }
+                    None => return false,
+                },
             }
         }
+    }
+}
+
+fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(message) = &message.payload else {
+        return false;
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(_)
+        | RouteNetlinkMessage::DelLink(_)
+        | RouteNetlinkMessage::NewAddress(_)
+        | RouteNetlinkMessage::DelAddress(_)
+        | RouteNetlinkMessage::DelRule(_) => true,
+        // A host may route for the whole Internet: only what goes from our table matters.
+        RouteNetlinkMessage::DelRoute(route) => routes::is_in_table(route, routes::TABLE),
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Routes into one interface in one table: dump → plan → apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
@@ -10,32 +10,73 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use crate::{Error, Family, Netlink};
+use crate::{Error, Family, Netlink, links};
 
 /// Table that holds the overlay's routes. Upstream's number, so that its documentation carries over.
 pub const TABLE: u32 = 52;
 
+/// Marks routes without an interface as ours: nothing else tells whose they are.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(152);
+
+/// What happens to packets for a destination.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Target {
+    /// They go into the interface.
+    Interface,
+    /// The table has nothing to say about them: the next rule decides.
+    Throw,
+    /// They are refused with ICMP unreachable.
+    Unreachable,
+}
+
+/// The routes of one interface in one table: what happens to which destination.
+pub type Routes = BTreeMap<IpNet, Target>;
+
 /// One change to the routes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Change {
+    /// Routes a destination.
+    Add(IpNet, Target),
     /// Takes the route to a destination away.
-    Remove(IpNet),
-    /// Routes a destination into the interface.
-    Add(IpNet),
+    Remove(IpNet, Target),
 }
 
-/// Returns the destinations that `table` routes into the interface `index`.
+/// Returns the routes of `table` that belong to the interface `index`: those that lead into it, and those
+/// that [`apply`] made for it and that lead nowhere.
 ///
 /// # Errors
 ///
 /// Whatever the kernel answered; a table that does not exist is an empty one.
-pub async fn dump(netlink: &Netlink, table: u32, index: u32) -> Result<BTreeSet<IpNet>, Error> {
+pub async fn dump(netlink: &Netlink, table: u32, index: u32) -> Result<Routes, Error> {
     Ok(dump_table(netlink, table)
         .await?
         .into_iter()
-        .filter(|(_, oif)| *oif == Some(index))
-        .map(|(destination, _)| destination)
+        .filter(|found| found.owner() == Some(index))
+        .map(|found| (found.destination, found.target))
         .collect())
+}
+
+/// Removes routes that [`apply`] made for interfaces which are gone: the kernel takes only those along that
+/// lead into an interface.
+///
+/// # Errors
+///
+/// Whatever the kernel answered.
+pub async fn remove_orphans(netlink: &Netlink, table: u32) -> Result<(), Error> {
+    let owned = |found: &Found| found.target != Target::Interface;
+    let found = dump_table(netlink, table).await?;
+    if !found.iter().any(owned) {
+        return Ok(());
+    }
+    let links = links::dump(netlink).await?;
+    let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+    for found in found.into_iter().filter(owned) {
+        if let Some(index) = found.owner().filter(|index| !present.contains(index)) {
+            let change = Change::Remove(found.destination, found.target);
+            apply(netlink, table, index, change).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns true if `table` holds no route, of whichever interface.
@@ -47,7 +88,28 @@ pub async fn is_empty(netlink: &Netlink, table: u32) -> Result<bool, Error> {
     Ok(dump_table(netlink, table).await?.is_empty())
 }
 
-async fn dump_table(netlink: &Netlink, table: u32) -> Result<Vec<(IpNet, Option<u32>)>, Error> {
+/// One route as the kernel has it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Found {
+    destination: IpNet,
+    target: Target,
+    interface: Option<u32>,
+    metric: u32,
+    marked: bool,
+}
+
+impl Found {
+    /// The interface whose route it is.
+    fn owner(&self) -> Option<u32> {
+        match self.target {
+            Target::Interface => self.interface,
+            // IPv6 says `lo` for these.
+            Target::Throw | Target::Unreachable => self.marked.then_some(self.metric),
+        }
+    }
+}
+
+async fn dump_table(netlink: &Netlink, table: u32) -> Result<Vec<Found>, Error> {
     let mut routes = Vec::new();
     for family in Family::BOTH {
         // An empty header but for family and table: the kernel filters by what is set.
@@ -75,12 +137,26 @@ async fn dump_table(netlink: &Netlink, table: u32) -> Result<Vec<(IpNet, Option<
     Ok(routes)
 }
 
-/// Returns the changes that turn `actual` into `desired`, removals first. Pure.
+/// Returns the changes that turn `actual` into `desired`. Pure.
+///
+/// New routes come before old ones go, so that no packet takes a way in between that neither allows; where
+/// the same destination gets another target, the old one goes first: both have the same place in the table.
 #[must_use]
-pub fn plan(desired: &BTreeSet<IpNet>, actual: &BTreeSet<IpNet>) -> Vec<Change> {
-    let stale = actual.difference(desired).copied().map(Change::Remove);
-    let fresh = desired.difference(actual).copied().map(Change::Add);
-    stale.chain(fresh).collect()
+pub fn plan(desired: &Routes, actual: &Routes) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (&destination, &target) in desired {
+        match actual.get(&destination) {
+            Some(&old) if old == target => {}
+            Some(&old) => changes.extend([
+                Change::Remove(destination, old),
+                Change::Add(destination, target),
+            ]),
+            None => changes.push(Change::Add(destination, target)),
+        }
+    }
+    let stale = actual.iter().filter(|(net, _)| !desired.contains_key(net));
+    changes.extend(stale.map(|(&net, &target)| Change::Remove(net, target)));
+    changes
 }
 
 /// Makes one change; repeating one that already holds succeeds.
@@ -89,12 +165,10 @@ pub fn plan(desired: &BTreeSet<IpNet>, actual: &BTreeSet<IpNet>) -> Vec<Change> 
 ///
 /// Whatever the kernel refused.
 pub async fn apply(netlink: &Netlink, table: u32, index: u32, change: Change) -> Result<(), Error> {
+    let route = netlink.route.route();
     match change {
-        Change::Add(destination) => {
-            let request = netlink
-                .route
-                .route()
-                .add(message(table, index, destination));
+        Change::Add(destination, target) => {
+            let request = route.add(message(table, index, destination, target));
             let result = request.execute().await.map_err(|error| {
                 Error::from_route("RTM_NEWROUTE", &destination.to_string(), error)
             });
@@ -103,11 +177,8 @@ pub async fn apply(netlink: &Netlink, table: u32, index: u32, change: Change) ->
                 other => other,
             }
         }
-        Change::Remove(destination) => {
-            let request = netlink
-                .route
-                .route()
-                .del(message(table, index, destination));
+        Change::Remove(destination, target) => {
+            let request = route.del(message(table, index, destination, target));
             let result = request.execute().await.map_err(|error| {
                 Error::from_route("RTM_DELROUTE", &destination.to_string(), error)
             });
@@ -119,7 +190,7 @@ pub async fn apply(netlink: &Netlink, table: u32, index: u32, change: Change) ->
     }
 }
 
-fn message(table: u32, index: u32, destination: IpNet) -> RouteMessage {
+fn message(table: u32, index: u32, destination: IpNet, target: Target) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: match destination {
@@ -128,12 +199,19 @@ fn message(table: u32, index: u32, destination: IpNet) -> RouteMessage {
         },
         destination_prefix_length: destination.prefix_len(),
         table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
-        protocol: RouteProtocol::Boot,
-        scope: match destination {
-            IpNet::V4(_) => RouteScope::Link,
-            IpNet::V6(_) => RouteScope::Universe,
+        protocol: match target {
+            Target::Interface => RouteProtocol::Boot,
+            Target::Throw | Target::Unreachable => PROTOCOL,
         },
-        kind: RouteType::Unicast,
+        scope: match (destination, target) {
+            (IpNet::V4(_), Target::Interface) => RouteScope::Link,
+            _ => RouteScope::Universe,
+        },
+        kind: match target {
+            Target::Interface => RouteType::Unicast,
+            Target::Throw => RouteType::Throw,
+            Target::Unreachable => RouteType::Unreachable,
+        },
         ..RouteHeader::default()
     };
     if destination.prefix_len() > 0 {
@@ -141,21 +219,39 @@ fn message(table: u32, index: u32, destination: IpNet) -> RouteMessage {
             .attributes
             .push(RouteAttribute::Destination(destination.network().into()));
     }
-    message.attributes.push(RouteAttribute::Oif(index));
+    if target == Target::Interface {
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
     // A metric per device: two nodes on one host may both route to the same peer, each by its own.
     message.attributes.push(RouteAttribute::Priority(index));
     message.attributes.push(RouteAttribute::Table(table));
     message
 }
 
-fn parse(message: &RouteMessage, table: u32) -> Option<(IpNet, Option<u32>)> {
+/// Whether a route is one of `table`.
+pub(crate) fn is_in_table(message: &RouteMessage, table: u32) -> bool {
+    let wide = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(id) => Some(*id),
+            _ => None,
+        });
+    wide.unwrap_or_else(|| message.header.table.into()) == table
+}
+
+fn parse(message: &RouteMessage, table: u32) -> Option<Found> {
     let mut destination = match message.header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         AddressFamily::Inet6 => IpAddr::from([0; 16]),
         _ => return None,
     };
-    let mut in_table = u32::from(message.header.table);
-    let mut oif = None;
+    let target = match message.header.kind {
+        RouteType::Throw => Target::Throw,
+        RouteType::Unreachable => Target::Unreachable,
+        _ => Target::Interface,
+    };
+    let (mut interface, mut metric) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
@@ -164,46 +260,110 @@ fn parse(message: &RouteMessage, table: u32) -> Option<(IpNet, Option<u32>)> {
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
                 destination = (*address).into();
             }
-            RouteAttribute::Oif(index) => oif = Some(*index),
-            RouteAttribute::Table(id) => in_table = *id,
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Priority(value) => metric = *value,
             _ => {}
         }
     }
     // A kernel without strict checking dumps every table.
-    (in_table == table)
-        .then(|| IpNet::new(destination, message.header.destination_prefix_length).ok())
-        .flatten()
-        .map(|destination| (destination, oif))
+    if !is_in_table(message, table) {
+        return None;
+    }
+    Some(Found {
+        destination: IpNet::new(destination, message.header.destination_prefix_length).ok()?,
+        target,
+        interface,
+        metric,
+        marked: message.header.protocol == PROTOCOL,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn into_interface(texts: &[&str]) -> Routes {
+        texts
+            .iter()
+            .map(|text| (net(text), Target::Interface))
+            .collect()
+    }
+
     #[test]
-    fn stale_routes_go_before_new_ones_come() {
-        let net = |text: &str| text.parse::<IpNet>().unwrap();
-        let desired = BTreeSet::from([net("100.64.0.2/32"), net("10.0.0.0/24")]);
-        let actual = BTreeSet::from([net("100.64.0.2/32"), net("100.64.0.9/32")]);
+    fn new_routes_come_before_stale_ones_go() {
+        let desired = into_interface(&["100.64.0.2/32", "10.0.0.0/24"]);
+        let actual = into_interface(&["100.64.0.2/32", "100.64.0.9/32"]);
 
         assert_eq!(
             plan(&desired, &actual),
             [
-                Change::Remove(net("100.64.0.9/32")),
-                Change::Add(net("10.0.0.0/24")),
+                Change::Add(net("10.0.0.0/24"), Target::Interface),
+                Change::Remove(net("100.64.0.9/32"), Target::Interface),
             ]
         );
         assert_eq!(plan(&desired, &desired), []);
     }
 
     #[test]
+    fn a_network_that_may_be_reached_again_changes_its_target() {
+        let captured = into_interface(&["192.168.1.0/24"]);
+        let thrown = Routes::from([(net("192.168.1.0/24"), Target::Throw)]);
+        assert_eq!(
+            plan(&thrown, &captured),
+            [
+                Change::Remove(net("192.168.1.0/24"), Target::Interface),
+                Change::Add(net("192.168.1.0/24"), Target::Throw),
+            ]
+        );
+    }
+
+    #[test]
     fn a_route_message_reads_back_as_itself() {
         for text in ["100.64.0.2/32", "10.1.0.0/16", "fd7a::1/128", "0.0.0.0/0"] {
-            let destination: IpNet = text.parse().unwrap();
-            assert_eq!(
-                parse(&message(TABLE, 7, destination), TABLE),
-                Some((destination, Some(7)))
-            );
+            for target in [Target::Interface, Target::Throw, Target::Unreachable] {
+                let found = parse(&message(TABLE, 7, net(text), target), TABLE).unwrap();
+                assert_eq!((found.destination, found.target), (net(text), target));
+                assert_eq!(found.owner(), Some(7));
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_to_nowhere_without_our_mark_is_somebody_elses() {
+        let mut foreign = message(TABLE, 7, net("10.0.0.0/8"), Target::Throw);
+        foreign.header.protocol = RouteProtocol::Static;
+        assert_eq!(parse(&foreign, TABLE).unwrap().owner(), None);
+    }
+
+    fn any_routes() -> impl Strategy<Value = Routes> {
+        let target = prop_oneof![
+            Just(Target::Interface),
+            Just(Target::Throw),
+            Just(Target::Unreachable)
+        ];
+        let net = (0_u8..8).prop_map(|n| net(&format!("10.{n}.0.0/16")));
+        proptest::collection::btree_map(net, target, 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_leads_from_what_is_to_what_should_be(
+            desired in any_routes(), actual in any_routes(),
+        ) {
+            let mut table = actual.clone();
+            for change in plan(&desired, &actual) {
+                match change {
+                    Change::Remove(net, target) => prop_assert_eq!(table.remove(&net), Some(target)),
+                    Change::Add(net, target) => prop_assert_eq!(table.insert(net, target), None),
+                }
+            }
+            prop_assert_eq!(table, desired);
         }
     }
 }

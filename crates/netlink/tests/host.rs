@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use namespace::in_namespace;
+use netlink::routes::{Routes, Target};
 use netlink::{Error, Family, Netlink, addresses, links, routes, rules};
 
 /// Interface number of `lo` in every fresh namespace.
@@ -46,7 +47,15 @@ fn applying_routes_twice_changes_nothing() {
     in_namespace("applying_routes_twice_changes_nothing", async || {
         let netlink = Netlink::open().unwrap();
         up(&netlink).await;
-        let desired = nets(&["100.64.0.2/32", "10.1.0.0/16", "fd7a:115c:a1e0::2/128"]);
+        let desired: Routes = ["100.64.0.2/32", "10.1.0.0/16", "fd7a:115c:a1e0::2/128"]
+            .map(|text| (text.parse().unwrap(), Target::Interface))
+            .into_iter()
+            .chain([
+                ("192.168.0.0/24".parse().unwrap(), Target::Throw),
+                ("fd01::/64".parse().unwrap(), Target::Throw),
+                ("::/0".parse().unwrap(), Target::Unreachable),
+            ])
+            .collect();
         let before = routes::dump(&netlink, routes::TABLE, LO).await.unwrap();
         assert!(before.is_empty());
         assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
@@ -72,6 +81,34 @@ fn applying_routes_twice_changes_nothing() {
                 .unwrap();
         }
         assert!(routes::is_empty(&netlink, routes::TABLE).await.unwrap());
+    });
+}
+
+#[test]
+fn routes_to_nowhere_go_when_their_interface_is_gone_and_foreign_ones_stay() {
+    in_namespace("orphaned_routes", async || {
+        let netlink = Netlink::open().unwrap();
+        up(&netlink).await;
+        let gone = 4711;
+        for (index, text) in [
+            (gone, "10.1.0.0/16"),
+            (gone, "fd01::/64"),
+            (LO, "10.2.0.0/16"),
+        ] {
+            let change = routes::Change::Add(text.parse().unwrap(), Target::Throw);
+            routes::apply(&netlink, routes::TABLE, index, change)
+                .await
+                .unwrap();
+        }
+
+        routes::remove_orphans(&netlink, routes::TABLE)
+            .await
+            .unwrap();
+
+        let left = routes::dump(&netlink, routes::TABLE, gone).await.unwrap();
+        assert_eq!(left, Routes::new());
+        let left = routes::dump(&netlink, routes::TABLE, LO).await.unwrap();
+        assert_eq!(left.len(), 1);
     });
 }
 

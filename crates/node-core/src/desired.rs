@@ -1,12 +1,13 @@
 //! The desired state of this node: [`Desired`], computed from the network map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use control_proto::Timestamp;
 use control_proto::netmap::NetMap;
-use control_proto::tailcfg::Node;
-use ipnet::IpNet;
+use control_proto::tailcfg::{Node, StableNodeId};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use keys::{DiscoPublic, NodePublic};
 
 use crate::derp::{DerpMap, RegionId};
@@ -14,13 +15,65 @@ use crate::derp::{DerpMap, RegionId};
 /// MTU of the overlay device in bytes (protocol/disco.md §15).
 pub const DEFAULT_MTU: u16 = 1280;
 
+/// Both default routes: what an exit node offers, and what is captured for one.
+pub const DEFAULT_ROUTES: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
+
 /// What the network map leaves to this host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// MTU of the overlay device in bytes.
     pub mtu: u16,
     /// The present, for key expiry.
     pub now: SystemTime,
+    /// Subnets behind peers are reached through them.
+    pub accept_routes: bool,
+    /// Routes that this host offers to the others.
+    pub advertised: Vec<IpNet>,
+    /// The peer that carries everything that has no better route.
+    pub exit_node: Option<ExitNode>,
+    /// While an exit node is chosen, this host's own networks stay reachable.
+    pub allow_lan_access: bool,
+    /// This host's forwarding switches may be set.
+    pub enable_forwarding: bool,
+}
+
+impl Options {
+    /// Accepts nothing and offers nothing.
+    #[must_use]
+    pub fn new(mtu: u16, now: SystemTime) -> Self {
+        Self {
+            mtu,
+            now,
+            accept_routes: false,
+            advertised: Vec::new(),
+            exit_node: None,
+            allow_lan_access: false,
+            enable_forwarding: false,
+        }
+    }
+}
+
+/// How an exit node is named.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ExitNode {
+    /// By its stable id.
+    Id(StableNodeId),
+    /// By one of its overlay addresses, as long as the id is not known.
+    Ip(IpAddr),
+}
+
+impl ExitNode {
+    /// Whether `node` is meant.
+    #[must_use]
+    pub fn is(&self, node: &Node) -> bool {
+        match self {
+            Self::Id(id) => node.stable_id == *id,
+            Self::Ip(ip) => host_prefixes(&node.addresses).contains(&IpNet::from(*ip)),
+        }
+    }
 }
 
 /// How this host should look.
@@ -36,6 +89,24 @@ pub struct Desired {
     pub routes: Vec<IpNet>,
     /// Relays this node may use.
     pub derp_map: DerpMap,
+    /// Routes that this host forwards: offered by us and approved by the server; sorted.
+    pub served_routes: Vec<IpNet>,
+    /// Networks that are attached to this host by its own word, approved or not: never routed into
+    /// the overlay device, whatever wider route is; sorted.
+    pub local_routes: Vec<IpNet>,
+    /// Set if an exit node is chosen: the default routes are among `routes`.
+    pub exit: Option<Exit>,
+    /// The host's forwarding switches are set while it serves routes.
+    pub enable_forwarding: bool,
+}
+
+/// The chosen exit node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Exit {
+    /// The peer; `None` if the map has no such exit node, so that nothing carries the captured packets.
+    pub peer: Option<NodePublic>,
+    /// This host's own networks stay reachable.
+    pub allow_lan_access: bool,
 }
 
 /// One peer of the tunnel.
@@ -56,19 +127,20 @@ pub struct DesiredPeer {
 impl Desired {
     /// Computes the desired state from a network map.
     ///
-    /// Left out are peers whose key expired, peers that nothing could reach (no disco key and no
-    /// home relay), and prefixes beyond a peer's own addresses: subnet and exit routes need the
-    /// operator's consent. Where two peers claim a prefix, the lower node number has it
-    /// (protocol/disco.md §17.7).
+    /// Left out are peers whose key expired, and peers that nothing could reach (no disco key and no
+    /// home relay). Beyond a peer's own addresses its subnets belong to it if routes are accepted,
+    /// and default routes if it is the chosen exit node. Where two peers claim a prefix, its owner
+    /// comes before a router of it, then the lower node number has it (protocol/filter.md §19).
+    ///
+    /// A chosen exit node captures all traffic even if it is not there: nothing leaks past it.
     #[must_use]
     pub fn from_netmap(netmap: &NetMap, options: &Options) -> Self {
-        let addresses = host_prefixes(&netmap.node.addresses);
         let derp_map = DerpMap::from_wire(&netmap.derp_map);
-        Self::from_nodes(addresses, netmap.peers.values(), derp_map, options)
+        Self::from_nodes(&netmap.node, netmap.peers.values(), derp_map, options)
     }
 
     fn from_nodes<'a>(
-        addresses: Vec<IpNet>,
+        own: &Node,
         peers: impl Iterator<Item = &'a Node>,
         derp_map: DerpMap,
         options: &Options,
@@ -76,19 +148,35 @@ impl Desired {
         let now = Timestamp::from(options.now);
         let mut nodes: Vec<&Node> = peers.filter(|node| is_usable(node, now)).collect();
         nodes.sort_by_key(|node| node.id);
-        // Our own addresses never belong to a peer.
-        let mut taken: BTreeSet<IpNet> = addresses.iter().copied().collect();
+        let advertised: BTreeSet<IpNet> = options.advertised.iter().copied().collect();
+        let approved: BTreeSet<IpNet> = own.allowed_ips().iter().copied().collect();
+        let addresses = host_prefixes(&own.addresses);
         let mut desired = Self {
-            addresses,
             mtu: options.mtu,
             derp_map,
+            served_routes: advertised.intersection(&approved).copied().collect(),
+            local_routes: advertised
+                .into_iter()
+                .filter(|net| !is_default(net))
+                .collect(),
+            exit: options.exit_node.as_ref().map(|chosen| Exit {
+                peer: nodes
+                    .iter()
+                    .find(|node| chosen.is(node) && node.allowed_ips().iter().any(is_default))
+                    .map(|node| node.key),
+                allow_lan_access: options.allow_lan_access,
+            }),
+            enable_forwarding: options.enable_forwarding,
             ..Self::default()
         };
-        for node in nodes {
+        // Our own addresses never belong to a peer, nor do networks that we are attached to.
+        let mut taken: BTreeSet<IpNet> = addresses.iter().copied().collect();
+        taken.extend(&desired.local_routes);
+        desired.addresses = addresses;
+        for node in &nodes {
             let mut allowed_ips = host_prefixes(&node.addresses);
             allowed_ips.retain(|prefix| node.allowed_ips().contains(prefix));
             allowed_ips.retain(|prefix| taken.insert(*prefix));
-            desired.routes.extend(&allowed_ips);
             let peer = DesiredPeer {
                 id: node.id.0,
                 name: node.name.trim_end_matches('.').to_owned(),
@@ -99,9 +187,47 @@ impl Desired {
             // The same key under two numbers is an error of the server; the first one stands.
             desired.peers.entry(node.key).or_insert(peer);
         }
-        desired.routes.sort_unstable();
+        for node in &nodes {
+            desired.give_routes(node, options, &mut taken);
+        }
+        desired.collect_routes();
         desired
     }
+
+    /// Gives a peer the routes that it offers and that nobody has yet.
+    fn give_routes(&mut self, node: &Node, options: &Options, taken: &mut BTreeSet<IpNet>) {
+        let is_exit = self.exit.is_some_and(|exit| exit.peer == Some(node.key));
+        let Some(peer) = self.peers.get_mut(&node.key) else {
+            return;
+        };
+        if peer.id != node.id.0 {
+            return;
+        }
+        let offered = node.allowed_ips().iter().map(IpNet::trunc);
+        let wanted = offered.filter(|net| match is_default(net) {
+            true => is_exit,
+            false => options.accept_routes && !node.addresses.contains(net),
+        });
+        peer.allowed_ips
+            .extend(wanted.filter(|net| taken.insert(*net)));
+        peer.allowed_ips.sort_unstable();
+    }
+
+    fn collect_routes(&mut self) {
+        let mut routes: BTreeSet<IpNet> = BTreeSet::new();
+        for peer in self.peers.values() {
+            routes.extend(&peer.allowed_ips);
+        }
+        if self.exit.is_some() {
+            routes.extend(DEFAULT_ROUTES);
+        }
+        self.routes = routes.into_iter().collect();
+    }
+}
+
+/// Whether the route takes everything of its family.
+fn is_default(net: &IpNet) -> bool {
+    net.prefix_len() == 0
 }
 
 /// True if the peer's key is valid and something can carry packets to it.

@@ -10,4 +10,4 @@ mod desired;
 pub mod endpoints;
 
 pub use derp::{DerpMap, RegionId};
-pub use desired::{DEFAULT_MTU, Desired, DesiredPeer, Options};
+pub use desired::{DEFAULT_MTU, DEFAULT_ROUTES, Desired, DesiredPeer, Exit, ExitNode, Options};

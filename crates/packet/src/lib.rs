@@ -13,6 +13,7 @@ pub mod flat;
 mod flow;
 mod header;
 mod overlay;
+mod quick;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use flat::{MAX_EXTENSION_BYTES, MAX_EXTENSIONS, MIN_LATER_OFFSET};
 pub use flow::{FRAGMENT_AGE, Flow, FragmentKey, REFRESH, SECOND, idle};
 pub use header::protocol;
 pub use overlay::{Address, remote_address};
+pub use quick::Quick;
 pub use size::{Gso, count};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -40,6 +42,10 @@ pub trait Window {
 
     /// Returns the `T` at `offset`, or `None` where it is not wholly readable.
     fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T>;
+
+    /// Returns the first `N` words of four bytes, as they lie in memory, or `None` where they are not
+    /// wholly readable.
+    fn words<const N: usize>(&self) -> Option<[u32; N]>;
 }
 
 impl Window for [u8] {
@@ -50,5 +56,10 @@ impl Window for [u8] {
     fn at<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, offset: usize) -> Option<&T> {
         let (value, _) = T::ref_from_prefix(self.get(offset..)?).ok()?;
         Some(value)
+    }
+
+    fn words<const N: usize>(&self) -> Option<[u32; N]> {
+        let (words, _) = <[u32; N]>::read_from_prefix(self).ok()?;
+        Some(words)
     }
 }

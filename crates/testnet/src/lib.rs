@@ -20,6 +20,7 @@
 
 mod folder;
 mod lab;
+mod lan;
 mod link;
 mod namespace;
 mod nat;
@@ -27,14 +28,17 @@ mod process;
 mod skip;
 mod sweep;
 pub mod tailnet;
+mod tun;
 mod wait;
 
 pub use folder::Folder;
 pub use lab::{Host, Lab};
+pub use lan::Lan;
 pub use link::{Bridge, veth};
 pub use namespace::Namespace;
 pub use nat::Nat;
 pub use process::{Process, run};
 pub use skip::unavailable;
 pub use sweep::sweep;
+pub use tun::tun;
 pub use wait::{scaled, time_scale, wait_until};

@@ -4,6 +4,8 @@
 //! embedded WireGuard, or on the kernel's where `TAILRACE_WIREGUARD=kernel` says so (in the VM).
 #![forbid(unsafe_code)]
 
+mod echo;
+mod gateway;
 mod snapshot;
 mod transfer;
 
@@ -14,6 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use testnet::tailnet::{Node, Tailnet};
 
+pub use echo::{Echo, Flow};
+pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
 pub use snapshot::KernelState;
 pub use transfer::transfer;
 

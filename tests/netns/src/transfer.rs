@@ -7,29 +7,28 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use testnet::scaled;
-use testnet::tailnet::Node;
+use testnet::{Namespace, scaled};
 
 /// A connection on which nothing moves for so long is broken.
 const STALL: Duration = Duration::from_secs(20);
 
-/// Sends `len` bytes over TCP from one node to `address` of the other and compares all of them.
+/// Sends `len` bytes over TCP from one host to `address` of the other and compares all of them.
 ///
 /// # Errors
 ///
 /// When the connection fails or stalls, or a byte differs.
-pub fn transfer(from: &Node, to: &Node, address: IpAddr, len: usize) -> Result<()> {
+pub fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, len: usize) -> Result<()> {
     let (sender, ready) = channel();
     thread::scope(|scope| {
         let receiver = scope.spawn(move || {
-            to.host().namespace().enter(move || -> Result<()> {
+            to.enter(move || -> Result<()> {
                 let listener = TcpListener::bind((address, 0))?;
                 sender.send(listener.local_addr()?)?;
                 let (stream, _) = listener.accept()?;
                 receive(stream, len)
             })?
         });
-        let sent = from.host().namespace().enter(move || -> Result<()> {
+        let sent = from.enter(move || -> Result<()> {
             let server = ready
                 .recv_timeout(scaled(STALL))
                 .context("nobody listens")?;

@@ -33,11 +33,12 @@ fn bulk_tcp_arrives_whole_both_ways_over_both_families() -> Result<()> {
     skip_unless_available!("ping");
     let tailnet = connected_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
+    let (a, b) = (alice.host().namespace(), bob.host().namespace());
     for address in addresses(bob)? {
-        transfer(alice, bob, address, 8 << 20).context("alice to bob")?;
+        transfer(a, b, address, 8 << 20).context("alice to bob")?;
     }
     for address in addresses(alice)? {
-        transfer(bob, alice, address, 8 << 20).context("bob to alice")?;
+        transfer(b, a, address, 8 << 20).context("bob to alice")?;
     }
     Ok(())
 }
@@ -95,7 +96,8 @@ fn counters_of_the_peer_grow_in_status_and_metrics() -> Result<()> {
     let before = alice.peer("bob")?;
     let scraped_before = bytes_metric(alice)?;
 
-    transfer(alice, bob, bob.ip("-4")?, len)?;
+    let (a, b) = (alice.host().namespace(), bob.host().namespace());
+    transfer(a, b, bob.ip("-4")?, len)?;
 
     wait_until(Duration::from_secs(10), "the counters have grown", || {
         let after = alice.peer("bob")?;
@@ -122,7 +124,7 @@ fn ebpf_counts_packets_and_bytes_per_peer() -> Result<()> {
     let address = bob.ip("-4")?.to_string();
 
     let status = alice.status()?;
-    let counters = status.pointer("/Tailrace/Counters").and_then(Value::as_str);
+    let counters = status.pointer("/Tailrace/Filter").and_then(Value::as_str);
     ensure!(
         counters == Some("ebpf"),
         "the programs are not attached: {status}"

@@ -96,15 +96,16 @@ fn iperf3(from: &Node, to: &Node) -> Result<f64> {
     let _server = space.spawn("iperf3 -s", &["iperf3", "-s", "-1", "-B", &address])?;
     let seconds = SECONDS.to_string();
     let words = ["iperf3", "-c", &address, "-t", &seconds, "-J"];
-    // The server needs a moment to listen; a refused client does not use it up.
-    let report = wait_until(Duration::from_secs(10), "iperf3 runs", || {
-        from.host().namespace().exec(&words)
+    // The server needs a moment to listen; a refused client does not use it up, and says so in its
+    // report only.
+    let rate = wait_until(Duration::from_secs(10), "iperf3 runs", || {
+        let report = from.host().namespace().exec(&words)?;
+        let report: Value = serde_json::from_str(&report).context("iperf3's report is no JSON")?;
+        let rate = report
+            .pointer("/end/sum_received/bits_per_second")
+            .and_then(Value::as_f64);
+        rate.with_context(|| format!("no rate in {report}"))
     })?;
-    let report: Value = serde_json::from_str(&report).context("iperf3's report is no JSON")?;
-    let rate = report
-        .pointer("/end/sum_received/bits_per_second")
-        .and_then(Value::as_f64);
-    let rate = rate.with_context(|| format!("no rate in {report}"))?;
     ensure!(rate > 0.0, "nothing arrived");
     Ok(rate)
 }

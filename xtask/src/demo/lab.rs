@@ -3,16 +3,34 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use testnet::Lab;
 use testnet::tailnet::{Control, ControlOptions, Engine, Node, Tailnet};
+use testnet::{Folder, Lab, run};
 
 use super::Stop;
+use super::gateways::{POLICY, Site};
 
 /// Names of the nodes.
 pub(super) const NODES: [&str; 2] = ["alice", "bob"];
 
-/// Starts control with its relay and joins the nodes, each behind a NAT of its own.
-pub(super) fn start(stop: &Stop) -> Result<Tailnet> {
+/// All that the demo runs.
+///
+/// Fields drop in order: daemons first, the lab last.
+#[derive(Debug)]
+pub(super) struct Demo {
+    /// The subnet router.
+    pub(super) gate: Node,
+    /// The exit node.
+    pub(super) exit: Node,
+    /// What stands behind the subnet router.
+    pub(super) office: Site,
+    /// What stands for the outside, behind the exit node.
+    pub(super) outside: Site,
+    /// The nodes behind NAT, control, the internet.
+    pub(super) tailnet: Tailnet,
+}
+
+/// Starts control with its relay and joins the nodes, each behind a NAT of its own, and the gateways.
+pub(super) fn start(stop: &Stop) -> Result<Demo> {
     println!();
     let mut lab = step(
         "an internet, and a namespace on it for the servers",
@@ -21,7 +39,7 @@ pub(super) fn start(stop: &Stop) -> Result<Tailnet> {
     let server = lab.server("control")?;
     let what = format!("tailrace-control with its relay on {}", server.address());
     let control = step(&what, || Control::start(server, ControlOptions::default()))?;
-    let key = control.auth_key(&["--reusable"])?;
+    step("tailrace-control policy set", || set_policy(&control))?;
     let mut nodes = Vec::new();
     for name in NODES {
         stop.check()?;
@@ -29,13 +47,14 @@ pub(super) fn start(stop: &Stop) -> Result<Tailnet> {
         let node = step(&what, || {
             Node::start_on(lab.behind_nat(name)?, Engine::Auto)
         })?;
-        let what = format!(
-            "{name}: tailrace up --login-server {} --auth-key …",
-            control.url()
-        );
-        step(&what, || node.join(&control.url(), &key))?;
+        join(&control, name, &node, &["--accept-routes"])?;
         nodes.push(node);
     }
+    stop.check()?;
+    let [office4, office6] = ["10.77.1.0/24", "fd77:1::/64"];
+    let routes = format!("--advertise-routes={office4},{office6}");
+    let (gate, office) = gateway(&mut lab, &control, "gate", 1, &routes)?;
+    let (exit, outside) = gateway(&mut lab, &control, "exit", 2, "--advertise-exit-node")?;
     // Whoever joined first learns of the second: the tailnet is ready when they answer each other.
     for (from, to) in [(0, 1), (1, 0)] {
         stop.check()?;
@@ -45,11 +64,53 @@ pub(super) fn start(stop: &Stop) -> Result<Tailnet> {
             nodes[from].reach(address, Duration::from_secs(20))
         })?;
     }
-    Ok(Tailnet {
-        nodes,
-        control,
-        lab,
+    Ok(Demo {
+        gate,
+        exit,
+        office,
+        outside,
+        tailnet: Tailnet {
+            nodes,
+            control,
+            lab,
+        },
     })
+}
+
+/// Joins a node under the tag of its name, then sets what `flags` say.
+fn join(control: &Control, name: &str, node: &Node, flags: &[&str]) -> Result<()> {
+    let key = control.auth_key(&["--tags", &format!("tag:{name}")])?;
+    let url = control.url();
+    let what = format!("{name}: tailrace up --login-server {url} --auth-key …");
+    step(&what, || node.join(&url, &key))?;
+    let what = format!("{name}: tailrace set {}", flags.join(" "));
+    step(&what, || node.cli(&[&["set"], flags].concat()).map(drop))
+}
+
+/// Starts a gateway on the internet with network number `number` behind it.
+fn gateway(
+    lab: &mut Lab,
+    control: &Control,
+    name: &str,
+    number: u8,
+    offer: &str,
+) -> Result<(Node, Site)> {
+    let what = format!("{name}: a gateway on the internet, a host behind it, and its daemon");
+    let (node, site) = step(&what, || {
+        let host = lab.server(name)?;
+        let site = Site::behind(host.namespace(), &format!("{name}-host"), number)?;
+        Ok((Node::start_on(host, Engine::Auto)?, site))
+    })?;
+    join(control, name, &node, &[offer, "--enable-ip-forward"])?;
+    Ok((node, site))
+}
+
+fn set_policy(control: &Control) -> Result<()> {
+    let folder = Folder::new("policy")?;
+    let file = folder.path().join("policy.hujson");
+    std::fs::write(&file, POLICY)?;
+    let mut command = control.admin_command()?;
+    run(command.args(["policy", "set"]).arg(file)).map(drop)
 }
 
 fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {

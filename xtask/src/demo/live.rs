@@ -10,6 +10,7 @@ use testnet::tailnet::{Node, Tailnet};
 
 use super::Stop;
 use super::figures::{name, path, ping};
+use super::lab::Demo;
 use super::topology;
 
 /// Time between two rows of a peer.
@@ -27,10 +28,11 @@ struct Sample {
 /// # Errors
 ///
 /// When the traffic cannot be started.
-pub(super) fn show(tailnet: &Tailnet, stop: &Stop, on_terminal: bool) -> Result<()> {
+pub(super) fn show(demo: &Demo, stop: &Stop, on_terminal: bool) -> Result<()> {
+    let tailnet = &demo.tailnet;
     let _traffic = traffic(tailnet)?;
     let screen = if on_terminal {
-        Some(Screen::open(topology::draw(tailnet)?))
+        Some(Screen::open(topology::draw(demo)?))
     } else {
         None
     };

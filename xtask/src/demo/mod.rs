@@ -1,6 +1,8 @@
-//! The demo: two nodes behind NAT, joined and relayed by our own servers, on one machine.
+//! The demo: two nodes behind NAT, a subnet router and an exit node, joined and relayed by our own
+//! servers, on one machine.
 
 mod figures;
+mod gateways;
 mod lab;
 mod live;
 mod topology;
@@ -34,7 +36,7 @@ pub(crate) struct Options {
 #[derive(Clone, Debug)]
 struct Stop(Arc<AtomicBool>);
 
-/// Sets up, joins two nodes and shows them. Leaves nothing behind.
+/// Sets up, joins the nodes and shows them. Leaves nothing behind.
 ///
 /// # Errors
 ///
@@ -51,21 +53,23 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let programs = workspace.build_daemons(false)?;
 
     let stop = Stop::on_signal()?;
-    let tailnet = lab::start(&stop)?;
-    println!("\n{}", topology::draw(&tailnet)?);
+    let demo = lab::start(&stop)?;
+    let tailnet = &demo.tailnet;
+    println!("\n{}", topology::draw(&demo)?);
     if options.once {
-        figures::verify(&tailnet)?;
+        figures::verify(tailnet)?;
+        gateways::verify(&demo)?;
         println!("\nAll is well.");
         return Ok(());
     }
     if options.keep {
-        println!("{}", topology::hints(&tailnet, &programs));
+        println!("{}", topology::hints(&demo, &programs));
         println!("Ctrl-C takes the lab down.");
         while !stop.is_set() {
             thread::sleep(Duration::from_millis(100));
         }
     } else {
-        live::show(&tailnet, &stop, stdout().is_terminal())?;
+        live::show(&demo, &stop, stdout().is_terminal())?;
     }
     println!("\nTaking the lab down.");
     Ok(())

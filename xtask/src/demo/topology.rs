@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use testnet::tailnet::{Node, Tailnet};
+use testnet::tailnet::Node;
 
 use super::figures::name;
+use super::gateways::Site;
+use super::lab::Demo;
 
 /// Width of one machine's column.
 const COLUMN: usize = 36;
@@ -15,7 +17,8 @@ const COLUMN: usize = 36;
 /// # Errors
 ///
 /// When a node cannot tell its addresses.
-pub(super) fn draw(tailnet: &Tailnet) -> Result<String> {
+pub(super) fn draw(demo: &Demo) -> Result<String> {
+    let tailnet = &demo.tailnet;
     let [alice, bob] = tailnet.nodes.as_slice() else {
         anyhow::bail!("two nodes")
     };
@@ -37,7 +40,31 @@ pub(super) fn draw(tailnet: &Tailnet) -> Result<String> {
         text.push_str(drawn.trim_end());
         text.push('\n');
     }
+    text.push_str("  on the internet too:\n");
+    text.push_str(&gateway(
+        &demo.gate,
+        &demo.office,
+        demo.office.lan.prefixes(),
+    )?);
+    let beyond = demo
+        .outside
+        .lan
+        .outside()
+        .map(|address| address.to_string());
+    text.push_str(&gateway(&demo.exit, &demo.outside, beyond)?);
     Ok(text)
+}
+
+/// A gateway and what it leads to, on one line.
+fn gateway(node: &Node, site: &Site, leads_to: [String; 2]) -> Result<String> {
+    Ok(format!(
+        "    {:<6}{:<15}{:<15}─── leads to {} ─── {}, a web server\n",
+        name(node),
+        node.host().address().to_string(),
+        node.ip("-4")?.to_string(),
+        leads_to.join(", "),
+        site.lan.addresses()[0],
+    ))
 }
 
 /// A node below its router.
@@ -60,9 +87,10 @@ fn column(node: &Node, router: u8) -> Result<Vec<String>> {
 }
 
 /// Commands that look around in the lab from another terminal.
-pub(super) fn hints(tailnet: &Tailnet, programs: &Path) -> String {
+pub(super) fn hints(demo: &Demo, programs: &Path) -> String {
+    let tailnet = &demo.tailnet;
     let mut text = String::from("From another terminal, as root:\n\n");
-    for node in &tailnet.nodes {
+    for node in tailnet.nodes.iter().chain([&demo.gate, &demo.exit]) {
         let space = node.host().namespace().name();
         let tailrace = programs.join("tailrace");
         let (tailrace, socket) = (tailrace.display(), node.socket());

@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iperf3, ping.
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping.
     Lab,
     /// QEMU and the default kernel: for `test vm`.
     Vm,

@@ -14,6 +14,8 @@ pub(crate) type Need = (&'static str, &'static str);
 pub(crate) const LAB: &[Need] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("iptables-nft", "iptables"),
+    ("conntrack", "conntrack"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
 ];

@@ -68,6 +68,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         let tools = setup::ebpf_tools(workspace)?;
         ebpf::build(&workspace.root, &tools)?;
     }
+    if is_root() {
+        // Unit tests of the agent and of netlink make namespaces too, and ask nft and its like.
+        setup::lab()?;
+    }
     let daemons = workspace.build_daemons(false)?;
     for suite in &suites {
         match suite {

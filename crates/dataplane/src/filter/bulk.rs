@@ -12,10 +12,12 @@ use aya::Pod;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 /// `BPF_MAP_UPDATE_ELEM` in `linux/bpf.h`.
 const MAP_UPDATE_ELEM: libc::c_long = 2;
+/// `BPF_MAP_LOOKUP_BATCH` in `linux/bpf.h`.
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// `BPF_MAP_UPDATE_BATCH` in `linux/bpf.h`.
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 
-/// The part of `union bpf_attr` for `BPF_MAP_UPDATE_BATCH`.
+/// The part of `union bpf_attr` for `BPF_MAP_LOOKUP_BATCH` and `BPF_MAP_UPDATE_BATCH`.
 #[repr(C)]
 struct Batch {
     in_batch: u64,
@@ -61,6 +63,39 @@ pub(super) fn update<K: Pod, V: Pod>(
     };
     // SAFETY: `count` keys and values, plain data as large as the map's, live through the call.
     unsafe { call(MAP_UPDATE_BATCH, &mut batch) }
+}
+
+/// Returns the first `len` values of an array; all in one system call (Linux 5.6).
+pub(super) fn values<V: Pod>(map: BorrowedFd<'_>, len: usize) -> io::Result<Vec<V>> {
+    if len == 0 {
+        return Ok(Vec::new());
+    }
+    let count = u32::try_from(len).map_err(io::Error::other)?;
+    let mut keys = vec![0u32; len];
+    let mut values: Vec<V> = Vec::with_capacity(len);
+    let mut next = 0u32;
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: there is room for `count` keys and values, as large as the map's, and for a key at
+    // `out_batch`; all of it lives through the call.
+    match unsafe { call(MAP_LOOKUP_BATCH, &mut batch) } {
+        Ok(()) => {}
+        // The end of the map, which has no more values than these.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let read = len.min(batch.count as usize);
+    // SAFETY: the kernel has written so many values, plain data.
+    unsafe { values.set_len(read) };
+    Ok(values)
 }
 
 /// Puts the map with the descriptor `inner` at `index` of an array of maps.

@@ -4,11 +4,18 @@
 //! The class of a source is the set of source lists that hold it; the class of a destination is the
 //! set of rule ends that cover it. A prefix takes over what covers it, so the longest match of an
 //! address decides alone. The tables hold one entry per pair of classes with a rule in common and
-//! protocol: usually few, but nested prefixes multiply, hence [`LIMITS`].
+//! protocol: usually few, but nested prefixes and overlapping groups multiply, hence [`LIMITS`]. Beyond
+//! them the tables hold a list per destination class instead, which the programs go through end by
+//! end: slower with the first packet of a flow, and never larger than the rules themselves allow.
 
-use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+mod ports;
 
-use ebpf_abi::{CLASS_OWN, Class, INLINE_RANGES, Pair, PortBits, PortBlock, PortRange, Ports};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
+
+use ebpf_abi::{
+    CLASS_OWN, Class, INLINE_RANGES, ListedEnd, MAX_LISTED_ENDS, Pair, PortRange, Ports, RulePorts,
+    member_bit,
+};
 use ipnet::IpNet;
 
 use super::rules::{Rule, Rules};
@@ -24,17 +31,23 @@ const SCTP: u8 = 132;
 pub(crate) struct Limits {
     /// Pairs of a source class, a destination class and a protocol: some 100 bytes each in the kernel.
     pub(crate) pairs: usize,
-    /// Blocks of 512 ports in lists of more than eight ranges: some 130 bytes each.
-    pub(crate) port_blocks: usize,
+    /// Ranges of ports in lists of more than [`INLINE_RANGES`]: 8 bytes each.
+    pub(crate) port_ranges: usize,
     /// Members of classes, over all prefixes: time and memory of compiling.
     pub(crate) members: usize,
+    /// Ends in lists of destination classes: 16 bytes each.
+    pub(crate) ends: usize,
+    /// Words of 64 bits that say which source classes are in which source lists.
+    pub(crate) member_words: usize,
 }
 
-/// About 1 Mi pairs (100 MiB) and 16 MiB of port lists.
+/// About 1 Mi pairs (100 MiB) and 16 MiB of port lists; or 64 MiB of ends and 64 MiB of members.
 pub(crate) const LIMITS: Limits = Limits {
     pairs: 1 << 20,
-    port_blocks: 1 << 17,
+    port_ranges: 1 << 21,
     members: 1 << 25,
+    ends: 1 << 22,
+    member_words: 1 << 23,
 };
 
 /// Why rules have no tables.
@@ -51,11 +64,11 @@ pub enum TooLarge {
     },
     /// Too many long port lists.
     #[error(
-        "the packet filter needs more than {limit} blocks of ports: use fewer different lists of more \
-         than {INLINE_RANGES} port ranges in the policy"
+        "the packet filter needs lists of more than {limit} port ranges: use fewer different lists of \
+         more than {INLINE_RANGES} port ranges in the policy"
     )]
-    PortBlocks {
-        /// Most blocks.
+    PortRanges {
+        /// Most ranges, over all lists.
         limit: usize,
     },
     /// Too many rules for the same addresses.
@@ -89,7 +102,18 @@ pub(crate) struct ClassTables {
     /// IPv6 sources, IPv6 destinations.
     pub(crate) v6: [Addresses<[u8; 16]>; 2],
     pub(crate) pairs: Vec<(Pair, Ports)>,
-    pub(crate) port_lists: Vec<(PortBlock, PortBits)>,
+    pub(crate) port_lists: Vec<RulePorts>,
+    /// What there is instead of pairs of classes, where those would be too many.
+    pub(crate) linear: Option<Linear>,
+}
+
+/// Rule ends to be tried one after the other. `pairs` lead to them: of source 0, whatever the source.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Linear {
+    pub(crate) ends: Vec<ListedEnd>,
+    pub(crate) members: Vec<u64>,
+    /// Words of `members` for each class of sources.
+    pub(crate) member_words: u32,
 }
 
 /// Compiles `rules`.
@@ -98,21 +122,46 @@ pub(crate) struct ClassTables {
 ///
 /// [`TooLarge`] if the tables would exceed `limits`.
 pub(crate) fn compile(rules: &Rules, limits: Limits) -> Result<ClassTables, TooLarge> {
+    match compile_as(rules, limits, Form::Pairs) {
+        // Pairs are what is fast; the error that matters is theirs too.
+        Err(error @ (TooLarge::Pairs { .. } | TooLarge::PortRanges { .. })) => {
+            compile_as(rules, limits, Form::Linear).map_err(|_| error)
+        }
+        result => result,
+    }
+}
+
+/// Which of the two forms tables have.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Pairs,
+    Linear,
+}
+
+fn compile_as(rules: &Rules, limits: Limits, form: Form) -> Result<ClassTables, TooLarge> {
     let mut compiler = Compiler {
         limits,
+        form,
         members: 0,
         next_class: 1,
         pairs: Vec::new(),
         lists: HashMap::new(),
-        blocks: Vec::new(),
+        ranges: Vec::new(),
+        ends: Vec::new(),
+        holders: Vec::new(),
     };
     let v4 = compiler.family(rules, &V4)?;
     let v6 = compiler.family(rules, &V6)?;
+    let linear = match form {
+        Form::Pairs => None,
+        Form::Linear => Some(compiler.linear()?),
+    };
     Ok(ClassTables {
         v4: v4.map(|side| side.map(|bits| ((bits >> 96) as u32).to_be_bytes())),
         v6: v6.map(|side| side.map(u128::to_be_bytes)),
         pairs: compiler.pairs,
-        port_lists: compiler.blocks,
+        port_lists: compiler.ranges,
+        linear,
     })
 }
 
@@ -154,6 +203,8 @@ const V6: Family = Family {
 
 /// One end of a rule: who may reach it how.
 struct End<'a> {
+    /// Number of the rule.
+    rule: u32,
     /// Number of the source list.
     list: u32,
     ports: PortRange,
@@ -170,11 +221,16 @@ struct Destination {
 
 struct Compiler {
     limits: Limits,
+    form: Form,
     members: usize,
     next_class: Class,
     pairs: Vec<(Pair, Ports)>,
-    lists: HashMap<Vec<PortRange>, u32>,
-    blocks: Vec<(PortBlock, PortBits)>,
+    /// Long lists of ports, to where they begin in `ranges`.
+    lists: HashMap<Vec<RulePorts>, u32>,
+    ranges: Vec<RulePorts>,
+    ends: Vec<ListedEnd>,
+    /// Classes of sources and the lists that hold them.
+    holders: Vec<(Class, Vec<u32>)>,
 }
 
 impl Compiler {
@@ -184,7 +240,7 @@ impl Compiler {
         let mut ends = Vec::new();
         let mut lists: HashMap<&[IpNet], u32> = HashMap::new();
         let admitting: &[Rule] = if rules.shields_up { &[] } else { &rules.rules };
-        for rule in admitting {
+        for (rule_number, rule) in (0..).zip(admitting) {
             let prefixes = || rule.sources.iter().filter_map(family.prefix);
             if prefixes().next().is_none() {
                 continue;
@@ -206,6 +262,7 @@ impl Compiler {
                 let end = ends.len() as u32;
                 destinations.entry(prefix).or_default().ends.push(end);
                 ends.push(End {
+                    rule: rule_number,
                     list,
                     ports: *ports,
                     protocols: &rule.protocols,
@@ -225,7 +282,15 @@ impl Compiler {
 
         let (sources, source_classes) = self.sources(sources, family)?;
         let (destinations, destination_classes) = self.destinations(destinations, family)?;
-        self.pair(&source_classes, &destination_classes, &ends, family)?;
+        match self.form {
+            Form::Pairs => self.pair(&source_classes, &destination_classes, &ends, family)?,
+            Form::Linear => {
+                self.list(&destination_classes, &ends, family)?;
+                let holders = source_classes.0.into_iter();
+                self.holders
+                    .extend(holders.map(|(lists, class)| (class, lists)));
+            }
+        }
         Ok([sources, destinations])
     }
 
@@ -317,8 +382,8 @@ impl Compiler {
             }
         }
         for (members, destination) in &destinations.0 {
-            // (source, protocol, ports), one destination at a time, so that sorting stays cheap.
-            let mut admitted: Vec<(Class, u8, PortRange)> = Vec::new();
+            // (source, protocol, rule, ports), one destination at a time, so that sorting stays cheap.
+            let mut admitted: Vec<(Class, u8, u32, PortRange)> = Vec::new();
             for end in members.iter().map(|end| &ends[*end as usize]) {
                 let Some(holders) = holders.get(&end.list) else {
                     continue;
@@ -328,7 +393,9 @@ impl Compiler {
                     return Err(self.too_many_pairs());
                 }
                 for (protocol, ports) in &protocols {
-                    admitted.extend(holders.iter().map(|source| (*source, *protocol, *ports)));
+                    let rule = end.rule;
+                    let held = holders.iter();
+                    admitted.extend(held.map(|source| (*source, *protocol, rule, *ports)));
                 }
             }
             admitted.sort_unstable();
@@ -341,7 +408,10 @@ impl Compiler {
                     destination: *destination,
                     protocol: group[0].1.into(),
                 };
-                let ports = self.ports(group.iter().map(|(_, _, ports)| *ports))?;
+                let ports = self.ports(group.iter().map(|(_, _, rule, ports)| RulePorts {
+                    ports: *ports,
+                    rule: *rule,
+                }))?;
                 self.pairs.push((pair, ports));
             }
         }
@@ -354,50 +424,102 @@ impl Compiler {
         }
     }
 
-    /// Merges `ranges`, which ascend, and makes a list of them if they are too many to stand inline.
-    fn ports(&mut self, ranges: impl Iterator<Item = PortRange>) -> Result<Ports, TooLarge> {
-        let mut merged: Vec<PortRange> = Vec::new();
-        for range in ranges.filter(|range| range.first <= range.last) {
-            match merged.last_mut() {
-                Some(last) if u32::from(range.first) <= u32::from(last.last) + 1 => {
-                    last.last = last.last.max(range.last);
-                }
-                _ => merged.push(range),
-            }
-        }
-        let mut inline = [PortRange::NONE; INLINE_RANGES];
-        if merged.len() <= INLINE_RANGES {
-            inline[..merged.len()].copy_from_slice(&merged);
+    /// What `ranges`, in the order of rules, come to; a list of it if it is too long to stand inline.
+    fn ports(&mut self, ranges: impl Iterator<Item = RulePorts>) -> Result<Ports, TooLarge> {
+        let apart = ports::apart(ranges);
+        let mut inline = [RulePorts::NONE; INLINE_RANGES];
+        if apart.len() <= INLINE_RANGES {
+            inline[..apart.len()].copy_from_slice(&apart);
             return Ok(Ports {
-                list: 0,
+                first: 0,
+                len: 0,
                 ranges: inline,
             });
         }
-        let number = self.lists.len() as u32 + 1;
-        let list = match self.lists.entry(merged) {
+        let len = apart.len() as u32;
+        let first = match self.lists.entry(apart) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                let mut blocks: BTreeMap<u32, PortBits> = BTreeMap::new();
-                for range in new.key() {
-                    for port in u32::from(range.first)..=u32::from(range.last) {
-                        let bits = blocks.entry(port / 512).or_default();
-                        bits[port as usize / 64 % 8] |= 1 << (port % 64);
-                    }
+                if self.ranges.len() + new.key().len() > self.limits.port_ranges {
+                    return Err(TooLarge::PortRanges {
+                        limit: self.limits.port_ranges,
+                    });
                 }
-                let list = *new.insert(number);
-                let block = |(block, bits)| (PortBlock { list, block }, bits);
-                self.blocks.extend(blocks.into_iter().map(block));
-                list
+                let first = self.ranges.len() as u32;
+                self.ranges.extend(new.key());
+                *new.insert(first)
             }
         };
-        if self.blocks.len() > self.limits.port_blocks {
-            return Err(TooLarge::PortBlocks {
-                limit: self.limits.port_blocks,
-            });
-        }
         Ok(Ports {
-            list,
+            first,
+            len,
             ranges: inline,
+        })
+    }
+
+    /// Every end of every class of destinations, by protocol.
+    fn list(
+        &mut self,
+        destinations: &Classes,
+        ends: &[End<'_>],
+        family: &Family,
+    ) -> Result<(), TooLarge> {
+        for (members, destination) in &destinations.0 {
+            let mut by_protocol: BTreeMap<u8, Vec<ListedEnd>> = BTreeMap::new();
+            // A rule behind one that says the same of the same sources is never the first.
+            let mut said: HashSet<(u8, u32, PortRange)> = HashSet::new();
+            for end in members.iter().map(|end| &ends[*end as usize]) {
+                for (protocol, ports) in end.stored_protocols(family) {
+                    if ports.first > ports.last || !said.insert((protocol, end.list, ports)) {
+                        continue;
+                    }
+                    by_protocol.entry(protocol).or_default().push(ListedEnd {
+                        ports,
+                        rule: end.rule,
+                        sources: end.list,
+                    });
+                }
+            }
+            for (protocol, list) in by_protocol {
+                let (first, len) = (self.ends.len(), list.len());
+                if first + len > self.limits.ends || len > MAX_LISTED_ENDS as usize {
+                    return Err(self.too_many_pairs());
+                }
+                self.ends.extend(list);
+                let pair = Pair {
+                    source: 0,
+                    destination: *destination,
+                    protocol: protocol.into(),
+                };
+                let ports = Ports {
+                    first: first as u32,
+                    len: len as u32,
+                    ranges: [RulePorts::NONE; INLINE_RANGES],
+                };
+                self.pairs.push((pair, ports));
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self) -> Result<Linear, TooLarge> {
+        let lists = self.holders.iter().flat_map(|(_, lists)| lists);
+        let member_words = lists.max().map_or(0, |list| list / 64 + 1);
+        let len = self.next_class as usize * member_words as usize;
+        if len > self.limits.member_words {
+            return Err(self.too_many_pairs());
+        }
+        let mut members = vec![0u64; len];
+        for (class, lists) in &self.holders {
+            for list in lists {
+                let (word, bit) = member_bit(*class, *list, member_words);
+                members[word as usize] |= 1 << bit;
+            }
+        }
+        Ok(Linear {
+            ends: std::mem::take(&mut self.ends),
+            members,
+            member_words,
         })
     }
 }

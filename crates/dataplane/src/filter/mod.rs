@@ -7,13 +7,13 @@ mod tables;
 
 use std::time::Duration;
 
-use ebpf_abi::{Nanos, POLICY_SHIELDS_UP, Policy};
+use ebpf_abi::{Nanos, POLICY_LINEAR, POLICY_SHIELDS_UP, Policy};
 
 pub use classes::TooLarge;
-pub use rules::{Rule, Rules};
+pub use rules::{Rule, RuleHits, Rules};
 pub(crate) use tables::RuleTables;
 
-use crate::{DataplaneError, peer::boot_clock};
+use crate::{DataplaneError, Drops, peer::boot_clock};
 
 /// What is in force, and the tables that say so to the programs.
 pub(crate) struct Enforced {
@@ -21,6 +21,7 @@ pub(crate) struct Enforced {
     policy: Policy,
     /// What this process put in force; what an earlier one did is not known.
     rules: Option<Rules>,
+    limits: classes::Limits,
 }
 
 impl Enforced {
@@ -32,6 +33,7 @@ impl Enforced {
                 ..Policy::default()
             },
             rules: None,
+            limits: classes::LIMITS,
         }
     }
 
@@ -39,7 +41,7 @@ impl Enforced {
         if self.rules.as_ref() == Some(rules) {
             return Ok(());
         }
-        match classes::compile(rules, classes::LIMITS) {
+        match classes::compile(rules, self.limits) {
             Ok(tables) => self.put_in_force(rules, &tables),
             Err(too_large) => {
                 // Not even the old ones: they admit what the new ones are there to stop.
@@ -47,7 +49,7 @@ impl Enforced {
                     rules: Vec::new(),
                     ..rules.clone()
                 };
-                let tables = classes::compile(&none, classes::LIMITS)?;
+                let tables = classes::compile(&none, self.limits)?;
                 self.put_in_force(&none, &tables)?;
                 Err(too_large.into())
             }
@@ -60,13 +62,24 @@ impl Enforced {
         tables: &classes::ClassTables,
     ) -> Result<(), DataplaneError> {
         let [v4, v6] = rules.peer_api.map(|port| port.unwrap_or(0).to_be_bytes());
+        let shields = if rules.shields_up {
+            POLICY_SHIELDS_UP
+        } else {
+            0
+        };
+        let linear = if tables.linear.is_some() {
+            POLICY_LINEAR
+        } else {
+            0
+        };
         let policy = Policy {
             generation: self.next_generation(),
-            flags: if rules.shields_up {
-                POLICY_SHIELDS_UP
-            } else {
-                0
-            },
+            flags: shields | linear,
+            rules: u32::try_from(rules.rules.len()).unwrap_or(u32::MAX),
+            member_words: tables
+                .linear
+                .as_ref()
+                .map_or(0, |linear| linear.member_words),
             peer_api_v4: v4,
             peer_api_v6: v6,
             ..self.policy
@@ -80,24 +93,69 @@ impl Enforced {
     pub(crate) fn set_expiry(&mut self, expires: Option<Duration>) -> Result<(), DataplaneError> {
         let nanos = |expires: Duration| Nanos::try_from(expires.as_nanos()).unwrap_or(Nanos::MAX);
         let expires = expires.map_or(Nanos::MAX, nanos);
+        if expires == self.policy.expires {
+            return Ok(());
+        }
+        // What is known of flows carries the expiry.
         self.amend(Policy {
+            generation: self.next_generation(),
             expires,
             ..self.policy
         })
     }
 
-    /// Makes the programs judge known flows anew.
-    pub(crate) fn renew(&mut self) -> Result<(), DataplaneError> {
+    /// What each rule in force has admitted, in the order of the rules.
+    pub(crate) fn rule_hits(&self) -> Result<Vec<RuleHits>, DataplaneError> {
+        let Some(rules) = &self.rules else {
+            return Ok(Vec::new());
+        };
+        let counts = self.tables.hits()?.into_iter();
+        let hits = rules.rules.iter().zip(counts);
+        Ok(hits
+            .map(|(rule, count)| RuleHits { id: rule.id, count })
+            .collect())
+    }
+
+    /// The reports of dropped packets, for the first who asks.
+    pub(crate) fn take_drops(&mut self) -> Option<Drops> {
+        self.tables.take_drops()
+    }
+
+    /// Has rules compiled to what fits into `pairs`, from the next on.
+    pub(crate) fn limit_pairs(&mut self, pairs: usize) {
+        self.limits.pairs = pairs;
+    }
+
+    /// Makes the programs judge known flows anew after peers were set, also if that failed half-way;
+    /// not if nothing changed.
+    pub(crate) fn renew_after(
+        &mut self,
+        set: Result<bool, DataplaneError>,
+    ) -> Result<(), DataplaneError> {
+        match set {
+            Ok(false) => Ok(()),
+            Ok(true) => self.renew(),
+            Err(error) => {
+                self.renew()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn renew(&mut self) -> Result<(), DataplaneError> {
         self.amend(Policy {
             generation: self.next_generation(),
             ..self.policy
         })
     }
 
-    /// Changes what the policy says beside its rules; before there are any, it says so with them.
+    /// Changes what the policy says beside its rules; before there are any, it says so with them. What
+    /// an earlier process put in force stays, and judges known flows anew.
     fn amend(&mut self, policy: Policy) -> Result<(), DataplaneError> {
         if self.rules.is_some() {
             self.tables.amend(policy)?;
+        } else {
+            self.tables.forget()?;
         }
         self.policy = policy;
         Ok(())

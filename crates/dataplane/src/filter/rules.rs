@@ -2,12 +2,14 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use ebpf_abi::PortRange;
+use ebpf_abi::{Count, PortRange};
 use ipnet::IpNet;
 
 /// One rule: these sources may reach these destinations by these protocols.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Rule {
+    /// What the caller knows it by; several may be known by the same.
+    pub id: u32,
     /// Senders. Rules with the same senders are cheaper if they share the list.
     pub sources: Arc<[IpNet]>,
     /// Receivers and the ports of each. Ports mean something to TCP, UDP and SCTP; a rule admits
@@ -30,4 +32,13 @@ pub struct Rules {
     pub shields_up: bool,
     /// TCP ports of PeerAPI on our IPv4 and IPv6 addresses, open to all peers.
     pub peer_api: [Option<u16>; 2],
+}
+
+/// What a rule has admitted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RuleHits {
+    /// [`Rule::id`].
+    pub id: u32,
+    /// Packets that this rule admits and none before it.
+    pub count: Count,
 }

@@ -1,9 +1,12 @@
 //! The rule tables in the kernel: filled aside, then put in force by replacing one map.
 //!
 //! ```text
-//! POLICY ──► Policy { generation, set } ──► HOSTS_*, NETS_*, PAIRS, PORT_LISTS of that set
+//! POLICY ──► Policy { generation, set } ──► HOSTS_*, NETS_*, PAIRS, PORT_LISTS, ... of that set
 //!    ▲ replaced last                           ▲ the other set: filled first
 //! ```
+//!
+//! `GENERATION` is 0 from before the replacement until after it: known flows are judged by the rules
+//! then. A process that dies in between leaves rules in force, old or new, and nothing that bypasses them.
 //!
 //! Replacing a map inside another waits until no program uses the old one (the kernel's
 //! `maybe_wait_bpf_programs`), so a set is never refilled under a program that still reads it.
@@ -13,11 +16,13 @@ use std::{io, os::fd::AsFd as _, panic::resume_unwind, thread};
 use aya::{
     Ebpf, Pod,
     maps::{Array, Map, MapData, MapError, lpm_trie::Key},
+    util::nr_cpus,
 };
 use aya_obj::Map as MapObject;
 use ebpf_abi::{
-    Class, HOSTS_V4, HOSTS_V6, InnerMapSpec, MapSpec, NETS_V4, NETS_V6, PAIRS, POLICY, POLICY_IDS,
-    PORT_LISTS, Policy, SETS, Side, address_table,
+    Class, Count, ENDS, GENERATION, HOSTS_V4, HOSTS_V6, InnerMapSpec, MEMBERS, MapSpec, NETS_V4,
+    NETS_V6, PAIRS, POLICY, POLICY_IDS, PORT_LISTS, Policy, RULE_HITS, SETS, Side, address_table,
+    rule_slot,
 };
 
 use super::{
@@ -25,7 +30,7 @@ use super::{
     classes::{Addresses, ClassTables},
 };
 use crate::{
-    DataplaneError,
+    DataplaneError, Drops,
     tables::{reading, typed, writing},
 };
 
@@ -39,6 +44,20 @@ pub(crate) struct RuleTables {
     nets_v6: MapData,
     pairs: MapData,
     port_lists: MapData,
+    ends: MapData,
+    members: MapData,
+    rule_hits: MapData,
+    generation: Array<MapData, u64>,
+    /// What the rules that this process put in force have admitted.
+    hits: Option<Hits>,
+    cpus: u32,
+    drops: Option<Drops>,
+}
+
+/// A map of [`RULE_HITS`].
+struct Hits {
+    map: MapData,
+    rules: u32,
 }
 
 impl RuleTables {
@@ -53,6 +72,13 @@ impl RuleTables {
             nets_v6: outer(ebpf, &NETS_V6)?,
             pairs: outer(ebpf, &PAIRS)?,
             port_lists: outer(ebpf, &PORT_LISTS)?,
+            ends: outer(ebpf, &ENDS)?,
+            members: outer(ebpf, &MEMBERS)?,
+            rule_hits: outer(ebpf, &RULE_HITS)?,
+            generation: typed(ebpf, &GENERATION)?,
+            hits: None,
+            cpus: cpus()?,
+            drops: Some(Drops::take(ebpf)?),
         })
     }
 
@@ -66,8 +92,44 @@ impl RuleTables {
             Some(set) => (set + 1) % SETS,
             None => 0,
         };
-        self.fill(set, tables)?;
-        self.put_in_force(Policy { set, ..policy })
+        let hits = Hits {
+            map: create(&RULE_HITS, (policy.rules * self.cpus).max(1))?,
+            rules: policy.rules,
+        };
+        self.fill(set, tables, &hits)?;
+        self.put_in_force(Policy { set, ..policy })?;
+        self.hits = Some(hits);
+        Ok(())
+    }
+
+    /// What each rule has admitted, if this process put them in force.
+    pub(crate) fn hits(&self) -> Result<Vec<Count>, DataplaneError> {
+        let Some(Hits { map, rules }) = &self.hits else {
+            return Ok(Vec::new());
+        };
+        let failed =
+            |error| DataplaneError::new(format!("reading eBPF map {}", RULE_HITS.name), error);
+        let len = *rules as usize * self.cpus as usize;
+        let values: Vec<Count> = bulk::values(map.fd().as_fd(), len).map_err(failed)?;
+        let mut sums = vec![Count::default(); *rules as usize];
+        for cpu in 0..self.cpus {
+            for (rule, sum) in (0..).zip(&mut sums) {
+                if let Some(count) = values.get(rule_slot(cpu, rule, *rules) as usize) {
+                    *sum += *count;
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The reports of dropped packets, for the first who asks.
+    pub(crate) fn take_drops(&mut self) -> Option<Drops> {
+        self.drops.take()
+    }
+
+    /// Makes programs forget what they know of flows, until a policy is put in force.
+    pub(crate) fn forget(&mut self) -> Result<(), DataplaneError> {
+        self.generation.set(0, 0, 0).map_err(writing(&GENERATION))
     }
 
     /// Keeps the tables and changes what else `policy` says. Without tables nothing changes.
@@ -103,12 +165,16 @@ impl RuleTables {
         self.policy_ids
             .set(policy.set, id, 0)
             .map_err(writing(&POLICY_IDS))?;
-        set(&self.policy, &POLICY, 0, &map)
+        self.forget()?;
+        set(&self.policy, &POLICY, 0, &map)?;
+        self.generation
+            .set(0, policy.generation, 0)
+            .map_err(writing(&GENERATION))
     }
 
     /// Fills every table of `set`, all at once: replacing a map waits some milliseconds, and those who
     /// wait together wait no longer than one.
-    fn fill(&mut self, set: u32, tables: &ClassTables) -> Result<(), DataplaneError> {
+    fn fill(&self, set: u32, tables: &ClassTables, hits: &Hits) -> Result<(), DataplaneError> {
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for (side, v4, v6) in [
             (Side::Source, &tables.v4[0], &tables.v6[0]),
@@ -121,11 +187,18 @@ impl RuleTables {
             jobs.extend(addresses(v6_maps, table, v6));
         }
         jobs.push(job((&self.pairs, &PAIRS), set, &tables.pairs));
-        jobs.push(job(
-            (&self.port_lists, &PORT_LISTS),
-            set,
-            &tables.port_lists,
-        ));
+        let lists = (&self.port_lists, &PORT_LISTS);
+        jobs.push(list(lists, set, &tables.port_lists));
+        // Not in use, hence small, where pairs are.
+        let linear = tables.linear.as_ref();
+        let ends = linear.map_or(&[][..], |linear| &linear.ends);
+        jobs.push(list((&self.ends, &ENDS), set, ends));
+        let members = linear.map_or(&[][..], |linear| &linear.members);
+        jobs.push(list((&self.members, &MEMBERS), set, members));
+        let rule_hits = &self.rule_hits;
+        jobs.push(Box::new(move || {
+            self::set(rule_hits, &RULE_HITS, set, &hits.map)
+        }));
         at_once(jobs)
     }
 }
@@ -169,6 +242,17 @@ fn job<'a, K: Pod + Sync, V: Pod + Sync>(
     entries: &'a [(K, V)],
 ) -> Job<'a> {
     Box::new(move || fill(outer, index, entries.iter().copied()))
+}
+
+/// Fills an array.
+fn list<'a, V: Pod + Sync>(outer: Outer<'a>, index: u32, values: &'a [V]) -> Job<'a> {
+    Box::new(move || fill(outer, index, (0u32..).zip(values.iter().copied())))
+}
+
+fn cpus() -> Result<u32, DataplaneError> {
+    let cpus =
+        nr_cpus().map_err(|(path, error)| DataplaneError::new(format!("reading {path}"), error))?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
 }
 
 /// Makes a map of just the right size and puts it at `index` of `outer`.

@@ -133,6 +133,7 @@ pub(crate) fn many_rules(count: usize) -> dataplane::Rules {
             sources: sources.into(),
             destinations: vec![(destination, ports)],
             protocols: vec![[6, 6, 17][random(3) as usize]],
+            ..Rule::default()
         }
     };
     Rules {

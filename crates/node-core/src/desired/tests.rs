@@ -75,13 +75,175 @@ fn no_peer_takes_our_own_address() {
     assert_eq!(desired.peers[&key(1)].allowed_ips, nets(&["100.64.0.1/32"]));
 }
 
-fn desired(peers: &[Node]) -> Desired {
+#[test]
+fn accepted_routes_go_to_their_router_but_default_routes_do_not() {
+    let router = router(1, &["10.0.0.0/8", "fd00:1::/64", "0.0.0.0/0", "::/0"]);
+
+    let desired = desired_with(&[router], &accepting());
+
+    let expected = nets(&["10.0.0.0/8", "100.64.0.1/32", "fd00:1::/64"]);
+    assert_eq!(desired.peers[&key(1)].allowed_ips, expected);
+    assert_eq!(desired.routes, expected);
+    assert_eq!(desired.exit, None);
+}
+
+#[test]
+fn a_route_of_two_routers_goes_to_the_lower_number() {
+    let routers = [router(2, &["10.0.0.0/8"]), router(1, &["10.0.0.0/8"])];
+
+    let desired = desired_with(&routers, &accepting());
+
+    assert!(
+        desired.peers[&key(1)]
+            .allowed_ips
+            .contains(&nets(&["10.0.0.0/8"])[0])
+    );
+    assert_eq!(desired.peers[&key(2)].allowed_ips, nets(&["100.64.0.2/32"]));
+}
+
+#[test]
+fn no_router_takes_another_peers_address() {
+    let nodes = [router(1, &["100.64.0.2/32"]), node(2)];
+
+    let desired = desired_with(&nodes, &accepting());
+
+    assert_eq!(desired.peers[&key(1)].allowed_ips, nets(&["100.64.0.1/32"]));
+    assert_eq!(desired.peers[&key(2)].allowed_ips, nets(&["100.64.0.2/32"]));
+}
+
+#[test]
+fn only_the_chosen_exit_node_gets_the_default_routes() {
+    let exits = [
+        router(1, &["0.0.0.0/0", "::/0"]),
+        router(2, &["0.0.0.0/0", "::/0"]),
+    ];
+    for chosen in [
+        ExitNode::Id(StableNodeId("n2".into())),
+        ExitNode::Ip("100.64.0.2".parse().unwrap()),
+    ] {
+        let options = Options {
+            exit_node: Some(chosen),
+            allow_lan_access: true,
+            ..options()
+        };
+
+        let desired = desired_with(&exits, &options);
+
+        assert_eq!(desired.peers[&key(1)].allowed_ips, nets(&["100.64.0.1/32"]));
+        assert_eq!(
+            desired.peers[&key(2)].allowed_ips,
+            nets(&["0.0.0.0/0", "100.64.0.2/32", "::/0"])
+        );
+        assert_eq!(
+            desired.exit,
+            Some(Exit {
+                peer: Some(key(2)),
+                allow_lan_access: true
+            })
+        );
+    }
+}
+
+#[test]
+fn an_exit_node_that_is_not_there_captures_everything_all_the_same() {
+    let mut expired = router(1, &["0.0.0.0/0", "::/0"]);
+    expired.expired = true;
+    let without_ipv6 = router(2, &["0.0.0.0/0"]);
+    let no_exit = router(3, &[]);
+    let nodes = [expired, without_ipv6, no_exit];
+    for (chosen, peer) in [
+        ("n1", None),
+        ("n2", Some(key(2))),
+        ("n3", None),
+        ("n9", None),
+    ] {
+        let options = Options {
+            exit_node: Some(ExitNode::Id(StableNodeId(chosen.into()))),
+            ..options()
+        };
+
+        let desired = desired_with(&nodes, &options);
+
+        assert_eq!(desired.exit.unwrap().peer, peer, "{chosen}");
+        for default in DEFAULT_ROUTES {
+            assert!(desired.routes.contains(&default), "{chosen}");
+        }
+    }
+}
+
+#[test]
+fn routes_are_served_once_offered_and_approved() {
     let options = Options {
-        mtu: DEFAULT_MTU,
-        now: UNIX_EPOCH + NOW,
+        advertised: nets(&["10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0", "::/0"]),
+        ..options()
     };
+
+    let desired = desired_of(
+        &own(&["10.1.0.0/16", "10.3.0.0/16", "0.0.0.0/0"]),
+        &[],
+        &options,
+    );
+
+    assert_eq!(desired.served_routes, nets(&["0.0.0.0/0", "10.1.0.0/16"]));
+    assert_eq!(desired.local_routes, nets(&["10.1.0.0/16", "10.2.0.0/16"]));
+    assert_eq!(desired.routes, []);
+}
+
+#[test]
+fn a_network_of_our_own_is_not_reached_through_another_router() {
+    let options = Options {
+        advertised: nets(&["10.1.0.0/16"]),
+        ..accepting()
+    };
+
+    let desired = desired_with(&[router(1, &["10.1.0.0/16", "10.2.0.0/16"])], &options);
+
+    assert_eq!(desired.routes, nets(&["10.2.0.0/16", "100.64.0.1/32"]));
+}
+
+fn desired(peers: &[Node]) -> Desired {
+    desired_with(peers, &options())
+}
+
+fn desired_with(peers: &[Node], options: &Options) -> Desired {
+    desired_of(&own(&[]), peers, options)
+}
+
+fn desired_of(own: &Node, peers: &[Node], options: &Options) -> Desired {
+    Desired::from_nodes(own, peers.iter(), DerpMap::default(), options)
+}
+
+fn options() -> Options {
+    Options::new(DEFAULT_MTU, UNIX_EPOCH + NOW)
+}
+
+fn accepting() -> Options {
+    Options {
+        accept_routes: true,
+        ..options()
+    }
+}
+
+/// This node, with these routes approved.
+fn own(approved: &[&str]) -> Node {
     let addresses = nets(&["100.64.0.99/32"]);
-    Desired::from_nodes(addresses, peers.iter(), DerpMap::default(), &options)
+    let mut allowed_ips = addresses.clone();
+    allowed_ips.extend(nets(approved));
+    Node {
+        addresses,
+        allowed_ips: Some(allowed_ips),
+        ..Node::default()
+    }
+}
+
+/// A peer with these routes.
+fn router(number: u8, routes: &[&str]) -> Node {
+    let mut router = node(number);
+    let mut allowed_ips = router.addresses.clone();
+    allowed_ips.extend(nets(routes));
+    router.allowed_ips = Some(allowed_ips);
+    router.stable_id = StableNodeId(format!("n{number}"));
+    router
 }
 
 fn node(number: u8) -> Node {

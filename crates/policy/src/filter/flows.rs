@@ -77,6 +77,30 @@ impl<A: Family + Hash> Flows<A> {
             .is_some_and(|admitted| admitted.generation == generation)
     }
 
+    /// Whether the flow was admitted in this generation; then it is once more. `answers`: the packet
+    /// may also be an answer to what our side opened.
+    pub(super) fn admit_again(
+        &mut self,
+        flow: &Flow<A>,
+        generation: u64,
+        answers: bool,
+        now: u64,
+    ) -> bool {
+        let Some(admitted) = self.admitted.get_mut(flow) else {
+            return false;
+        };
+        if admitted.generation != generation {
+            return false;
+        }
+        if age(admitted.seen, now) >= REFRESH {
+            admitted.seen = now;
+            if answers {
+                self.refresh_opened(flow, now);
+            }
+        }
+        true
+    }
+
     /// Remembers that the flow was admitted.
     pub(super) fn admit(&mut self, flow: Flow<A>, generation: u64, now: u64) {
         // Used, even if nothing is written.

@@ -1,8 +1,8 @@
 //! A set of addresses, made of prefixes and ranges.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// A set of addresses of both families. Looking one up takes logarithmic time in the ranges.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -71,6 +71,20 @@ impl IpSet {
         self.family(v4).remove(first, last);
     }
 
+    /// The fewest prefixes that hold these addresses and no others, in rising order, IPv4 first.
+    #[must_use]
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        let v4 = self.v4.prefixes(32).map(|(first, len)| {
+            let address = Ipv4Addr::from(u32::try_from(first).unwrap_or(u32::MAX));
+            IpNet::V4(Ipv4Net::new_assert(address, len))
+        });
+        let v6 = self
+            .v6
+            .prefixes(128)
+            .map(|(first, len)| IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from(first), len)));
+        v4.chain(v6).collect()
+    }
+
     fn family(&mut self, v4: bool) -> &mut Ranges {
         if v4 { &mut self.v4 } else { &mut self.v6 }
     }
@@ -99,6 +113,27 @@ impl Ranges {
     fn overlaps(&self, first: u128, last: u128) -> bool {
         let next = self.0.partition_point(|range| range.1 < first);
         self.0.get(next).is_some_and(|range| range.0 <= last)
+    }
+
+    /// First address and length of each prefix, of addresses of so many bits.
+    fn prefixes(&self, bits: u8) -> impl Iterator<Item = (u128, u8)> {
+        self.0.iter().flat_map(move |(first, last)| {
+            let mut rest = Some(*first);
+            std::iter::from_fn(move || {
+                let first = rest.take_if(|first| *first <= *last)?;
+                // As many host bits as the address ends in zeros, and as the range has room for.
+                let zeros = first.trailing_zeros().min(bits.into());
+                let room = match (*last - first).checked_add(1) {
+                    Some(size) => size.ilog2(),
+                    None => 128,
+                };
+                let host_bits = zeros.min(room);
+                rest = 1u128
+                    .checked_shl(host_bits)
+                    .and_then(|size| first.checked_add(size));
+                Some((first, bits - host_bits as u8))
+            })
+        })
     }
 
     fn add(&mut self, first: u128, last: u128) {
@@ -193,6 +228,35 @@ mod tests {
         set.add("0.0.0.0/0".parse().unwrap());
         set.add("::/0".parse().unwrap());
         assert_eq!(set, IpSet::all());
+    }
+
+    #[test]
+    fn prefixes_hold_what_the_set_holds_and_are_few() {
+        let texts = |set: &IpSet| -> Vec<String> {
+            set.prefixes().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(texts(&IpSet::all()), ["0.0.0.0/0", "::/0"]);
+        let mut set = IpSet::default();
+        assert!(texts(&set).is_empty());
+        set.add_range(ip("10.0.0.1"), ip("10.0.0.6"));
+        set.add_range(ip("fe80::"), ip("fe80::ffff"));
+        assert_eq!(
+            texts(&set),
+            [
+                "10.0.0.1/32",
+                "10.0.0.2/31",
+                "10.0.0.4/31",
+                "10.0.0.6/32",
+                "fe80::/112"
+            ]
+        );
+        let mut set = IpSet::all();
+        set.remove("128.0.0.0/1".parse().unwrap());
+        set.remove("::/0".parse().unwrap());
+        set.add(IpNet::from(ip("255.255.255.255")));
+        set.add(IpNet::from(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")));
+        let prefixes = set.prefixes();
+        assert_eq!(prefixes.into_iter().collect::<IpSet>(), set);
     }
 
     #[test]

@@ -47,13 +47,16 @@
 //!   I14. Otherwise, or if it quotes none: drop, `IcmpError`. Nothing is written.
 //! - I10. Echo reply: if its flow is live in `OPENED`, refresh it and accept, `Opened`. Otherwise
 //!   drop, `EchoReply`.
-//! - I11. TCP but for SYN without ACK; UDP; SCTP: if its flow is live in `OPENED`, refresh it and
-//!   accept, `Opened`.
+//! - I11. `ADMITTED` has the flow with the present generation, dead or live: accept, `PeerApi` or
+//!   `Rule` as it would be by I12 or I14. If the age of the entry is at least `REFRESH`, set its `seen`
+//!   to now and, of the kinds that the next sentence names, refresh the flow in `OPENED` if it is live
+//!   there. Otherwise TCP but for SYN without ACK; UDP; SCTP: if the flow is live in `OPENED`, refresh
+//!   it and accept, `Opened`.
 //! - I12. TCP to one of our own addresses and the PeerAPI port of its family: admit the flow and
 //!   accept, `PeerApi`.
 //! - I13. Shields are up: drop, `ShieldsUp`. The source's peer is jailed: drop, `Jailed`.
 //! - I14. Some rule admits the packet (below): admit its flow, if it has one, and accept, `Rule`.
-//!   An entry of `ADMITTED` of the present generation says so without asking the rules.
+//!   It counts for the first such rule in the order of the wire, as does what I11 accepts.
 //! - I15. Drop: TCP but for SYN without ACK as `NoFlow`, anything else as `NoRule`.
 //!
 //! An accepted first fragment, whatever line accepted it, writes (generation, now) under its key to
@@ -340,6 +343,17 @@ impl Policy {
         }
         let flow = datagram.flow(Direction::In);
         if let Some(flow) = flow
+            && !matches!(datagram.content, Content::Echo { reply: true, .. })
+            && flows.admit_again(&flow, self.generation, may_answer(datagram), now)
+        {
+            let port = u16::from_be_bytes(flow.our_port);
+            return Ok(if self.is_peer_api(flow.protocol, flow.ours, port) {
+                AcceptReason::PeerApi
+            } else {
+                AcceptReason::Rule
+            });
+        }
+        if let Some(flow) = flow
             && may_answer(datagram)
             && flows.refresh_opened(&flow, now)
         {
@@ -350,7 +364,8 @@ impl Policy {
         }
         let admitted = match flow {
             Some(flow) => {
-                let admitted = self.admits_flow(flows, &flow);
+                let port = u16::from_be_bytes(flow.our_port);
+                let admitted = self.admits(flow.protocol, flow.theirs, flow.ours, port);
                 if admitted.is_ok() {
                     flows.admit(flow, self.generation, now);
                 }

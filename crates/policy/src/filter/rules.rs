@@ -202,9 +202,15 @@ impl Rules {
     /// Whether some rule admits a packet; the port is 0 where there is none.
     #[must_use]
     pub fn admit(&self, number: u8, src: IpAddr, dst: IpAddr, port: u16) -> bool {
-        self.matches
-            .iter()
-            .any(|rule| rule.admits(number, src, dst, port))
+        self.admitting(number, src, dst, port).is_some()
+    }
+
+    /// The first rule that admits a packet: which it is on the wire, from 0.
+    #[must_use]
+    pub fn admitting(&self, number: u8, src: IpAddr, dst: IpAddr, port: u16) -> Option<usize> {
+        let mut rules = self.matches.iter();
+        let first = rules.find(|rule| rule.admits(number, src, dst, port));
+        first.map(|rule| rule.rule)
     }
 
     /// Capabilities that the rules grant `peer` towards `address`.

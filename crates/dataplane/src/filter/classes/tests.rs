@@ -22,6 +22,7 @@ fn rule(sources: &[&str], destinations: &[(&str, u16, u16)], protocols: &[u8]) -
             })
             .collect(),
         protocols: protocols.to_vec(),
+        ..Rule::default()
     }
 }
 
@@ -37,6 +38,10 @@ fn rules(rules: Vec<Rule>) -> Rules {
 
 fn compiled(given: &Rules) -> ClassTables {
     compile(given, LIMITS).unwrap()
+}
+
+fn compiled_linear(given: &Rules) -> ClassTables {
+    compile_as(given, LIMITS, Form::Linear).unwrap()
 }
 
 fn class_in<A: Copy + PartialEq>(
@@ -71,51 +76,67 @@ fn looked_up(
     dst: IpAddr,
     protocol: u8,
     port: u16,
-) -> Option<bool> {
+) -> Option<Option<u32>> {
     let destination = class(tables, 1, dst)? & !CLASS_OWN;
     let Some(source) = class(tables, 0, src) else {
-        return Some(false);
+        return Some(None);
     };
     let pair = Pair {
         source,
         destination,
         protocol: protocol.into(),
     };
+    let pair = match tables.linear {
+        Some(_) => Pair { source: 0, ..pair },
+        None => pair,
+    };
     let found = tables.pairs.iter().find(|(found, _)| *found == pair);
-    Some(found.is_some_and(|(_, ports)| {
-        if ports.list == 0 {
-            let mut ranges = ports.ranges.iter();
-            return ranges.any(|range| (range.first..=range.last).contains(&port));
+    Some(found.and_then(|(_, ports)| {
+        let holds = |range: PortRange| (range.first..=range.last).contains(&port);
+        let list = ports.first as usize..(ports.first + ports.len) as usize;
+        if let Some(linear) = &tables.linear {
+            let mut ends = linear.ends[list].iter();
+            let is_member = |list| {
+                let (word, bit) = member_bit(source, list, linear.member_words);
+                linear.members[word as usize] >> bit & 1 == 1
+            };
+            let end = ends.find(|end| holds(end.ports) && is_member(end.sources));
+            return end.map(|end| end.rule);
         }
-        let block = PortBlock {
-            list: ports.list,
-            block: u32::from(port) / 512,
+        let mut ranges = match ports.len {
+            0 => ports.ranges.iter(),
+            _ => tables.port_lists[list].iter(),
         };
-        let found = tables.port_lists.iter().find(|(found, _)| *found == block);
-        found.is_some_and(|(_, bits)| bits[port as usize / 64 % 8] >> (port % 64) & 1 == 1)
+        ranges
+            .find(|range| holds(range.ports))
+            .map(|range| range.rule)
     }))
 }
 
 /// The rules, read as they stand.
-fn read(rules: &Rules, src: IpAddr, dst: IpAddr, protocol: u8, port: u16) -> Option<bool> {
+fn read(rules: &Rules, src: IpAddr, dst: IpAddr, protocol: u8, port: u16) -> Option<Option<u32>> {
     let local = rules.addresses.contains(&dst) || rules.routes.iter().any(|net| net.contains(&dst));
     let icmp = if dst.is_ipv4() { ICMP } else { ICMPV6 };
     local.then(|| {
-        !rules.shields_up
-            && rules.rules.iter().any(|rule| {
-                rule.sources.iter().any(|net| net.contains(&src))
-                    && rule.destinations.iter().any(|(net, ports)| {
-                        let listed = rule.protocols.contains(&protocol);
-                        net.contains(&dst)
-                            && match protocol {
-                                TCP | UDP | SCTP => {
-                                    listed && (ports.first..=ports.last).contains(&port)
-                                }
-                                number if number == icmp => true,
-                                _ => listed && *ports == ALL,
+        if rules.shields_up {
+            return None;
+        }
+        let mut rules = (0..).zip(&rules.rules);
+        let first = rules.find(|(_, rule)| {
+            rule.sources.iter().any(|net| net.contains(&src))
+                && rule.destinations.iter().any(|(net, ports)| {
+                    let listed = rule.protocols.contains(&protocol);
+                    net.contains(&dst)
+                        && match protocol {
+                            TCP | UDP | SCTP => {
+                                listed && (ports.first..=ports.last).contains(&port)
                             }
-                    })
-            })
+                            number if number == icmp => true,
+                            _ => listed && *ports == ALL,
+                        }
+                })
+        });
+        first.map(|(number, _)| number)
     })
 }
 
@@ -192,6 +213,7 @@ fn tables_say_what_the_rules_say() {
     .map(|text| text.parse::<IpAddr>().unwrap());
     let mut admitted = 0;
     for set in &sets {
+        let linear = compiled_linear(set);
         let tables = compiled(set);
         for src in addresses {
             for dst in addresses
@@ -209,7 +231,12 @@ fn tables_say_what_the_rules_say() {
                             found, expected,
                             "{src} to {dst}, {protocol}/{port}: {set:?}"
                         );
-                        admitted += u32::from(found == Some(true));
+                        let found = looked_up(&linear, src, dst, protocol, port);
+                        assert_eq!(
+                            found, expected,
+                            "end by end, {src} to {dst}, {protocol}/{port}: {set:?}"
+                        );
+                        admitted += u32::from(found.flatten().is_some());
                     }
                 }
             }
@@ -257,8 +284,10 @@ fn what_does_not_fit_says_so_and_by_how_much() {
     };
     let tight = Limits {
         pairs: 40,
-        port_blocks: 2,
+        port_ranges: 5,
         members: 1000,
+        ends: 0,
+        member_words: 1 << 10,
     };
     assert!(compile(&nested(5), tight).is_ok());
     let error = compile(&nested(30), tight).unwrap_err();
@@ -278,8 +307,13 @@ fn what_does_not_fit_says_so_and_by_how_much() {
     let scattered = rules(vec![rule(&["100.64.0.2"], &scattered, &[6])]);
     assert_eq!(
         compile(&scattered, tight),
-        Err(TooLarge::PortBlocks { limit: 2 })
+        Err(TooLarge::PortRanges { limit: 5 })
     );
+    let roomy = Limits { ends: 100, ..tight };
+    for too_many in [nested(30), scattered] {
+        let tables = compile(&too_many, roomy).unwrap();
+        assert!(tables.linear.is_some());
+    }
 }
 
 #[test]

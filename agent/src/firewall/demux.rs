@@ -1,0 +1,266 @@
+//! The port demux: the agent's own datagrams (discovery, STUN, peer relays) on the port that kernel WireGuard holds.
+//!
+//! With netfilter a table rewrites ports, and the agent reads an ordinary socket; without it raw sockets take a copy
+//! of what is not WireGuard's, and send from its port. Both decide by the first word of the payload.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use tokio::net::UdpSocket;
+
+/// WireGuard's message types 1 to 4 have no bit of this in their first payload word (network byte order); 0xfc would
+/// take its data packets, type 4.
+pub const NOT_WIREGUARD: u32 = 0xf8ff_ffff;
+
+const UDP_HEADER: usize = 8;
+/// The longest IPv4 header with a UDP header: room that a receive buffer needs beside the payload.
+const HEADROOM: usize = 60 + UDP_HEADER;
+/// Longest UDP payload.
+const LONGEST: usize = 65_507;
+
+/// Where the agent sends and receives its datagrams.
+#[derive(Debug)]
+pub enum Demux {
+    /// A table rewrites ports between WireGuard's and that of these sockets.
+    Rewritten {
+        /// IPv4.
+        v4: UdpSocket,
+        /// IPv6, where the host has it.
+        v6: Option<UdpSocket>,
+    },
+    /// Raw sockets beside WireGuard's.
+    Raw(Raw),
+}
+
+impl Demux {
+    /// Waits for a datagram; copies its payload to `buffer` (what does not fit is cut off) and returns its length
+    /// and sender. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the sockets answered.
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        match self {
+            Demux::Rewritten { v4, v6 } => loop {
+                either_readable(v4, v6.as_ref()).await?;
+                for socket in std::iter::once(v4).chain(v6) {
+                    match socket.try_recv_from(buffer) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        answer => return answer,
+                    }
+                }
+            },
+            Demux::Raw(raw) => raw.receive(buffer).await,
+        }
+    }
+
+    /// Sends `payload` to `to`, from WireGuard's port.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered; AddrNotAvailable for IPv6 where the host has none, InvalidInput for a payload
+    /// longer than a datagram.
+    pub async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<()> {
+        match self {
+            Demux::Rewritten { v4, v6 } => {
+                let socket = if to.is_ipv4() {
+                    v4
+                } else {
+                    present(v6.as_ref())?
+                };
+                socket.send_to(payload, to).await.map(drop)
+            }
+            Demux::Raw(raw) => raw.send(payload, to).await,
+        }
+    }
+}
+
+/// Raw sockets that see a copy of every datagram to WireGuard's port which is not WireGuard's.
+///
+/// The kernel does not verify UDP checksums before it copies: what arrives here must be authenticated, or matched to
+/// a request, by its reader.
+#[derive(Debug)]
+pub struct Raw {
+    port: u16,
+    mark: u32,
+    v4: UdpSocket,
+    v6: Option<UdpSocket>,
+}
+
+impl Raw {
+    /// Opens the sockets for WireGuard's `port`; what they send carries the firewall mark `mark`. Call it inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered; EPERM without CAP_NET_RAW and CAP_NET_ADMIN.
+    pub fn open(port: u16, mark: u32) -> io::Result<Raw> {
+        let v6 = match raw_socket(Domain::IPV6, &program(port, false), mark) {
+            Ok(socket) => Some(socket),
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Raw {
+            port,
+            mark,
+            v4: raw_socket(Domain::IPV4, &program(port, true), mark)?,
+            v6,
+        })
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let mut packet = vec![0; buffer.len().saturating_add(HEADROOM)];
+        loop {
+            either_readable(&self.v4, self.v6.as_ref()).await?;
+            for socket in std::iter::once(&self.v4).chain(&self.v6) {
+                let (length, mut from) = match socket.try_recv_from(&mut packet) {
+                    Ok(answer) => answer,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    Err(error) => return Err(error),
+                };
+                // What came between the socket's birth and its filter is not sifted yet.
+                let Some((source, payload)) = parse(&packet[..length], from.is_ipv4(), self.port)
+                else {
+                    continue;
+                };
+                from.set_port(source);
+                let kept = payload.len().min(buffer.len());
+                buffer[..kept].copy_from_slice(&payload[..kept]);
+                return Ok((kept, from));
+            }
+        }
+    }
+
+    async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<()> {
+        if payload.len() > LONGEST {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let socket = if to.is_ipv4() {
+            &self.v4
+        } else {
+            present(self.v6.as_ref())?
+        };
+        let source = self.source(to)?;
+        let segment = segment((source, self.port), to, payload);
+        // An IPv6 raw socket takes a port for a protocol number.
+        let mut destination = to;
+        destination.set_port(0);
+        socket.send_to(&segment, destination).await.map(drop)
+    }
+
+    /// The address that the kernel will send from: the checksum covers it.
+    fn source(&self, to: SocketAddr) -> io::Result<IpAddr> {
+        let probe = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+        probe.set_mark(self.mark)?;
+        probe.connect(&to.into())?;
+        match probe.local_addr()?.as_socket() {
+            Some(address) => Ok(address.ip()),
+            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+}
+
+fn present(v6: Option<&UdpSocket>) -> io::Result<&UdpSocket> {
+    v6.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+async fn either_readable(v4: &UdpSocket, v6: Option<&UdpSocket>) -> io::Result<()> {
+    match v6 {
+        None => v4.readable().await,
+        Some(v6) => tokio::select! {
+            ready = v4.readable() => ready,
+            ready = v6.readable() => ready,
+        },
+    }
+}
+
+fn raw_socket(domain: Domain, program: &[SockFilter], mark: u32) -> io::Result<UdpSocket> {
+    let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
+    socket.attach_filter(program)?;
+    socket.set_mark(mark)?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// The classic BPF program of a raw socket. The kernel shows it the packet from the IP header on with IPv4, from the
+/// UDP header on with IPv6; a load past the end drops.
+fn program(port: u16, ipv4: bool) -> [SockFilter; 8] {
+    const LDX_MSH: u16 = 0xb1;
+    const LDX_IMM: u16 = 0x01;
+    const LDH_IND: u16 = 0x48;
+    const LDW_IND: u16 = 0x40;
+    const AND: u16 = 0x54;
+    const JEQ: u16 = 0x15;
+    const RET: u16 = 0x06;
+    let header = if ipv4 { LDX_MSH } else { LDX_IMM };
+    let step = SockFilter::new;
+    [
+        step(header, 0, 0, 0),
+        step(LDH_IND, 0, 0, 2),
+        step(JEQ, 0, 3, u32::from(port)),
+        step(LDW_IND, 0, 0, 8),
+        step(AND, 0, 0, NOT_WIREGUARD),
+        step(JEQ, 0, 1, 0),
+        step(RET, 0, 0, 0),
+        step(RET, 0, 0, u32::MAX),
+    ]
+}
+
+/// The source port and payload of a received packet, if the agent's: to `port`, and not WireGuard's.
+fn parse(packet: &[u8], ipv4: bool, port: u16) -> Option<(u16, &[u8])> {
+    let header = if ipv4 {
+        usize::from(packet.first()? & 0x0f) * 4
+    } else {
+        0
+    };
+    let udp = packet.get(header..)?;
+    let word = |at: usize| Some(u16::from_be_bytes([*udp.get(at)?, *udp.get(at + 1)?]));
+    // A datagram longer than the buffer is cut off by the kernel.
+    let end = usize::from(word(4)?).min(udp.len());
+    let payload = udp.get(UDP_HEADER..end)?;
+    let kind = u32::from_be_bytes(payload.first_chunk().copied()?);
+    (word(2)? == port && kind & NOT_WIREGUARD != 0).then_some((word(0)?, payload))
+}
+
+/// A UDP header with its checksum, and `payload` (at most [`LONGEST`] bytes).
+fn segment(from: (IpAddr, u16), to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let length = (UDP_HEADER + payload.len()) as u16;
+    let mut segment = Vec::with_capacity(usize::from(length));
+    segment.extend(from.1.to_be_bytes());
+    segment.extend(to.port().to_be_bytes());
+    segment.extend(length.to_be_bytes());
+    segment.extend([0, 0]);
+    segment.extend(payload);
+    let sum = sum(from.0) + sum(to.ip()) + u64::from(length) + 17 + sum_of(&segment);
+    let folded = fold(sum);
+    // Zero would say: no checksum.
+    let checksum = if folded == 0xffff { 0xffff } else { !folded };
+    segment[6..8].copy_from_slice(&checksum.to_be_bytes());
+    segment
+}
+
+fn sum(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(address) => sum_of(&Ipv4Addr::octets(&address)),
+        IpAddr::V6(address) => sum_of(&Ipv6Addr::octets(&address)),
+    }
+}
+
+fn sum_of(bytes: &[u8]) -> u64 {
+    bytes
+        .chunks(2)
+        .map(|pair| {
+            u64::from(u16::from_be_bytes([
+                pair[0],
+                pair.get(1).copied().unwrap_or(0),
+            ]))
+        })
+        .sum()
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
