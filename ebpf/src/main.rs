@@ -16,7 +16,13 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod overlay;
 #[cfg(target_arch = "bpf")]
+mod pin;
+#[cfg(target_arch = "bpf")]
 mod runtime;
+#[cfg(target_arch = "bpf")]
+mod shield;
+#[cfg(target_arch = "bpf")]
+mod steer;
 #[cfg(target_arch = "bpf")]
 mod tables;
 

@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, LinkError, PinnedLink},
+        links::{FdLink, Link as _, LinkError, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
     util::KernelVersion,
@@ -64,6 +64,44 @@ pub(crate) enum Hook {
     ClsactKept,
 }
 
+/// Where a program is attached, and how it is found again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) ifname: &'a str,
+    pub(crate) program: &'static str,
+    pub(crate) direction: Direction,
+    /// Before all others, or after them.
+    pub(crate) first: bool,
+    /// Of the clsact filter.
+    pub(crate) handle: TcHandle,
+}
+
+impl<'a> Place<'a> {
+    /// On the overlay device.
+    fn overlay(ifname: &'a str, direction: Direction) -> Self {
+        Self {
+            ifname,
+            program: direction.program(),
+            direction,
+            // First to see what arrives, last to see what leaves: others' verdicts do not hide traffic.
+            first: direction == Direction::In,
+            handle: CLSACT_HANDLE,
+        }
+    }
+
+    fn attach_type(&self) -> TcAttachType {
+        attach_type(self.direction)
+    }
+
+    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> DataplaneError {
+        if is_errno(&error, Errno::NODEV) || is_errno(&error, Errno::NXIO) {
+            return DataplaneError::NoInterface(self.ifname.to_owned());
+        }
+        let operation = format!("attaching {} to {}", self.program, self.ifname);
+        DataplaneError::new(operation, error)
+    }
+}
+
 /// Loads the program of `direction` and attaches it to `ifname`, replacing what an earlier
 /// process of ours left there.
 pub(crate) fn attach(
@@ -73,15 +111,29 @@ pub(crate) fn attach(
     kind: Attachment,
     pins: Option<&Pins>,
 ) -> Result<Hook, DataplaneError> {
-    let program = object::program(ebpf, direction.program())?;
+    let pin = pins.map(|pins| pins.link(direction));
+    attach_at(
+        ebpf,
+        Place::overlay(ifname, direction),
+        kind,
+        pin.as_deref(),
+    )
+}
+
+/// Loads the program of `place` and attaches it there, replacing what an earlier process of ours left.
+/// With `pin` it outlives the process.
+pub(crate) fn attach_at(
+    ebpf: &mut Ebpf,
+    place: Place<'_>,
+    kind: Attachment,
+    pin: Option<&Path>,
+) -> Result<Hook, DataplaneError> {
+    let program = object::program(ebpf, place.program)?;
     match kind {
-        Attachment::Tcx => {
-            let pin = pins.map(|pins| pins.link(direction));
-            tcx(program, ifname, direction, pin.as_deref()).map(Hook::Tcx)
-        }
+        Attachment::Tcx => tcx(program, place, pin).map(Hook::Tcx),
         Attachment::Clsact => {
-            let link = clsact(program, ifname, direction)?;
-            if pins.is_none() {
+            let link = clsact(program, place)?;
+            if pin.is_none() {
                 return Ok(Hook::Clsact(link));
             }
             // Its drop would remove the filter, which has to outlive the process.
@@ -109,9 +161,26 @@ pub(crate) fn detach(ifname: &str, pins: Option<&Pins>) -> Result<(), DataplaneE
     Ok(())
 }
 
+/// Removes the clsact filter of `place`, which may be gone, or its device.
+pub(crate) fn detach_filter(place: Place<'_>) -> Result<(), DataplaneError> {
+    let (kind, handle) = (place.attach_type(), place.handle);
+    let found = SchedClassifierLink::attached(place.ifname, kind, CLSACT_PRIORITY, handle, None);
+    let removed = match found {
+        Ok(link) => link.detach(),
+        Err(error) => Err(TcError::IoError(error).into()),
+    };
+    match removed {
+        Err(error) if nothing_there(&error) => Ok(()),
+        result => result.map_err(|error| {
+            let operation = format!("removing the clsact filter from {}", place.ifname);
+            DataplaneError::new(operation, error)
+        }),
+    }
+}
+
 /// No such filter; no clsact qdisc (EINVAL); no such device, on two layers.
-fn nothing_there(error: &TcError) -> bool {
-    matches!(error, TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound)
+fn nothing_there(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound)
         || [Errno::NOENT, Errno::INVAL, Errno::NODEV, Errno::NXIO]
             .into_iter()
             .any(|code| is_errno(error, code))
@@ -119,15 +188,14 @@ fn nothing_there(error: &TcError) -> bool {
 
 fn tcx(
     program: &mut SchedClassifier,
-    ifname: &str,
-    direction: Direction,
+    place: Place<'_>,
     pin: Option<&Path>,
 ) -> Result<FdLink, DataplaneError> {
-    let failed = |error: ProgramError| attach_error(ifname, direction, error);
-    let as_link = |error: LinkError| attach_error(ifname, direction, error);
+    let failed = |error: ProgramError| place.failed(error);
+    let as_link = |error: LinkError| place.failed(error);
 
-    let pinned = match pin {
-        Some(pin) => pinned_on(pin, ifname)?,
+    let pinned: Option<SchedClassifierLink> = match pin {
+        Some(pin) => pinned_on(pin, place.ifname)?,
         None => None,
     };
     if let Some(link) = pinned {
@@ -139,17 +207,14 @@ fn tcx(
             .map_err(as_link);
     }
 
-    // First to see what arrives, last to see what leaves: others' verdicts do not hide traffic.
-    let order = match direction {
-        Direction::In => LinkOrder::first(),
-        Direction::Out => LinkOrder::last(),
+    let order = if place.first {
+        LinkOrder::first()
+    } else {
+        LinkOrder::last()
     };
+    let options = TcAttachOptions::TcxOrder(order);
     let id = program
-        .attach_with_options(
-            ifname,
-            attach_type(direction),
-            TcAttachOptions::TcxOrder(order),
-        )
+        .attach_with_options(place.ifname, place.attach_type(), options)
         .map_err(failed)?;
     let link: FdLink = program
         .take_link(id)
@@ -158,20 +223,27 @@ fn tcx(
         .map_err(as_link)?;
     match pin {
         None => Ok(link),
-        Some(pin) => link
-            .pin(pin)
-            .map(FdLink::from)
-            .map_err(|error| DataplaneError::new(format!("pinning {}", pin.display()), error)),
+        Some(pin) => keep(link, pin),
     }
 }
 
-/// Opens the link pinned at `pin` if it is attached to this very interface. The pin of a link
-/// whose device is gone, perhaps replaced by another of its name, is removed.
-fn pinned_on(pin: &Path, ifname: &str) -> Result<Option<SchedClassifierLink>, DataplaneError> {
+/// Pins `link`, which then outlives the process.
+pub(crate) fn keep(link: FdLink, pin: &Path) -> Result<FdLink, DataplaneError> {
+    link.pin(pin)
+        .map(FdLink::from)
+        .map_err(|error| DataplaneError::new(format!("pinning {}", pin.display()), error))
+}
+
+/// Opens the link pinned at `pin` if it is of this kind and attached to this very interface. The pin of
+/// another, or of one whose device is gone, perhaps replaced by another of its name, is removed.
+pub(crate) fn pinned_on<L: TryFrom<FdLink, Error = LinkError>>(
+    pin: &Path,
+    ifname: &str,
+) -> Result<Option<L>, DataplaneError> {
     if !pin.exists() {
         return Ok(None);
     }
-    let on_interface = || -> Result<SchedClassifierLink, Box<dyn std::error::Error>> {
+    let on_interface = || -> Result<L, Box<dyn std::error::Error>> {
         let link = FdLink::from(PinnedLink::from_pin(pin)?);
         let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
         let interface = name_to_index(&socket, ifname)?;
@@ -221,30 +293,28 @@ fn fdinfo(text: &str, name: &str) -> Option<u32> {
 
 fn clsact(
     program: &mut SchedClassifier,
-    ifname: &str,
-    direction: Direction,
+    place: Place<'_>,
 ) -> Result<SchedClassifierLink, DataplaneError> {
-    let failed = |error: ProgramError| attach_error(ifname, direction, error);
-    match tc::qdisc_add_clsact(ifname) {
+    let failed = |error: ProgramError| place.failed(error);
+    match tc::qdisc_add_clsact(place.ifname) {
         Ok(()) => {}
         Err(error) if is_errno(&error, Errno::EXIST) => {}
-        Err(error) => return Err(attach_error(ifname, direction, error)),
+        Err(error) => return Err(place.failed(error)),
     }
 
-    let attach_type = attach_type(direction);
-    let leftover =
-        SchedClassifierLink::attached(ifname, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None)
-            .map_err(|error| attach_error(ifname, direction, error))?;
+    let (kind, handle) = (place.attach_type(), place.handle);
+    let leftover = SchedClassifierLink::attached(place.ifname, kind, CLSACT_PRIORITY, handle, None)
+        .map_err(|error| place.failed(error))?;
     let id = match program.attach_to_link(leftover) {
         Ok(id) => id,
         Err(error) if is_errno(&error, Errno::NOENT) => {
             let options = TcAttachOptions::Netlink(NlOptions {
                 priority: CLSACT_PRIORITY,
-                handle: CLSACT_HANDLE,
+                handle,
                 classid: None,
             });
             program
-                .attach_with_options(ifname, attach_type, options)
+                .attach_with_options(place.ifname, kind, options)
                 .map_err(failed)?
         }
         Err(error) => return Err(failed(error)),
@@ -257,18 +327,6 @@ fn attach_type(direction: Direction) -> TcAttachType {
         Direction::In => TcAttachType::Ingress,
         Direction::Out => TcAttachType::Egress,
     }
-}
-
-fn attach_error(
-    ifname: &str,
-    direction: Direction,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> DataplaneError {
-    if is_errno(&error, Errno::NODEV) || is_errno(&error, Errno::NXIO) {
-        return DataplaneError::NoInterface(ifname.to_owned());
-    }
-    let program = direction.program();
-    DataplaneError::new(format!("attaching {program} to {ifname}"), error)
 }
 
 #[cfg(test)]

@@ -49,6 +49,31 @@ pub enum DataplaneError {
     /// The interface is absent in this network namespace.
     #[error("interface {0} does not exist in this network namespace")]
     NoInterface(String),
+    /// The interface has an XDP program of somebody else's.
+    #[error(
+        "{0} has an XDP program already, and takes only one: use `--shield tcx`, or detach it with \
+         `ip link set dev {0} xdp off` if nobody needs it"
+    )]
+    XdpTaken(String),
+    /// The interface takes no XDP program in its driver.
+    #[error("the driver of {ifname} takes no XDP program: use `--shield tcx`")]
+    NoNativeXdp {
+        /// The interface.
+        ifname: String,
+        /// What aya or the kernel answered.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The link layer of the interface is not one that the shield can read.
+    #[error(
+        "packets of {ifname} begin with a header that the shield does not know (type {kind} in \
+         linux/if_arp.h): use `--shield off`"
+    )]
+    UnknownLinkLayer {
+        /// The interface.
+        ifname: String,
+        /// `ARPHRD_*`.
+        kind: u16,
+    },
     /// The object and this binary come from different sources.
     #[error(
         "the eBPF object has ABI version {found}, this binary needs {expected}: run \

@@ -31,8 +31,11 @@ mod log;
 mod memory;
 mod object;
 mod peer;
+mod pin;
 mod pins;
 mod plan;
+mod shield;
+mod steer;
 mod tables;
 mod trial;
 
@@ -42,10 +45,14 @@ pub use dataplane::Dataplane;
 pub use drops::{Dropped, Drops};
 pub use ebpf_abi::{
     ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
+    ShieldReason,
 };
 pub use error::DataplaneError;
 pub use filter::{Rule, RuleHits, Rules, TooLarge};
 pub use object::{is_embedded, probe};
 pub use peer::{Peer, boot_clock, since_boot};
+pub use pin::Pinning;
 pub use pins::pin_folder;
+pub use shield::{Shield, ShieldKind, ShieldLimits, ShieldProgram, ShieldTrial, Trusted};
+pub use steer::{Steer, Transport};
 pub use trial::{Gso, Outcome, Program, Trial, TrialKind};

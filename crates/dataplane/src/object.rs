@@ -1,14 +1,14 @@
 //! The embedded eBPF object: checks it, creates its maps, loads its programs.
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader, Pod,
     maps::MapData,
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use aya_obj::{Map as MapObject, Object, ProgramSection};
 use ebpf_abi::{
     ABI_VERSION, ABI_VERSION_SECTION, BPF_MAP_TYPE_LRU_HASH, GLOBAL_FILTER, GLOBAL_VIRTUAL_TIME,
-    InnerMapSpec, MAPS, MapSpec, PROGRAMS,
+    InnerMapSpec, MAPS, MapSpec, PARTS, PROGRAMS, Part, ProgramKind,
 };
 
 use crate::{DataplaneError, pins::Pins};
@@ -63,11 +63,58 @@ pub(crate) fn load(pins: Option<&Pins>, features: Features) -> Result<Ebpf, Data
             loader.map_pin_path(map.name, pins.map(map));
         }
     }
-    loader.load(OBJECT).map_err(|error| match error {
+    let others = || PARTS.iter().flat_map(|part| part.maps);
+    for map in others() {
+        loader.map_max_entries(map.name, 1);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
+    // Of the parts that are loaded by themselves no program is loaded here.
+    for map in others() {
+        drop(ebpf.take_map(map.name));
+    }
+    Ok(ebpf)
+}
+
+/// As [`load`], for one part: the other maps of the object are made as small as they can be. Once the
+/// programs are loaded [`close_maps`] closes those, and nothing remains of them.
+/// The constant `global` is what the part is told.
+pub(crate) fn load_part<T: Pod>(
+    part: &Part,
+    pins: Option<&Pins>,
+    virtual_time: bool,
+    (global, value): (&str, &T),
+) -> Result<Ebpf, DataplaneError> {
+    check(OBJECT)?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global(GLOBAL_FILTER, &0u32, true);
+    let time = if virtual_time { &1u32 } else { &0u32 };
+    loader.override_global(GLOBAL_VIRTUAL_TIME, time, true);
+    loader.override_global(global, value, true);
+    loader.btf(None);
+    for map in MAPS.iter().chain(PARTS.iter().flat_map(|part| part.maps)) {
+        if !part.maps.contains(map) {
+            loader.map_max_entries(map.name, 1);
+        } else if let Some(pins) = pins {
+            loader.map_pin_path(map.name, pins.map(map));
+        }
+    }
+    loader.load(OBJECT).map_err(not_loaded)
+}
+
+/// Closes all maps that have not been taken. Loaded programs keep those that they use.
+pub(crate) fn close_maps(ebpf: &mut Ebpf) {
+    let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+    for name in names {
+        drop(ebpf.take_map(&name));
+    }
+}
+
+fn not_loaded(error: EbpfError) -> DataplaneError {
+    match error {
         EbpfError::ParseError(error) => bad("it cannot be parsed", error),
         EbpfError::RelocationError(error) => bad("its programs cannot be relocated", error),
         error => DataplaneError::new("creating the eBPF maps", error),
-    })
+    }
 }
 
 /// Hands program `name` of the object to the verifier, once, and returns it, ready to be attached.
@@ -75,16 +122,27 @@ pub(crate) fn program<'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<&'a mut SchedClassifier, DataplaneError> {
-    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
-    let program: &mut SchedClassifier = program
-        .try_into()
-        .map_err(|error: ProgramError| bad(&format!("{name} is no TC program"), error))?;
+    let program: &mut SchedClassifier = unloaded(ebpf, name)?;
     if program.fd().is_err() {
         program
             .load()
             .map_err(|error| DataplaneError::loading(name, error))?;
     }
     Ok(program)
+}
+
+/// Returns program `name`, which the kernel may not know yet.
+pub(crate) fn unloaded<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut P, DataplaneError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    program
+        .try_into()
+        .map_err(|error| bad(&format!("{name} is of another kind"), error))
 }
 
 /// Compares an object file with what `ebpf-abi` says of it, before the kernel hears of it.
@@ -108,13 +166,25 @@ fn check_parsed(object: &Object) -> Result<(), DataplaneError> {
             expected: ABI_VERSION,
         });
     }
-    for name in PROGRAMS {
-        let program = object.programs.get(name).ok_or_else(|| missing(name))?;
-        if !matches!(program.section, ProgramSection::SchedClassifier) {
-            return Err(damaged(format!("{name} is no TC program")));
+    let overlay = PROGRAMS.map(|name| (name, ProgramKind::Classifier));
+    let parts = PARTS.iter().flat_map(|part| part.programs);
+    for (name, kind) in overlay.iter().chain(parts) {
+        let program = object.programs.get(*name).ok_or_else(|| missing(name))?;
+        let found = match program.section {
+            ProgramSection::SchedClassifier => Some(ProgramKind::Classifier),
+            ProgramSection::Xdp { .. } => Some(ProgramKind::Xdp),
+            ProgramSection::SkLookup => Some(ProgramKind::SkLookup),
+            _ => None,
+        };
+        if found != Some(*kind) {
+            return Err(damaged(format!("{name} is no {kind:?} program")));
         }
     }
-    for expected in MAPS {
+    for expected in MAPS
+        .iter()
+        .chain(PARTS.iter().flat_map(|part| part.maps))
+        .copied()
+    {
         let map = object
             .maps
             .get(expected.name)

@@ -85,6 +85,11 @@ impl Pins {
 
     /// Creates the folder and makes sure that the maps pinned there, if any, are of our layout.
     pub(crate) fn open(folder: &Path) -> Result<Self, DataplaneError> {
+        Self::open_for(folder, &MAPS)
+    }
+
+    /// As [`open`](Self::open), for maps that are pinned in a folder of their own.
+    pub(crate) fn open_for(folder: &Path, specs: &[MapSpec]) -> Result<Self, DataplaneError> {
         let pins = Self::at(folder);
         let maps = pins.maps();
         let operation = || format!("creating {}", maps.display());
@@ -98,7 +103,7 @@ impl Pins {
             });
         }
         fs::create_dir_all(&maps).map_err(|error| DataplaneError::new(operation(), error))?;
-        for spec in &MAPS {
+        for spec in specs {
             pins.discard_if_foreign(spec)?;
         }
         Ok(pins)

@@ -239,7 +239,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Makes an entry, again if the kernel has no memory at hand: maps that take memory per entry draw
 /// it from small pools, which the kernel refills behind our back, slower than a burst empties them.
-fn write(
+pub(crate) fn write(
     spec: &'static MapSpec,
     mut insert: impl FnMut() -> Result<(), MapError>,
 ) -> Result<(), DataplaneError> {
@@ -268,7 +268,10 @@ pub(crate) fn writing(spec: &'static MapSpec) -> impl FnOnce(MapError) -> Datapl
 }
 
 /// Removing what is not there has succeeded.
-fn gone(result: Result<(), MapError>, spec: &'static MapSpec) -> Result<(), DataplaneError> {
+pub(crate) fn gone(
+    result: Result<(), MapError>,
+    spec: &'static MapSpec,
+) -> Result<(), DataplaneError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(error) if is_errno(&error, Errno::NOENT) => Ok(()),

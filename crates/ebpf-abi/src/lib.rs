@@ -10,6 +10,10 @@ mod counters;
 mod event;
 mod filter;
 mod object;
+mod part;
+mod pin;
+mod shield;
+mod steer;
 #[cfg(feature = "user")]
 mod user;
 mod verdict;
@@ -18,4 +22,8 @@ pub use counters::{Count, Direction, PeerCounters, PeerIndex, REASON_SLOTS, Reas
 pub use event::{DropEvent, NOBODY, SYNS_A_SECOND};
 pub use filter::*;
 pub use object::*;
+pub use part::{PARTS, Part, ProgramKind};
+pub use pin::*;
+pub use shield::*;
+pub use steer::*;
 pub use verdict::DropReason;

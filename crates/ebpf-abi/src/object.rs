@@ -42,6 +42,8 @@ pub const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 /// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
+/// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_RINGBUF: u32 = 27;

@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "`aya::Pod` is an unsafe marker trait")]
 
 use crate::{
-    Count, DropEvent, Known, ListedEnd, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports,
-    RulePorts,
+    Count, DropEvent, Known, ListedEnd, Pair, PeerCounters, PeerEntry, PeerIndex, PinPorts,
+    PinnedSource, Policy, Ports, RulePorts, ShieldConfig, ShieldSource, ShieldState, SteerKey,
 };
 
 // SAFETY: `IntoBytes` and `FromBytes` hold for the type: no padding, every bit pattern is valid.
@@ -28,3 +28,15 @@ unsafe impl aya::Pod for DropEvent {}
 unsafe impl aya::Pod for Ports {}
 // SAFETY: as above.
 unsafe impl aya::Pod for PeerEntry {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ShieldConfig {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ShieldSource {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ShieldState {}
+// SAFETY: as above.
+unsafe impl aya::Pod for SteerKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PinPorts {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PinnedSource {}
