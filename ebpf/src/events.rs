@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use ebpf_abi::{Direction, DropEvent, DropReason, NOBODY, SYNS_A_SECOND};
 use packet::{
-    SECOND,
+    Flow, SECOND,
     flat::{Flat, OPENS},
 };
 
@@ -42,16 +42,61 @@ pub(crate) fn unread(direction: Direction, reason: DropReason, generation: u64) 
     }
 }
 
-/// A packet was dropped, which has been read as far as that was possible.
+/// What is reported of a packet.
+pub(crate) struct Subject<A> {
+    src: A,
+    dst: A,
+    src_port: u16,
+    dst_port: u16,
+    protocol: u8,
+    opens: bool,
+}
+
+impl<A: Tables> From<&Flat<A>> for Subject<A> {
+    /// Of a packet that was read as far as that was possible.
+    #[inline(always)]
+    fn from(packet: &Flat<A>) -> Self {
+        Self {
+            src: packet.src,
+            dst: packet.dst,
+            src_port: packet.src_port,
+            dst_port: packet.dst_port,
+            protocol: packet.protocol,
+            opens: packet.kind == OPENS,
+        }
+    }
+}
+
+impl<A: Tables> Subject<A> {
+    /// Of an ordinary packet, by its flow.
+    #[inline(always)]
+    pub(crate) fn of_flow(flow: &Flow<A>, kind: u8, direction: Direction) -> Self {
+        let ours = (flow.ours, u16::from_be_bytes(flow.our_port));
+        let theirs = (flow.theirs, u16::from_be_bytes(flow.their_port));
+        let ((src, src_port), (dst, dst_port)) = match direction {
+            Direction::In => (theirs, ours),
+            Direction::Out => (ours, theirs),
+        };
+        Self {
+            src,
+            dst,
+            src_port,
+            dst_port,
+            protocol: flow.protocol,
+            opens: kind == OPENS,
+        }
+    }
+}
+
+/// A packet was dropped.
 #[inline(always)]
 pub(crate) fn dropped<A: Tables>(
-    packet: &Flat<A>,
+    packet: &Subject<A>,
     direction: Direction,
     reason: DropReason,
     generation: u64,
 ) {
-    let opens = packet.kind == OPENS;
-    let told = opens && size_of::<A>() == 4 && matches!(direction, Direction::In);
+    let told = packet.opens && size_of::<A>() == 4 && matches!(direction, Direction::In);
     if !is_wanted() && !(told && may_tell()) {
         return;
     }
@@ -67,7 +112,7 @@ pub(crate) fn dropped<A: Tables>(
         dst_port: packet.dst_port,
         version: if size_of::<A>() == 4 { 4 } else { 6 },
         protocol: packet.protocol,
-        opens: opens.into(),
+        opens: packet.opens.into(),
         ..event(direction, reason, generation)
     });
 }

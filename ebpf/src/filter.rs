@@ -6,13 +6,14 @@ use ebpf_abi::{
     PEER_JAILED, POLICY_SHIELDS_UP, Pair, PeerEntry, PeerIndex, Policy, Side,
 };
 use packet::{
-    Flow, SECOND,
+    SECOND,
     flat::{self, ECHO_REPLY, ECHO_REQUEST, ERROR, FIRST, Flat, LATER, OPENS, OTHER, PORTS},
     protocol,
 };
 
 use crate::{
-    events,
+    admitted::{Key, Place, Words, is_fresh},
+    events::{self, Subject},
     frame::Frame,
     tables::{self, Entry, NO_RULE, Tables},
 };
@@ -74,13 +75,16 @@ pub(crate) fn judge(frame: &Frame<'_>, direction: Direction) -> Result<Passed, D
 }
 
 #[inline(always)]
-fn judge_family<A: Tables>(
+fn judge_family<A: Words>(
     frame: &Frame<'_>,
     direction: Direction,
     generation: u64,
 ) -> Result<Passed, DropReason> {
-    if let Some(passed) = known::<A>(frame, direction, generation) {
-        return Ok(passed);
+    if let Some(flow) = A::flow(frame, direction)
+        && let Some(opens) = opens::<A>(frame, flow.protocol)
+    {
+        let kind = if opens { OPENS } else { PORTS };
+        return ordinary(&Key::new(flow), kind, direction, generation);
     }
     let scratch = A::scratch().ok_or(DropReason::NoPolicy)?;
     let parsed = frame.read(|| {
@@ -89,63 +93,152 @@ fn judge_family<A: Tables>(
     });
     let packet = scratch.get();
     let judged = match parsed {
-        Ok(()) => judge_unknown(packet, frame, direction, generation),
+        Ok(()) => any(packet, frame, direction, generation),
         Err(reason) => Err(reason),
     };
     if let Err(reason) = judged {
-        events::dropped(packet, direction, reason, generation);
+        events::dropped(&Subject::from(packet), direction, reason, generation);
     }
     judged
 }
 
-/// Judges ordinary packets of flows that are known, and in this generation: what the long way would
-/// say of them without writing anything. `None` for all else.
+/// Whether an ordinary packet asks for a connection; `None` if that is out of reach.
 #[inline(always)]
-fn known<A: Tables>(frame: &Frame<'_>, direction: Direction, generation: u64) -> Option<Passed> {
-    let flow = A::flow(frame, direction)?;
-    let now = tables::now();
-    let holds = |entry: &Entry| entry.generation() == generation && now < entry.expires();
-    match direction {
-        Direction::In => {
-            if let Some(entry) = tables::find(A::admitted(), &flow)
-                && holds(&entry)
-            {
-                return entry.is_fresh(now).then(|| Passed::by(&entry));
-            }
-            if flow.protocol == protocol::TCP && A::opens(frame)? {
-                return None;
-            }
-            let entry = tables::find(A::opened(), &flow)?;
-            (holds(&entry) && entry.is_fresh(now)).then(|| Passed::by(&entry))
-        }
-        Direction::Out => {
-            if let Some(entry) = tables::find(A::opened(), &flow) {
-                return (holds(&entry) && entry.is_fresh(now)).then(|| Passed::by(&entry));
-            }
-            // An answer. The far end may be anything that a rule has let in, O4 has not been asked.
-            if flow.theirs.is_multicast() || flow.theirs.is_link_local() {
-                return None;
-            }
-            if flow.protocol == protocol::TCP && A::opens(frame)? {
-                return None;
-            }
-            let entry = tables::find_live(A::admitted(), &flow, now)?;
-            holds(&entry).then(|| Passed::by(&entry).without_rule())
-        }
+fn opens<A: Words>(frame: &Frame<'_>, number: u8) -> Option<bool> {
+    if number == protocol::TCP {
+        A::opens(frame)
+    } else {
+        Some(false)
     }
 }
 
+/// Judges an ordinary packet: by what is known of its flow, if that is of this generation and nothing
+/// has to be written, else in full. What has been looked up is not looked up again.
 #[inline(always)]
-fn judge_unknown<A: Tables>(
+fn ordinary<A: Words>(
+    key: &Key<A>,
+    kind: u8,
+    direction: Direction,
+    generation: u64,
+) -> Result<Passed, DropReason> {
+    let now = tables::now();
+    let holds = |entry: &Entry| entry.generation() == generation && now < entry.expires();
+    let judged = match direction {
+        Direction::In => {
+            let place = Place::of(key).ok_or(DropReason::NoPolicy)?;
+            let admitted = place.found_of(generation);
+            if let Some(known) = admitted
+                && now < known.expires
+                && is_fresh(known, now)
+            {
+                return Ok(Passed::as_known(known));
+            }
+            let opened = if kind == OPENS {
+                None
+            } else {
+                tables::opened(key)
+            };
+            if let Some(entry) = &opened
+                && admitted.is_none()
+                && holds(entry)
+                && entry.is_fresh(now)
+            {
+                return Ok(Passed::by(entry));
+            }
+            first_in(key, kind, &place, opened, (generation, now))
+        }
+        Direction::Out => {
+            let opened = tables::opened(key);
+            if let Some(entry) = &opened {
+                if holds(entry) && entry.is_fresh(now) {
+                    return Ok(Passed::by(entry));
+                }
+            } else if kind != OPENS
+                // An answer. The far end may be anything that a rule has let in, O4 has not been asked.
+                && !key.theirs.is_multicast()
+                && !key.theirs.is_link_local()
+                && let Some(place) = Place::of(key)
+                && place.is_live(key, now)
+                && let Some(known) = place.found_of(generation)
+                && now < known.expires
+            {
+                return Ok(Passed::as_known(known).without_rule());
+            }
+            first_out(key, kind, opened, (generation, now))
+        }
+    };
+    if let Err(reason) = judged {
+        let subject = Subject::of_flow(key, kind, direction);
+        events::dropped(&subject, direction, reason, generation);
+    }
+    judged
+}
+
+/// Judges an ordinary inbound packet of a flow that has to be judged in full. (No closures here: compiler
+/// and verifier would have them as functions, which share one stack of 512 bytes with their callers.)
+#[inline(always)]
+fn first_in<A: Words>(
+    key: &Key<A>,
+    kind: u8,
+    place: &Place<A>,
+    opened: Option<Entry>,
+    at: (u64, Nanos),
+) -> Result<Passed, DropReason> {
+    let (judge, mut known) = in_full(&key.theirs, &key.ours, at)?;
+    judge.of_flow(key, kind, place, opened, &mut known)?;
+    Ok(Passed::as_known(&known))
+}
+
+/// As [`first_in`], outbound.
+#[inline(always)]
+fn first_out<A: Words>(
+    key: &Key<A>,
+    kind: u8,
+    opened: Option<Entry>,
+    at: (u64, Nanos),
+) -> Result<Passed, DropReason> {
+    let (judge, mut known) = in_full(&key.theirs, &key.theirs, at)?;
+    judge.outbound_flow(key, kind, opened, &mut known)?;
+    Ok(Passed::as_known(&known))
+}
+
+/// Judges any packet.
+#[inline(always)]
+fn any<A: Words>(
     packet: &Flat<A>,
     frame: &Frame<'_>,
     direction: Direction,
     generation: u64,
 ) -> Result<Passed, DropReason> {
+    let remote = match direction {
+        Direction::In => &packet.src,
+        Direction::Out => &packet.dst,
+    };
+    let at = (generation, tables::now());
+    let (judge, mut known) = in_full(remote, &packet.dst, at)?;
+    match direction {
+        Direction::In => judge.inbound(packet, frame, &mut known)?,
+        Direction::Out => judge.outbound(packet, &mut known)?,
+    }
+    Ok(Passed::as_known(&known))
+}
+
+/// I3 to I5, O3 and O4; then by what to judge further, and what is to be remembered but for the rule.
+#[inline(always)]
+fn in_full<A: Words>(
+    remote: &A,
+    destination: &A,
+    (generation, now): (u64, Nanos),
+) -> Result<(Judge<'static>, Known), DropReason> {
     let policy = tables::policy().ok_or(DropReason::NoPolicy)?;
-    let now = tables::now();
-    let (peer, expires) = peer(packet, direction, policy, now)?;
-    let mut known = Known {
+    let (peer, expires) = peer(remote, policy, now)?;
+    if destination.is_multicast() {
+        return Err(DropReason::Multicast);
+    }
+    if destination.is_link_local() {
+        return Err(DropReason::LinkLocal);
+    }
+    let known = Known {
         generation: policy.generation,
         seen: now,
         expires,
@@ -154,31 +247,26 @@ fn judge_unknown<A: Tables>(
         rule: 0,
         rules: policy.rules,
     };
-    Judge {
+    let judge = Judge {
         policy,
         jailed: is_jailed(peer),
         now,
         generation,
-    }
-    .packet(packet, direction, frame, &mut known)?;
-    Ok(Passed::as_known(&known))
+    };
+    Ok((judge, known))
 }
 
 /// I3, I4, O3: the peer, if neither its key nor ours has expired; and when the first of them does.
 #[inline(always)]
 fn peer<A: Tables>(
-    packet: &Flat<A>,
-    direction: Direction,
+    remote: &A,
     policy: &Policy,
     now: Nanos,
 ) -> Result<(Option<&'static PeerEntry>, Nanos), DropReason> {
     if now >= policy.expires {
         return Err(DropReason::KeyExpired);
     }
-    let peer = match direction {
-        Direction::In => packet.src.peer(),
-        Direction::Out => packet.dst.peer(),
-    };
+    let peer = remote.peer();
     let theirs = match peer {
         Some(PeerEntry { expires, .. }) if *expires != 0 => *expires as Nanos * SECOND,
         _ => Nanos::MAX,
@@ -204,30 +292,9 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// I5, O4, and then by direction. `known` is what to remember; the rule is added here.
-    #[inline(always)]
-    fn packet<A: Tables>(
-        &self,
-        packet: &Flat<A>,
-        direction: Direction,
-        frame: &Frame<'_>,
-        known: &mut Known,
-    ) -> Result<(), DropReason> {
-        if packet.dst.is_multicast() {
-            return Err(DropReason::Multicast);
-        }
-        if packet.dst.is_link_local() {
-            return Err(DropReason::LinkLocal);
-        }
-        match direction {
-            Direction::In => self.inbound(packet, frame, known),
-            Direction::Out => self.outbound(packet, known),
-        }
-    }
-
     /// I6 to I15, and what an accepted first fragment leaves behind.
     #[inline(always)]
-    fn inbound<A: Tables>(
+    fn inbound<A: Words>(
         &self,
         packet: &Flat<A>,
         frame: &Frame<'_>,
@@ -245,7 +312,15 @@ impl Judge<'_> {
             return Err(DropReason::Fragment);
         }
         if packet.has_flow() && packet.protocol != protocol::TSMP {
-            self.of_flow(packet, known)?;
+            let key = Key::new(packet.flow(Direction::In));
+            let place = Place::of(&key).ok_or(DropReason::NoPolicy)?;
+            let may_answer = packet.kind == PORTS || packet.kind == ECHO_REPLY;
+            let opened = if may_answer {
+                tables::opened(&key)
+            } else {
+                None
+            };
+            self.of_flow(&key, packet.kind, &place, opened, known)?;
         } else {
             self.of_no_flow(packet, frame, known)?;
         }
@@ -257,7 +332,7 @@ impl Judge<'_> {
 
     /// I8, I9, and I13 to I15 for ICMP without a flow.
     #[inline(always)]
-    fn of_no_flow<A: Tables>(
+    fn of_no_flow<A: Words>(
         &self,
         packet: &Flat<A>,
         frame: &Frame<'_>,
@@ -270,7 +345,7 @@ impl Judge<'_> {
         if packet.kind == ERROR {
             frame.pull_headers();
             let mut flow = packet.flow(Direction::In);
-            if packet.quoted(frame, &mut flow) && self.knows(&flow, destination) {
+            if packet.quoted(frame, &mut flow) && self.knows(&Key::new(flow), destination) {
                 return Ok(());
             }
             return Err(DropReason::IcmpError);
@@ -282,67 +357,80 @@ impl Judge<'_> {
 
     /// I9: whether a flow that we sent a packet in is one that we know.
     #[inline(always)]
-    fn knows<A: Tables>(&self, flow: &Flow<A>, destination: Class) -> bool {
-        if tables::find_live(A::opened(), flow, self.now).is_some() {
+    fn knows<A: Words>(&self, key: &Key<A>, destination: Class) -> bool {
+        if self.live(key, tables::opened(key)).is_some() {
             return true;
         }
-        let Some(entry) = tables::find_live(A::admitted(), flow, self.now) else {
+        let Some(place) = Place::of(key) else {
             return false;
         };
-        if entry.generation() == self.generation {
+        if !place.is_live(key, self.now) {
+            return false;
+        }
+        if place.found_of(self.generation).is_some() {
             return true;
         }
         // The error may come from a router on the way, which is another peer.
         let theirs = Self {
-            jailed: is_jailed(flow.theirs.peer()),
+            jailed: is_jailed(key.theirs.peer()),
             ..*self
         };
-        let port = u16::from_be_bytes(flow.our_port);
-        let admits = theirs.by_rules(flow.protocol, &flow.theirs, destination, port);
+        let port = u16::from_be_bytes(key.our_port);
+        let admits = theirs.by_rules(key.protocol, &key.theirs, destination, port);
         admits.is_ok()
     }
 
-    /// I10 to I15 for a packet of a flow.
+    /// What was found of a flow that we opened, if it is live.
     #[inline(always)]
-    fn of_flow<A: Tables>(&self, packet: &Flat<A>, known: &mut Known) -> Result<(), DropReason> {
-        let flow = packet.flow(Direction::In);
-        let may_answer = packet.kind == PORTS || packet.kind == ECHO_REPLY;
-        if packet.kind != ECHO_REPLY
-            && let Some(entry) = tables::find(A::admitted(), &flow)
-            && entry.generation() == self.generation
+    fn live<A: Words>(&self, key: &Key<A>, entry: Option<Entry>) -> Option<Entry> {
+        entry.filter(|entry| tables::is_live(key, entry.seen(), self.now))
+    }
+
+    /// I10 to I15 for a packet of a flow. `opened` is what was found of it if the packet may answer.
+    #[inline(always)]
+    fn of_flow<A: Words>(
+        &self,
+        key: &Key<A>,
+        kind: u8,
+        place: &Place<A>,
+        opened: Option<Entry>,
+        known: &mut Known,
+    ) -> Result<(), DropReason> {
+        let opened = self.live(key, opened);
+        if kind != ECHO_REPLY
+            && let Some(admitted) = place.found_of(self.generation)
         {
-            known.flags |= entry.flags() & KNOWN_RULE;
-            known.rule = entry.rule();
-            if !entry.is_fresh(self.now) {
-                entry.refresh(self.now);
-                if may_answer && let Some(opened) = tables::find_live(A::opened(), &flow, self.now)
-                {
+            known.flags |= admitted.flags & KNOWN_RULE;
+            known.rule = admitted.rule;
+            if !is_fresh(admitted, self.now) {
+                place.refresh(self.now);
+                if let Some(opened) = opened {
                     opened.refresh(self.now);
                 }
             }
             return Ok(());
         }
-        if may_answer && let Some(entry) = tables::find_live(A::opened(), &flow, self.now) {
+        if let Some(entry) = opened {
             if entry.generation() == self.generation {
                 entry.refresh(self.now);
                 return Ok(());
             }
-            self.destination(&packet.dst)?;
-            self.renew(&entry, &flow, known);
+            self.destination(&key.ours)?;
+            self.renew(&entry, key, known);
             return Ok(());
         }
-        let destination = self.destination(&packet.dst)?;
-        if packet.kind == ECHO_REPLY {
+        let destination = self.destination(&key.ours)?;
+        if kind == ECHO_REPLY {
             return Err(DropReason::EchoReply);
         }
-        let port = u16::from_be_bytes(flow.our_port);
-        match self.by_rules(packet.protocol, &packet.src, destination, port) {
+        let port = u16::from_be_bytes(key.our_port);
+        match self.by_rules(key.protocol, &key.theirs, destination, port) {
             Ok(rule) => {
                 admit_by(rule, known);
-                tables::remember(A::admitted(), &flow, known);
+                place.remember(key, known);
                 Ok(())
             }
-            Err(DropReason::NoRule) if packet.kind == PORTS && packet.protocol == protocol::TCP => {
+            Err(DropReason::NoRule) if kind == PORTS && key.protocol == protocol::TCP => {
                 Err(DropReason::NoFlow)
             }
             Err(reason) => Err(reason),
@@ -351,11 +439,11 @@ impl Judge<'_> {
 
     /// Writes what is known of a flow that we opened, which is ours in this generation too.
     #[inline(always)]
-    fn renew<A: Tables>(&self, entry: &Entry, flow: &Flow<A>, known: &mut Known) {
+    fn renew<A: Words>(&self, entry: &Entry, key: &Key<A>, known: &mut Known) {
         if entry.is_fresh(self.now) {
             known.seen = entry.seen();
         }
-        tables::remember(A::opened(), flow, known);
+        tables::remember_opened(key, known);
         known.seen = self.now;
     }
 
@@ -407,34 +495,46 @@ impl Judge<'_> {
 
     /// O5 to O7.
     #[inline(always)]
-    fn outbound<A: Tables>(&self, packet: &Flat<A>, known: &mut Known) -> Result<(), DropReason> {
+    fn outbound<A: Words>(&self, packet: &Flat<A>, known: &mut Known) -> Result<(), DropReason> {
         if packet.protocol == protocol::TSMP && packet.kind == OTHER {
             return Err(DropReason::TsmpFromHost);
         }
         if !packet.has_flow() {
             return Ok(());
         }
-        let flow = packet.flow(Direction::Out);
-        if let Some(entry) = tables::find_live(A::opened(), &flow, self.now) {
-            if entry.generation() != self.generation && self.is_ours(&packet.src) {
-                self.renew(&entry, &flow, known);
+        let key = Key::new(packet.flow(Direction::Out));
+        self.outbound_flow(&key, packet.kind, tables::opened(&key), known)
+    }
+
+    /// O6 and O7 for a packet of a flow. `opened` is what was found of it.
+    #[inline(always)]
+    fn outbound_flow<A: Words>(
+        &self,
+        key: &Key<A>,
+        kind: u8,
+        opened: Option<Entry>,
+        known: &mut Known,
+    ) -> Result<(), DropReason> {
+        if let Some(entry) = self.live(key, opened) {
+            if entry.generation() != self.generation && self.is_ours(&key.ours) {
+                self.renew(&entry, key, known);
             } else {
                 entry.refresh(self.now);
             }
             return Ok(());
         }
-        let opens = match packet.kind {
+        let opens = match kind {
             OPENS | ECHO_REQUEST => true,
             ECHO_REPLY => false,
-            _ if packet.protocol == protocol::TCP => false,
-            _ => tables::find_live(A::admitted(), &flow, self.now).is_none(),
+            _ if key.protocol == protocol::TCP => false,
+            _ => !Place::of(key).is_some_and(|place| place.is_live(key, self.now)),
         };
         if opens {
             // Answers to what is not ours are dropped, by I5 or I6, which have to be asked then.
-            if !self.is_ours(&packet.src) {
+            if !self.is_ours(&key.ours) {
                 known.generation = 0;
             }
-            tables::remember(A::opened(), &flow, known);
+            tables::remember_opened(key, known);
         }
         Ok(())
     }

@@ -52,6 +52,21 @@ impl<'a> Frame<'a> {
         !readable && self.ctx.pull_data(wanted).is_ok()
     }
 
+    /// Adds one to the source port of an IPv4 packet without options, if it is in reach.
+    #[inline(always)]
+    pub(crate) fn next_source_port(&self) {
+        const PORT: usize = 20;
+        let start = self.ctx.data();
+        if start + PORT + size_of::<u16>() > self.ctx.data_end() {
+            return;
+        }
+        // SAFETY: in bounds by the check above; of bytes, hence aligned.
+        unsafe {
+            let port = (start + PORT) as *mut [u8; 2];
+            *port = (u16::from_be_bytes(*port).wrapping_add(1)).to_be_bytes();
+        }
+    }
+
     #[inline(always)]
     fn skb(&self) -> &__sk_buff {
         // SAFETY: the kernel passes a valid context, which lives as long as the program runs.

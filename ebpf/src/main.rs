@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 #[cfg(target_arch = "bpf")]
+mod admitted;
+#[cfg(target_arch = "bpf")]
 mod events;
 #[cfg(target_arch = "bpf")]
 mod filter;

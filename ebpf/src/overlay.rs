@@ -34,6 +34,14 @@ fn bare(_: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+/// As `overlay_in`, but each run over an IPv4 packet finds it with the next source port: first
+/// packets of flows, for measurements.
+#[classifier]
+fn next_flow_in(ctx: TcContext) -> i32 {
+    Frame::new(&ctx).next_source_port();
+    run(&ctx, Direction::In)
+}
+
 /// The one exit: every packet is counted under one number, and goes on to the next program or ends.
 #[inline(always)]
 fn run(ctx: &TcContext, direction: Direction) -> i32 {

@@ -73,10 +73,6 @@ static OPENED_V4: LruHashMap<Flow<[u8; 4]>, Known> = LruHashMap::with_max_entrie
 #[map]
 static OPENED_V6: LruHashMap<Flow<[u8; 16]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
-static ADMITTED_V4: LruHashMap<Flow<[u8; 4]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
-#[map]
-static ADMITTED_V6: LruHashMap<Flow<[u8; 16]>, Known> = LruHashMap::with_max_entries(FLOWS, 0);
-#[map]
 static FRAGMENTS_V4: LruHashMap<FragmentKey<[u8; 4]>, Known> =
     LruHashMap::with_max_entries(FRAGMENTED, 0);
 #[map]
@@ -113,8 +109,6 @@ pub(crate) trait Tables: FlatFamily + Quick + 'static {
     fn class(&self, set: u32, side: Side) -> Option<Class>;
     /// Flows that our side opened.
     fn opened() -> &'static LruHashMap<Flow<Self>, Known>;
-    /// Flows that rules admitted.
-    fn admitted() -> &'static LruHashMap<Flow<Self>, Known>;
     /// Packets whose first fragment was accepted.
     fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Known>;
     /// Where this CPU keeps what it reads of the packet at hand.
@@ -150,7 +144,7 @@ impl<A: FlatFamily> Scratch<A> {
 }
 
 macro_rules! tables {
-    ($address:ty, $version:ident, $bits:literal, $hosts:ident, $nets:ident, $opened:ident, $admitted:ident, $fragments:ident, $scratch:ident) => {
+    ($address:ty, $version:ident, $bits:literal, $hosts:ident, $nets:ident, $opened:ident, $fragments:ident, $scratch:ident) => {
         impl Tables for $address {
             #[inline(always)]
             fn peer(&self) -> Option<&'static PeerEntry> {
@@ -180,11 +174,6 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn admitted() -> &'static LruHashMap<Flow<Self>, Known> {
-                &$admitted
-            }
-
-            #[inline(always)]
             fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Known> {
                 &$fragments
             }
@@ -203,7 +192,6 @@ tables!(
     HOSTS_V4,
     NETS_V4,
     OPENED_V4,
-    ADMITTED_V4,
     FRAGMENTS_V4,
     SCRATCH_V4
 );
@@ -214,7 +202,6 @@ tables!(
     HOSTS_V6,
     NETS_V6,
     OPENED_V6,
-    ADMITTED_V6,
     FRAGMENTS_V6,
     SCRATCH_V6
 );
@@ -257,36 +244,17 @@ impl Entry {
     }
 }
 
-/// The flow in `flows`, dead or live.
+/// The flow, if our side opened it, dead or live.
 #[inline(always)]
-pub(crate) fn find<A: Tables>(
-    flows: &'static LruHashMap<Flow<A>, Known>,
-    flow: &Flow<A>,
-) -> Option<Entry> {
-    flows.get_ptr_mut(flow).map(Entry)
+pub(crate) fn opened<A: Tables>(flow: &Flow<A>) -> Option<Entry> {
+    A::opened().get_ptr_mut(flow).map(Entry)
 }
 
-/// The flow in `flows`, if it is live.
+/// Writes what is known of a flow that our side opened.
 #[inline(always)]
-pub(crate) fn find_live<A: Tables>(
-    flows: &'static LruHashMap<Flow<A>, Known>,
-    flow: &Flow<A>,
-    now: Nanos,
-) -> Option<Entry> {
-    let entry = find(flows, flow)?;
-    is_live(flow, entry.seen(), now).then_some(entry)
-}
-
-/// Writes what is known of the flow.
-#[inline(always)]
-pub(crate) fn remember<A: Tables>(
-    flows: &'static LruHashMap<Flow<A>, Known>,
-    flow: &Flow<A>,
-    known: &Known,
-) {
-    // Without memory for it the flow is judged anew with the next packet; the answers to one that we
-    // opened need a rule.
-    let _ = flows.insert(flow, known, ANY);
+pub(crate) fn remember_opened<A: Tables>(flow: &Flow<A>, known: &Known) {
+    // Without memory for it the answers need a rule.
+    let _ = A::opened().insert(flow, known, ANY);
 }
 
 /// The first fragment, if it was accepted lately and in this generation.

@@ -8,7 +8,8 @@ use aya::{
     programs::{TestRun as _, TestRunOptions},
 };
 use ebpf_abi::{
-    CLOCK, Count, Direction, DropReason, Nanos, PROGRAM_BARE, PeerCounters, PeerIndex, Reason,
+    CLOCK, Count, Direction, DropReason, Nanos, PROGRAM_BARE, PROGRAM_NEXT_FLOW, PeerCounters,
+    PeerIndex, Reason,
 };
 use ipnet::IpNet;
 
@@ -31,6 +32,9 @@ pub enum Program {
     Overlay(Direction),
     /// The program that does nothing: the cost of a run by itself.
     Bare,
+    /// The inbound program, which finds an IPv4 packet with the next source port in each run: the first
+    /// packets of 65 536 flows.
+    NextFlow,
 }
 
 impl Program {
@@ -38,6 +42,7 @@ impl Program {
         match self {
             Self::Overlay(direction) => direction.program(),
             Self::Bare => PROGRAM_BARE,
+            Self::NextFlow => PROGRAM_NEXT_FLOW,
         }
     }
 }

@@ -255,6 +255,44 @@ pub struct Known {
 }
 const _: () = assert!(size_of::<Known>() == 40);
 
+/// Flows that a [`Bucket`] holds.
+pub const WAYS: usize = 4;
+/// Buckets of a family: a power of two.
+pub const BUCKETS: u32 = crate::FLOWS / WAYS as u32;
+const _: () = assert!(BUCKETS.is_power_of_two());
+
+/// Value of `ADMITTED_*`: the flows whose hashes begin alike. What a look-up and an insertion go
+/// through stands together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Bucket<K> {
+    /// The flows' hashes; 0 where there is none yet.
+    pub hashes: [u64; WAYS],
+    /// [`Known::seen`] of each.
+    pub seen: [Nanos; WAYS],
+    /// The flows.
+    pub ways: [Way<K>; WAYS],
+}
+
+/// A flow in a [`Bucket`] and what is known of it but for when it was seen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub struct Way<K> {
+    /// The flow (`packet::Flow`).
+    pub flow: K,
+    /// Sum over all the rest (`packet::cache::check`): CPUs write without locks.
+    pub check: u64,
+    /// [`Known::generation`].
+    pub generation: u64,
+    /// [`Known::expires`].
+    pub expires: Nanos,
+    /// [`Known::peer`], then [`Known::flags`].
+    pub peer: [u32; 2],
+    /// [`Known::rule`], then [`Known::rules`].
+    pub rule: [u32; 2],
+}
+const _: () = assert!(size_of::<Bucket<[u8; 16]>>() == 288 && size_of::<Bucket<[u8; 40]>>() == 384);
+
 /// In [`Known::flags`]: the set of rule tables, 0 or 1.
 pub const KNOWN_SET: u32 = 1;
 /// In [`Known::flags`]: some peer has the address.

@@ -1,13 +1,13 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
 use crate::{
-    Class, Count, Known, ListedEnd, Nanos, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports,
-    REASON_SLOTS, RulePorts, SETS,
+    BUCKETS, Bucket, Class, Count, Known, ListedEnd, Nanos, Pair, PeerCounters, PeerEntry,
+    PeerIndex, Policy, Ports, REASON_SLOTS, RulePorts, SETS,
 };
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
 /// stand in a folder named after it.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 /// Read-only data section that holds nothing but the object's copy of [`ABI_VERSION`], a `u32` in
 /// little endian.
 pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
@@ -26,8 +26,10 @@ pub const PROGRAM_IN: &str = "overlay_in";
 pub const PROGRAM_OUT: &str = "overlay_out";
 /// Program that only passes: what a run costs by itself, the baseline of measurements.
 pub const PROGRAM_BARE: &str = "bare";
+/// As [`PROGRAM_IN`], but each run finds an IPv4 packet with the next source port: for measurements.
+pub const PROGRAM_NEXT_FLOW: &str = "next_flow_in";
 /// Every program in the object.
-pub const PROGRAMS: [&str; 3] = [PROGRAM_IN, PROGRAM_OUT, PROGRAM_BARE];
+pub const PROGRAMS: [&str; 4] = [PROGRAM_IN, PROGRAM_OUT, PROGRAM_BARE, PROGRAM_NEXT_FLOW];
 
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_HASH: u32 = 1;
@@ -277,7 +279,8 @@ pub const DROPS_LOST: MapSpec = MapSpec {
 pub const KEY_V4: usize = 16;
 /// Bytes of a flow or fragment key over IPv6.
 pub const KEY_V6: usize = 40;
-/// Flows of a family that are remembered, for each of the two tables.
+/// Flows of a family that are remembered, for each of the two tables. Of those that were admitted the
+/// [`WAYS`](crate::WAYS) that meet in a bucket drive each other out before that.
 pub const FLOWS: u32 = 1 << 16;
 /// Fragmented packets of a family that are remembered.
 pub const FRAGMENTED: u32 = 1 << 12;
@@ -286,10 +289,14 @@ pub const FRAGMENTED: u32 = 1 << 12;
 pub const OPENED_V4: MapSpec = lru("OPENED_V4", KEY_V4, size_of::<Known>(), FLOWS);
 /// IPv6 flows that our side opened, to [`Known`]. Only what we send makes entries.
 pub const OPENED_V6: MapSpec = lru("OPENED_V6", KEY_V6, size_of::<Known>(), FLOWS);
-/// IPv4 flows that rules admitted, to [`Known`].
-pub const ADMITTED_V4: MapSpec = lru("ADMITTED_V4", KEY_V4, size_of::<Known>(), FLOWS);
-/// IPv6 flows that rules admitted, to [`Known`].
-pub const ADMITTED_V6: MapSpec = lru("ADMITTED_V6", KEY_V6, size_of::<Known>(), FLOWS);
+/// IPv4 flows that rules admitted: a [`Bucket`] for each of the values that the top bits of a flow's
+/// hash can have. An array, since to write into the kernel's own tables costs several times what all
+/// rules cost.
+pub const ADMITTED_V4: MapSpec = array("ADMITTED_V4", size_of::<Bucket<[u8; KEY_V4]>>(), BUCKETS);
+/// IPv6 flows that rules admitted, as [`ADMITTED_V4`].
+pub const ADMITTED_V6: MapSpec = array("ADMITTED_V6", size_of::<Bucket<[u8; KEY_V6]>>(), BUCKETS);
+/// What flows are hashed with; 0 until the first loader drew it by lot.
+pub const SEED: MapSpec = array("SEED", size_of::<u64>(), 1);
 /// IPv4 packets whose first fragment was accepted, to [`Known`].
 pub const FRAGMENTS_V4: MapSpec = lru("FRAGMENTS_V4", KEY_V4, size_of::<Known>(), FRAGMENTED);
 /// IPv6 packets whose first fragment was accepted, to [`Known`].
@@ -299,7 +306,7 @@ pub const FRAGMENTS_V6: MapSpec = lru("FRAGMENTS_V6", KEY_V6, size_of::<Known>()
 pub const CLOCK: MapSpec = array("CLOCK", size_of::<Nanos>(), 1);
 
 /// Every map that programs and loader share; what only programs use is not here and is not pinned.
-pub const MAPS: [MapSpec; 28] = [
+pub const MAPS: [MapSpec; 29] = [
     PEER_HOSTS_V4,
     PEER_HOSTS_V6,
     PEERS_V4,
@@ -325,6 +332,7 @@ pub const MAPS: [MapSpec; 28] = [
     OPENED_V6,
     ADMITTED_V4,
     ADMITTED_V6,
+    SEED,
     FRAGMENTS_V4,
     FRAGMENTS_V6,
     CLOCK,

@@ -7,6 +7,7 @@
 
 #[cfg(any(test, feature = "build"))]
 pub mod build;
+pub mod cache;
 mod datagram;
 mod family;
 pub mod flat;

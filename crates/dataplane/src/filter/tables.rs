@@ -21,9 +21,10 @@ use aya::{
 use aya_obj::Map as MapObject;
 use ebpf_abi::{
     Class, Count, ENDS, GENERATION, HOSTS_V4, HOSTS_V6, InnerMapSpec, MEMBERS, MapSpec, NETS_V4,
-    NETS_V6, PAIRS, POLICY, POLICY_IDS, PORT_LISTS, Policy, RULE_HITS, SETS, Side, address_table,
-    rule_slot,
+    NETS_V6, PAIRS, POLICY, POLICY_IDS, PORT_LISTS, Policy, RULE_HITS, SEED, SETS, Side,
+    address_table, rule_slot,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{
     bulk,
@@ -63,6 +64,7 @@ struct Hits {
 impl RuleTables {
     /// Takes the maps out of `ebpf`, with whatever an earlier process put in force.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        draw_seed(ebpf)?;
         Ok(Self {
             policy: outer(ebpf, &POLICY)?,
             policy_ids: typed(ebpf, &POLICY_IDS)?,
@@ -201,6 +203,20 @@ impl RuleTables {
         }));
         at_once(jobs)
     }
+}
+
+/// Draws what flows are hashed with, unless an earlier process did: what is known of them is found by it.
+fn draw_seed(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
+    let mut map: Array<MapData, u64> = typed(ebpf, &SEED)?;
+    if map.get(&0, 0).map_err(reading(&SEED))? != 0 {
+        return Ok(());
+    }
+    let mut seed = [0; 8];
+    getrandom(&mut seed, GetRandomFlags::empty())
+        .map_err(|error| DataplaneError::new("drawing a random number", error))?;
+    // 0 stands for none.
+    map.set(0, u64::from_ne_bytes(seed).max(1), 0)
+        .map_err(writing(&SEED))
 }
 
 /// A map of maps and what is known of it.
