@@ -118,6 +118,8 @@ pub(crate) trait Tables: FlatFamily + Quick + 'static {
 /// The packet at hand, in a map's memory: the verifier does not follow values there, so that each way
 /// to read a packet and each way to judge it are verified once, not every one with every other.
 pub(crate) struct Scratch<A>(*mut Flat<A>);
+const _: () = assert!(size_of::<Flat<[u8; 4]>>() % 4 == 0 && size_of::<Flat<[u8; 16]>>() % 4 == 0);
+const _: () = assert!(align_of::<Flat<[u8; 4]>>() == 4 && align_of::<Flat<[u8; 16]>>() == 4);
 
 impl<A: FlatFamily> Scratch<A> {
     /// Begins with no packet.
@@ -129,8 +131,11 @@ impl<A: FlatFamily> Scratch<A> {
     pub(crate) fn begin(&self) -> &mut Flat<A> {
         // SAFETY: the map returned the pointer, to this CPU's own value; TC programs of one CPU do not
         // interrupt each other, and a caller ends with what it has before it asks again.
+        // In words: the compiler's `memset` goes byte by byte.
         unsafe {
-            *self.0 = Flat::new();
+            for word in 0..size_of::<Flat<A>>() / size_of::<u32>() {
+                self.0.cast::<u32>().add(word).write_volatile(0);
+            }
             &mut *self.0
         }
     }
@@ -451,6 +456,17 @@ static VIRTUAL_TIME: u32 = 0x5654_494d;
 pub(crate) fn filters() -> bool {
     // SAFETY: a constant of the object; volatile, or the compiler would take its value for granted.
     unsafe { (&raw const FILTER).read_volatile() != 0 }
+}
+
+/// Set by the loader: 1 remembers no admitted flow. As [`FILTER`].
+#[unsafe(no_mangle)]
+static FORGETS: u32 = 0x464f_5247;
+
+/// Whether admitted flows are not remembered.
+#[inline(always)]
+pub(crate) fn forgets() -> bool {
+    // SAFETY: as in `filters`.
+    unsafe { (&raw const FORGETS).read_volatile() != 0 }
 }
 
 /// The present, by the clock of which [`Nanos`] are.

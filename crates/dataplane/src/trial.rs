@@ -74,6 +74,9 @@ pub enum TrialKind {
     Filter,
     /// The same, and the time is what [`Trial::set_time`] says; 0 at first.
     FilterInVirtualTime,
+    /// As [`Filter`](Self::Filter), but no flow that is admitted is remembered: what it costs to judge
+    /// the first packet of one, without the costs of remembering it.
+    FilterForgetful,
 }
 
 /// The programs, loaded and attached to nothing, with maps of their own.
@@ -103,6 +106,7 @@ impl Trial {
         let features = Features {
             filter: kind != TrialKind::Count,
             virtual_time: kind == TrialKind::FilterInVirtualTime,
+            forgets: kind == TrialKind::FilterForgetful,
         };
         let mut ebpf = object::load(None, features)?;
         for name in ebpf_abi::PROGRAMS {
@@ -132,6 +136,12 @@ impl Trial {
     /// ends that are tried one after the other, which is what too many pairs fall back to.
     pub fn limit_pairs(&mut self, pairs: usize) {
         self.enforced.limit_pairs(pairs);
+    }
+
+    /// Whether the rules in force are tried one after the other: pairs of classes would have been too many.
+    #[must_use]
+    pub fn is_linear(&self) -> bool {
+        self.enforced.is_linear()
     }
 
     /// As [`Dataplane::drops_stream`](crate::Dataplane::drops_stream).

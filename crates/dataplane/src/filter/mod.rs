@@ -21,6 +21,8 @@ pub(crate) struct Enforced {
     policy: Policy,
     /// What this process put in force; what an earlier one did is not known.
     rules: Option<Rules>,
+    /// The last rules, if they were too large, and in what: then none are in force.
+    refused: Option<(Rules, TooLarge)>,
     limits: classes::Limits,
 }
 
@@ -33,6 +35,7 @@ impl Enforced {
                 ..Policy::default()
             },
             rules: None,
+            refused: None,
             limits: classes::LIMITS,
         }
     }
@@ -41,8 +44,18 @@ impl Enforced {
         if self.rules.as_ref() == Some(rules) {
             return Ok(());
         }
+        if let Some((refused, too_large)) = &self.refused
+            && refused == rules
+        {
+            // To find it out again would take as long as the first time.
+            return Err((*too_large).into());
+        }
         match classes::compile(rules, self.limits) {
-            Ok(tables) => self.put_in_force(rules, &tables),
+            Ok(tables) => {
+                self.put_in_force(rules, &tables)?;
+                self.refused = None;
+                Ok(())
+            }
             Err(too_large) => {
                 // Not even the old ones: they admit what the new ones are there to stop.
                 let none = Rules {
@@ -51,6 +64,7 @@ impl Enforced {
                 };
                 let tables = classes::compile(&none, self.limits)?;
                 self.put_in_force(&none, &tables)?;
+                self.refused = Some((rules.clone(), too_large));
                 Err(too_large.into())
             }
         }
@@ -121,9 +135,15 @@ impl Enforced {
         self.tables.take_drops()
     }
 
+    /// Whether rule ends are tried one after the other.
+    pub(crate) fn is_linear(&self) -> bool {
+        self.policy.flags & POLICY_LINEAR != 0
+    }
+
     /// Has rules compiled to what fits into `pairs`, from the next on.
     pub(crate) fn limit_pairs(&mut self, pairs: usize) {
         self.limits.pairs = pairs;
+        self.refused = None;
     }
 
     /// Makes the programs judge known flows anew after peers were set, also if that failed half-way;

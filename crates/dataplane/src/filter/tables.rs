@@ -11,8 +11,22 @@
 //! Replacing a map inside another waits until no program uses the old one (the kernel's
 //! `maybe_wait_bpf_programs`), so a set is never refilled under a program that still reads it.
 
-use std::{io, os::fd::AsFd as _, panic::resume_unwind, thread};
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io,
+    os::fd::AsFd as _,
+    panic::resume_unwind,
+    thread,
+};
 
+use super::{
+    bulk,
+    classes::{Addresses, ClassTables},
+};
+use crate::{
+    DataplaneError, Drops,
+    tables::{reading, typed, writing},
+};
 use aya::{
     Ebpf, Pod,
     maps::{Array, Map, MapData, MapError, lpm_trie::Key},
@@ -23,16 +37,6 @@ use ebpf_abi::{
     Class, Count, ENDS, GENERATION, HOSTS_V4, HOSTS_V6, InnerMapSpec, MEMBERS, MapSpec, NETS_V4,
     NETS_V6, PAIRS, POLICY, POLICY_IDS, PORT_LISTS, Policy, RULE_HITS, SEED, SETS, Side,
     address_table, rule_slot,
-};
-use rustix::rand::{GetRandomFlags, getrandom};
-
-use super::{
-    bulk,
-    classes::{Addresses, ClassTables},
-};
-use crate::{
-    DataplaneError, Drops,
-    tables::{reading, typed, writing},
 };
 
 /// The maps of rules of one loaded object.
@@ -211,12 +215,10 @@ fn draw_seed(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     if map.get(&0, 0).map_err(reading(&SEED))? != 0 {
         return Ok(());
     }
-    let mut seed = [0; 8];
-    getrandom(&mut seed, GetRandomFlags::empty())
-        .map_err(|error| DataplaneError::new("drawing a random number", error))?;
+    // The keys of the standard library's hashes come from the system's random numbers.
+    let seed = RandomState::new().build_hasher().finish();
     // 0 stands for none.
-    map.set(0, u64::from_ne_bytes(seed).max(1), 0)
-        .map_err(writing(&SEED))
+    map.set(0, seed.max(1), 0).map_err(writing(&SEED))
 }
 
 /// A map of maps and what is known of it.

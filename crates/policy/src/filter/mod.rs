@@ -25,9 +25,11 @@
 //! - S3. *Admitting* a flow writes (generation, now) to `ADMITTED` if the entry is absent or dead, of
 //!   another generation, or of an age of at least `REFRESH`.
 //! - S4. Only [`Filter::outbound`] adds to `OPENED`, so no peer can push anything out of it.
-//! - S5. A full table forgets the entry used least recently. The kernel's tables do so roughly, so
-//!   comparisons of the two keep to fewer than half of the capacities in one run; nothing else in
-//!   this list may differ.
+//! - S5. A full table forgets the entry used least recently. The kernel's tables do so roughly, and the
+//!   programs' `ADMITTED` has four places for each of 16 384 parts of all hashes, of which the flow
+//!   that was silent for longest makes room. So comparisons of the two keep to far fewer flows than the
+//!   capacities in one run; nothing else in this list may differ. A flow that `ADMITTED` has forgotten is
+//!   judged anew.
 //!
 //! **The peer** of an address is the one with the longest prefix that holds it; it may be nobody.
 //!
