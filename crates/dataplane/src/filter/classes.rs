@@ -50,6 +50,9 @@ pub(crate) const LIMITS: Limits = Limits {
     member_words: 1 << 23,
 };
 
+/// Times that a pair may be joined by rules, over all pairs: what compiling goes through.
+const EFFORT: usize = 8;
+
 /// Why rules have no tables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum TooLarge {
@@ -380,6 +383,15 @@ impl Compiler {
             for list in lists {
                 holders.entry(*list).or_default().push(*class);
             }
+        }
+        // Known before any of it is done: who is past the limit by far shall not wait to hear of it.
+        let effort = |end: &u32| {
+            let end = &ends[*end as usize];
+            holders.get(&end.list).map_or(0, Vec::len) * (end.protocols.len() + 1)
+        };
+        let efforts = destinations.0.keys().flatten().map(effort);
+        if efforts.sum::<usize>() > EFFORT * self.limits.pairs {
+            return Err(self.too_many_pairs());
         }
         for (members, destination) in &destinations.0 {
             // (source, protocol, rule, ports), one destination at a time, so that sorting stays cheap.
