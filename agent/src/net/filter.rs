@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Count, Dataplane, Direction, DropReason, PeerCounters, PeerIndex, since_boot};
+use dataplane::{
+    Count, Dataplane, DataplaneError, Direction, DropReason, PeerCounters, PeerIndex, since_boot,
+};
 use ipnet::IpNet;
 use keys::NodePublic;
 use packet::protocol;
@@ -13,6 +15,7 @@ use policy::filter;
 
 use super::NetError;
 use super::drops::{Reader, Reports};
+use crate::error_text::error_text;
 
 /// What of the network map concerns the packet filter. Times are by this host's clock.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +74,7 @@ pub(super) enum Guard {
     Untried,
     /// eBPF programs on the device with this number, and who reads their reports.
     Ebpf(
-        Box<Dataplane>,
+        Arc<Mutex<Dataplane>>,
         u32,
         #[expect(dead_code, reason = "reads until dropped")] Option<Reader>,
     ),
@@ -88,14 +91,14 @@ impl Guard {
                 .inspect_err(|error| tracing::warn!(%error, "dropped packets are not reported"))
                 .ok()
         });
-        Self::Ebpf(Box::new(dataplane), index, reader)
+        Self::Ebpf(Arc::new(Mutex::new(dataplane)), index, reader)
     }
 
     /// What each rule of the network map has admitted, by its number there.
     pub(super) fn rule_hits(&self) -> Result<BTreeMap<u32, Count>, NetError> {
         let mut hits = BTreeMap::new();
         if let Self::Ebpf(dataplane, ..) = self {
-            for hit in dataplane.rule_hits().map_err(NetError::NoFilter)? {
+            for hit in locked(dataplane).rule_hits().map_err(NetError::NoFilter)? {
                 *hits.entry(hit.id).or_insert_with(Count::default) += hit.count;
             }
         }
@@ -115,12 +118,54 @@ impl Guard {
         let Self::Ebpf(dataplane, ..) = self else {
             return BTreeMap::new();
         };
-        dataplane.counters().read().unwrap_or_else(|error| {
+        locked(dataplane).counters().read().unwrap_or_else(|error| {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "packet counters not read");
             BTreeMap::new()
         })
     }
+}
+
+/// What the programs are told, each step in full before the next.
+pub(super) struct Orders {
+    /// Prefixes and whose they are.
+    pub(super) peers: Vec<(IpNet, dataplane::Peer)>,
+    /// When our own key expires.
+    pub(super) expires: Option<Duration>,
+    /// Who may reach what.
+    pub(super) rules: Arc<dataplane::Rules>,
+}
+
+impl Orders {
+    /// Carries them out where it holds up nobody: large policies take a second. What has begun is carried
+    /// out even if nobody waits for it any longer. Returns why the filter admits less than it should.
+    pub(super) async fn carry_out(
+        self,
+        dataplane: &Arc<Mutex<Dataplane>>,
+    ) -> Result<Option<String>, NetError> {
+        let dataplane = Arc::clone(dataplane);
+        let carried_out = tokio::task::spawn_blocking(move || {
+            let mut dataplane = locked(&dataplane);
+            dataplane.set_peers(&self.peers)?;
+            dataplane.set_expiry(self.expires)?;
+            match dataplane.set_rules(&self.rules) {
+                Ok(()) => Ok(None),
+                Err(error @ DataplaneError::Filter(_)) => Ok(Some(error_text(&error))),
+                Err(error) => Err(error),
+            }
+        });
+        joined(carried_out.await).map_err(NetError::NoFilter)
+    }
+}
+
+/// The programs, for one at a time.
+pub(super) fn locked(dataplane: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> {
+    dataplane.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a blocking task came to; a panic in it is one here.
+pub(super) fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
+    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 impl PacketFilter {

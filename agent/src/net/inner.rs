@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex};
+use dataplane::{Dataplane, PeerCounters, PeerIndex};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
 use netlink::links::Kind;
@@ -15,7 +15,7 @@ use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{Desired, DesiredPeer};
 
-use super::filter::{Guard, PacketFilter, Restriction};
+use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
 use super::peers::{Peer, Peers};
 use super::{
     Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, OverlayTraffic,
@@ -66,7 +66,7 @@ pub(super) struct Applied {
     pub(super) filter: PacketFilter,
     pub(super) netfilter: Netfilter,
     /// The filter's rules in the words of the eBPF programs.
-    pub(super) rules: dataplane::Rules,
+    pub(super) rules: Arc<dataplane::Rules>,
 }
 
 impl Inner {
@@ -80,7 +80,7 @@ impl Inner {
     ) -> Result<(), NetError> {
         self.assign_endpoints(desired)?;
         self.relays.configure(key, &desired.derp_map);
-        let rules = filter.rules();
+        let rules = Arc::new(filter.rules());
         let before = self.applied.as_ref().map(|applied| &applied.rules);
         let changed = before != Some(&rules);
         self.applied = Some(Applied {
@@ -288,7 +288,10 @@ impl Inner {
             return Ok(());
         };
         if self.guard.device() != Some(link.index) {
-            self.guard = match Dataplane::attach(&self.device, self.pin_dir().as_deref()) {
+            let (device, pin_dir) = (self.device.clone(), self.pin_dir());
+            let attached =
+                tokio::task::spawn_blocking(move || Dataplane::attach(&device, pin_dir.as_deref()));
+            self.guard = match joined(attached.await) {
                 Ok(dataplane) => Guard::ebpf(dataplane, link.index, &self.reports),
                 Err(error) if self.tunnel.gate().is_some() => {
                     let reason = error_text(&error);
@@ -317,16 +320,14 @@ impl Inner {
                         Some((*prefix, guarded(index, filter.restriction(key))))
                     })
                     .collect();
-                dataplane.set_peers(&peers).map_err(NetError::NoFilter)?;
                 // In whole seconds, as for peers: read anew, the clocks differ by a little.
                 let expires = filter.expires.map(dataplane::since_boot);
-                let expires = expires.map(|at| Duration::from_secs(at.as_secs() + 1));
-                dataplane.set_expiry(expires).map_err(NetError::NoFilter)?;
-                self.filter_problem = match dataplane.set_rules(rules) {
-                    Ok(()) => None,
-                    Err(error @ DataplaneError::Filter(_)) => Some(error_text(&error)),
-                    Err(error) => return Err(NetError::NoFilter(error)),
+                let orders = Orders {
+                    peers,
+                    expires: expires.map(|at| Duration::from_secs(at.as_secs() + 1)),
+                    rules: Arc::clone(rules),
                 };
+                self.filter_problem = orders.carry_out(dataplane).await?;
                 if let Some(gate) = self.tunnel.gate() {
                     gate.open();
                 }
@@ -360,7 +361,14 @@ impl Inner {
 
     fn stop_guarding(&mut self) -> Result<(), NetError> {
         let removed = match std::mem::take(&mut self.guard) {
-            Guard::Ebpf(dataplane, ..) => dataplane.remove(),
+            Guard::Ebpf(dataplane, ..) => match Arc::into_inner(dataplane) {
+                Some(dataplane) => dataplane
+                    .into_inner()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(),
+                // Still in use for somebody who has not waited.
+                None => Dataplane::remove_leftovers(&self.device, self.pin_dir().as_deref()),
+            },
             Guard::Userspace(..) => Ok(()),
             Guard::Untried if self.tunnel.engine() == Engine::Kernel => {
                 Dataplane::remove_leftovers(&self.device, self.pin_dir().as_deref())
@@ -375,7 +383,7 @@ impl Inner {
         let (place, drops) = match &self.guard {
             Guard::Untried => (FilterPlace::None, BTreeMap::new()),
             Guard::Ebpf(dataplane, ..) => {
-                let drops = dataplane.drops().unwrap_or_else(|error| {
+                let drops = locked(dataplane).drops().unwrap_or_else(|error| {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "the filter's counters not read");
                     BTreeMap::new()
