@@ -1,12 +1,16 @@
 //! `acl`: what the packet filter costs each packet, by the number of rules, beside nftables.
 //!
-//! - *hit*, *miss*: the program alone in the kernel (`BPF_PROG_TEST_RUN`), a packet of a known flow and
-//!   a request that no rule admits, less the program that only counts. Each is the median of five
-//!   differences; the two programs run in turn.
-//! - *flow*, *nft*: frames written into a TUN device, 3 072 allowed flows in turn, on top of the same
-//!   path without any filter. A TUN device rather than veth, since the overlay has no link layer. All
-//!   packets end at a blackhole route behind the filters. nftables: one rule a rule, and one set of
-//!   concatenated intervals, from which elements that overlap are left out, for it refuses them.
+//! - *hit*, *miss*, *refused*: the program alone in the kernel (`BPF_PROG_TEST_RUN`), less the program that
+//!   only counts. A hit is a packet of a known flow; a miss asks for a connection that no run before has
+//!   asked for: it is judged, admitted and remembered; *judged* is the same without remembering it. What
+//!   is refused asks for one that no rule admits. Each is the median of five rounds, and a round the
+//!   median of many short runs, each paired with one of the counting program right before it.
+//! - *flow*, *nft*: frames written into TUN devices, 3 072 allowed flows in turn, on top of the same path
+//!   without any filter. TUN rather than veth, since the overlay has no link layer. All packets end at a
+//!   blackhole route behind the filters. Each ruleset has a namespace and a device of its own, and every
+//!   round writes all frames into each in turn: figures are medians of the differences to the path
+//!   without a filter in the same round. nftables: a chain without rules, one rule a rule, and one set
+//!   of concatenated intervals, from which elements that overlap are left out, for it refuses them.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +18,7 @@ use std::{
     fs::File,
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::{Path as FsPath, PathBuf},
     time::Instant,
 };
 
@@ -30,9 +34,15 @@ use testnet::Namespace;
 use crate::plot::{Lines, Series};
 
 const ROUNDS: usize = 5;
-/// Runs of a program in a round.
-const REPEAT: u32 = 200_000;
+/// Pairs of runs in a round.
+const PAIRS: u32 = 48;
+/// Packets in a run: less than the kernel lets a process work without a break.
+const REPEAT: u32 = 4096;
 const FLOWS: usize = 3072;
+/// Rounds on a real path.
+const PATH_ROUNDS: usize = 41;
+/// The same where a packet takes more than ten microseconds.
+const SLOW_ROUNDS: usize = 11;
 const DEVICE: &str = "overlay0";
 /// Elements that nft takes in one go without running out of netlink's buffer.
 const ELEMENTS: usize = 500;
@@ -46,6 +56,9 @@ pub(crate) struct Args {
     /// Numbers of rules.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000, 10_000])]
     rules: Vec<usize>,
+    /// Leave out what takes nftables and real paths.
+    #[arg(long)]
+    programs: bool,
     /// Where the plot goes.
     #[arg(long, default_value = "bench/results/acl.svg")]
     plot: PathBuf,
@@ -59,7 +72,10 @@ type Costs = BTreeMap<usize, f64>;
 struct Figures {
     hit: Costs,
     miss: Costs,
+    judged: Costs,
+    refused: Costs,
     flow: Costs,
+    nft_empty: Costs,
     nft_linear: Costs,
     nft_set: Costs,
     /// The path without a filter.
@@ -84,13 +100,11 @@ struct Plain {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut figures = Figures::default();
     for count in &args.rules {
-        let rules = plain_rules(*count);
-        let (hit, miss) = programs(&rules)?;
-        figures.hit.insert(*count, hit);
-        figures.miss.insert(*count, miss);
+        programs(*count, &mut figures)?;
+        if !args.programs {
+            paths(*count, &mut figures)?;
+        }
     }
-    let namespace = Namespace::new("acl")?;
-    namespace.enter(|| paths(&namespace, args, &mut figures))??;
     plot(&figures, &args.plot)?;
     if args.json {
         println!("{}", to_json(&figures));
@@ -166,45 +180,77 @@ fn admitted(rule: &Plain, flow: u32) -> Vec<u8> {
     Ip::new(IpAddr::from(src), IpAddr::from(dst)).tcp(from, rule.ports.first, ACK, &[0; 24])
 }
 
-/// Costs of a hit and of a miss.
-fn programs(rules: &[Plain]) -> Result<(f64, f64)> {
+/// A request for a connection from this port to another, from the first address of the rule's source
+/// to that of its destination.
+fn request(rule: &Plain, from: u16, to: u16) -> Vec<u8> {
+    let (src, dst) = (rule.source.addr(), rule.destination.addr());
+    Ip::new(IpAddr::from(src), IpAddr::from(dst)).tcp(from, to, SYN, &[0; 24])
+}
+
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT`.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+
+/// Costs of the programs alone.
+fn programs(count: usize, figures: &mut Figures) -> Result<()> {
+    let rules = plain_rules(count);
     let peers = [("100.64.0.0/10".parse()?, PeerIndex(1))];
     let mut counting = Trial::load().context("loading the eBPF programs")?;
     counting.set_peers(&peers)?;
-    let mut filtering = Trial::load_as(TrialKind::Filter)?;
-    filtering.set_peers(&peers)?;
-    filtering.set_rules(&to_rules(rules))?;
-    let mut beyond = |frames: &[Vec<u8>], verdict| -> Result<f64> {
-        let mut differences = Vec::new();
-        for _ in 0..ROUNDS {
-            let base = mean(&mut counting, frames, -1)?;
-            differences.push(mean(&mut filtering, frames, verdict)? - base);
-        }
-        Ok(median(differences))
+    let mut filter = |kind| -> Result<Trial> {
+        let mut trial = Trial::load_as(kind)?;
+        trial.set_peers(&peers)?;
+        trial.set_rules(&to_rules(&rules))?;
+        Ok(trial)
     };
-    let some = || rules.iter().step_by(rules.len().div_ceil(8));
-    let hits: Vec<Vec<u8>> = some().map(|rule| admitted(rule, 0)).collect();
-    // Above the ports that the rules name.
-    let misses: Vec<Vec<u8>> = some()
-        .map(|rule| {
-            let (src, dst) = (rule.source.addr(), rule.destination.addr());
-            Ip::new(IpAddr::from(src), IpAddr::from(dst)).tcp(40_000, 65_500, SYN, &[0; 24])
-        })
+    let mut filtering = filter(TrialKind::Filter)?;
+    let mut forgetful = filter(TrialKind::FilterForgetful)?;
+    let some: Vec<Plain> = rules
+        .iter()
+        .step_by(rules.len().div_ceil(8))
+        .copied()
         .collect();
-    Ok((beyond(&hits, -1)?, beyond(&misses, 2)?))
+    // Each run begins where the one before on the same rule has ended: no flow comes again before the
+    // table is full of others.
+    let turn = |run: u32| {
+        let rule = &some[run as usize % some.len()];
+        let from = (run / some.len() as u32).wrapping_mul(REPEAT) as u16;
+        (rule, from)
+    };
+    let known = |run| admitted(turn(run).0, 0);
+    let new = |run| request(turn(run).0, turn(run).1, turn(run).0.ports.first);
+    // Above the ports that the rules name.
+    let strange = |run| request(turn(run).0, turn(run).1, 65_500);
+    let input = Program::Overlay(Direction::In);
+    let mut cost = |trial: &mut Trial, program, frame: &dyn Fn(u32) -> Vec<u8>, verdict| {
+        let mut rounds = Vec::new();
+        for round in 0..ROUNDS as u32 {
+            let mut differences = Vec::new();
+            for pair in 0..PAIRS {
+                let frame = frame(round * PAIRS + pair);
+                let base = run_once(&mut counting, program, &frame, NEXT)?;
+                differences.push(run_once(trial, program, &frame, verdict)? - base);
+            }
+            rounds.push(median(differences));
+        }
+        Ok::<_, anyhow::Error>(median(rounds))
+    };
+    let hit = cost(&mut filtering, input, &known, NEXT)?;
+    let miss = cost(&mut filtering, Program::NextFlow, &new, NEXT)?;
+    let judged = cost(&mut forgetful, Program::NextFlow, &new, NEXT)?;
+    let refused = cost(&mut filtering, Program::NextFlow, &strange, SHOT)?;
+    figures.hit.insert(count, hit);
+    figures.miss.insert(count, miss);
+    figures.judged.insert(count, judged);
+    figures.refused.insert(count, refused);
+    Ok(())
 }
 
-/// Nanoseconds of one run, over all frames.
-fn mean(trial: &mut Trial, frames: &[Vec<u8>], verdict: i32) -> Result<f64> {
-    let program = Program::Overlay(Direction::In);
-    let runs = REPEAT / u32::try_from(frames.len())?;
-    let mut sum = 0.0;
-    for frame in frames {
-        let outcome = trial.run(program, frame, Gso::default(), runs)?;
-        ensure!(outcome.verdict == verdict, "verdict {}", outcome.verdict);
-        sum += outcome.duration.as_nanos() as f64;
-    }
-    Ok(sum / frames.len() as f64)
+/// Nanoseconds that a packet takes.
+fn run_once(trial: &mut Trial, program: Program, frame: &[u8], verdict: i32) -> Result<f64> {
+    let outcome = trial.run(program, frame, Gso::default(), REPEAT)?;
+    ensure!(outcome.verdict == verdict, "verdict {}", outcome.verdict);
+    Ok(outcome.duration.as_nanos() as f64)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -212,83 +258,106 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Costs on a real path; runs inside the namespace.
-fn paths(namespace: &Namespace, args: &Args, figures: &mut Figures) -> Result<()> {
-    let tun = testnet::tun(DEVICE)?;
-    namespace.ip(&format!("address add 100.64.0.1/10 dev {DEVICE}"))?;
-    namespace.ip(&format!("link set {DEVICE} up"))?;
-    namespace.ip("route add blackhole 10.0.0.0/8")?;
-    for name in ["all", DEVICE] {
-        namespace.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
-    }
-    namespace.sysctl("net/ipv4/ip_forward", "1")?;
-    let mut bare = Vec::new();
-    for count in &args.rules {
-        let rules = plain_rules(*count);
-        let frames = frames(&rules, |_| true);
-        let base = cost(&tun, &frames, ROUNDS)?;
-        bare.push(base);
+/// A device whose packets go through one ruleset.
+struct Path {
+    tun: File,
+    namespace: Namespace,
+}
 
-        let mut filter = Dataplane::attach(DEVICE, None)?;
-        filter.set_peers(&[(
-            "100.64.0.0/10".parse()?,
-            dataplane::Peer::from(PeerIndex(1)),
-        )])?;
-        filter.set_rules(&to_rules(&rules))?;
-        let flow = cost(&tun, &frames, ROUNDS)?;
-        let dropped: u64 = filter.drops()?.values().map(|count| count.packets).sum();
-        ensure!(dropped == 0, "the filter dropped {dropped} packets");
-        filter.remove()?;
-        figures.flow.insert(*count, flow - base);
-
-        namespace.nft(&linear(&rules))?;
-        // A packet takes more than half a millisecond there.
-        let rounds = if *count > 1000 { 1 } else { ROUNDS };
-        figures
-            .nft_linear
-            .insert(*count, cost(&tun, &frames, rounds)? - base);
-        namespace.nft("flush ruleset")?;
-
-        let apart = apart(&rules);
-        figures.left_out.insert(*count, rules.len() - apart.len());
-        for ruleset in sets(&apart) {
-            namespace.nft(&ruleset)?;
+impl Path {
+    fn new() -> Result<Self> {
+        let namespace = Namespace::new("acl")?;
+        let tun = namespace.enter(|| testnet::tun(DEVICE))??;
+        namespace.ip(&format!("address add 100.64.0.1/10 dev {DEVICE}"))?;
+        namespace.ip(&format!("link set {DEVICE} up"))?;
+        namespace.ip("route add blackhole 10.0.0.0/8")?;
+        for name in ["all", DEVICE] {
+            namespace.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
         }
-        let kept = self::frames(&apart, |_| true);
-        figures
-            .nft_set
-            .insert(*count, cost(&tun, &kept, ROUNDS)? - base);
-        namespace.nft("flush ruleset")?;
+        namespace.sysctl("net/ipv4/ip_forward", "1")?;
+        Ok(Self { tun, namespace })
     }
-    figures.path = median(bare);
+
+    /// Nanoseconds a frame.
+    fn round(&self, frames: &[Vec<u8>]) -> Result<f64> {
+        let mut tun = &self.tun;
+        let begin = Instant::now();
+        for frame in frames {
+            tun.write_all(frame)?;
+        }
+        Ok(begin.elapsed().as_nanos() as f64 / frames.len() as f64)
+    }
+}
+
+/// Costs on real paths.
+fn paths(count: usize, figures: &mut Figures) -> Result<()> {
+    let rules = plain_rules(count);
+    let all = frames(&rules);
+    let bare = Path::new()?;
+
+    let ours = Path::new()?;
+    let mut filter = ours.namespace.enter(|| Dataplane::attach(DEVICE, None))??;
+    let peer = dataplane::Peer::from(PeerIndex(1));
+    filter.set_peers(&[("100.64.0.0/10".parse()?, peer)])?;
+    filter.set_rules(&to_rules(&rules))?;
+
+    let empty = Path::new()?;
+    empty.namespace.nft(EMPTY)?;
+    let linear = Path::new()?;
+    linear.namespace.nft(&self::linear(&rules))?;
+    let set = Path::new()?;
+    let apart = apart(&rules);
+    figures.left_out.insert(count, rules.len() - apart.len());
+    for ruleset in sets(&apart) {
+        set.namespace.nft(&ruleset)?;
+    }
+    let kept = frames(&apart);
+
+    let rounds = if count > 1000 {
+        SLOW_ROUNDS
+    } else {
+        PATH_ROUNDS
+    };
+    let others = [
+        (&ours, &all, &mut figures.flow),
+        (&empty, &all, &mut figures.nft_empty),
+        (&linear, &all, &mut figures.nft_linear),
+        (&set, &kept, &mut figures.nft_set),
+    ];
+    let mut bases = Vec::new();
+    for (path, frames, costs) in others {
+        let mut differences = Vec::new();
+        // The first round warms the caches.
+        for round in 0..=rounds {
+            let base = bare.round(&all)?;
+            let cost = path.round(frames)?;
+            if round > 0 {
+                bases.push(base);
+                differences.push(cost - base);
+            }
+        }
+        costs.insert(count, median(differences));
+    }
+    figures.path = median(bases);
+    let dropped: u64 = filter.drops()?.values().map(|count| count.packets).sum();
+    ensure!(dropped == 0, "the filter dropped {dropped} packets");
+    // A device goes with its namespace, and what is attached to it too.
+    ours.namespace.enter(|| filter.remove())??;
     Ok(())
 }
 
 /// Packets of allowed flows.
-fn frames(rules: &[Plain], keep: impl Fn(&Plain) -> bool) -> Vec<Vec<u8>> {
-    let rules = rules.iter().filter(|rule| keep(rule)).cycle();
+fn frames(rules: &[Plain]) -> Vec<Vec<u8>> {
+    let rules = rules.iter().cycle();
     rules
         .zip(0..FLOWS as u32)
         .map(|(rule, flow)| admitted(rule, flow))
         .collect()
 }
 
-/// Nanoseconds a frame: the median round, after one that warms the caches.
-fn cost(mut tun: &File, frames: &[Vec<u8>], rounds: usize) -> Result<f64> {
-    let mut round = || -> Result<f64> {
-        let begin = Instant::now();
-        for frame in frames {
-            tun.write_all(frame)?;
-        }
-        Ok(begin.elapsed().as_nanos() as f64 / frames.len() as f64)
-    };
-    if rounds > 1 {
-        round()?;
-    }
-    Ok(median((0..rounds).map(|_| round()).collect::<Result<_>>()?))
-}
-
 const HOOK: &str = "type filter hook prerouting priority 0; policy drop;";
+const EMPTY: &str =
+    "table ip bench {\nchain in { type filter hook prerouting priority 0; policy accept; }\n}\n";
 
 fn ports(rule: &Plain) -> String {
     let PortRange { first, last } = rule.ports;
@@ -349,7 +418,7 @@ fn sets(rules: &[Plain]) -> Vec<String> {
     rulesets
 }
 
-fn plot(figures: &Figures, path: &Path) -> Result<()> {
+fn plot(figures: &Figures, path: &FsPath) -> Result<()> {
     let series = |name, costs: &Costs| Series {
         name,
         points: costs
@@ -363,7 +432,7 @@ fn plot(figures: &Figures, path: &Path) -> Result<()> {
         y_label: "ns",
         series: vec![
             series("known flow, program", &figures.hit),
-            series("no rule, program", &figures.miss),
+            series("first packet, program", &figures.miss),
             series("3072 flows, TUN", &figures.flow),
             series("nft, one set", &figures.nft_set),
             series("nft, linear", &figures.nft_linear),
@@ -372,22 +441,35 @@ fn plot(figures: &Figures, path: &Path) -> Result<()> {
     .write(path)
 }
 
-fn print_table(figures: &Figures, plot: &Path) {
+fn print_table(figures: &Figures, plot: &FsPath) {
+    println!("The program, beyond counting, ns a packet:\n");
     println!(
-        "Path without a filter: {:.0} ns a packet. On top of it, ns:\n",
-        figures.path
-    );
-    println!(
-        "{:>7} {:>7} {:>7} {:>7} {:>12} {:>9}  left out of the set",
-        "rules", "hit", "miss", "flow", "nft linear", "nft set"
+        "{:>7} {:>7} {:>7} {:>16} {:>9}",
+        "rules", "hit", "miss", "of it, judging", "refused"
     );
     for (count, hit) in &figures.hit {
         println!(
-            "{count:>7} {hit:>7.0} {:>7.0} {:>7.0} {:>12.0} {:>9.0}  {}",
-            figures.miss[count],
-            figures.flow[count],
+            "{count:>7} {hit:>7.0} {:>7.0} {:>16.0} {:>9.0}",
+            figures.miss[count], figures.judged[count], figures.refused[count]
+        );
+    }
+    if !figures.flow.is_empty() {
+        println!(
+            "\nA path through a TUN device without a filter: {:.0} ns a packet. On top of it:\n",
+            figures.path
+        );
+        println!(
+            "{:>7} {:>7} {:>10} {:>12} {:>9} {:>14}  left out of the set",
+            "rules", "flow", "nft empty", "nft linear", "nft set", "linear / flow"
+        );
+    }
+    for (count, flow) in &figures.flow {
+        println!(
+            "{count:>7} {flow:>7.0} {:>10.0} {:>12.0} {:>9.0} {:>14.1}  {}",
+            figures.nft_empty[count],
             figures.nft_linear[count],
             figures.nft_set[count],
+            figures.nft_linear[count] / flow,
             figures.left_out[count],
         );
     }
@@ -406,7 +488,10 @@ fn to_json(figures: &Figures) -> Value {
         "hit_ns": median(figures.hit.values().copied().collect()),
         "hit_by_rules_ns": costs(&figures.hit),
         "miss_ns": costs(&figures.miss),
+        "miss_judging_ns": costs(&figures.judged),
+        "refused_ns": costs(&figures.refused),
         "flow_ns": costs(&figures.flow),
+        "nft_empty_ns": costs(&figures.nft_empty),
         "nft_linear_ns": costs(&figures.nft_linear),
         "nft_set_ns": costs(&figures.nft_set),
         "nft_set_left_out": figures.left_out.iter().map(|(count, left)| (count.to_string(), json!(left))).collect::<Value>(),
