@@ -22,6 +22,7 @@ mod dataplane;
 mod drops;
 mod error;
 mod filter;
+mod forward;
 #[cfg(feature = "ebpf-log")]
 mod log;
 #[expect(
@@ -44,11 +45,12 @@ pub use counters::Counters;
 pub use dataplane::Dataplane;
 pub use drops::{Dropped, Drops};
 pub use ebpf_abi::{
-    ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
-    ShieldReason,
+    ABI_VERSION, Count, Direction, DropReason, Forwarded, Origin, PeerCounters, PeerIndex,
+    PortRange, Reason, STACK_INTERVAL, ShieldReason,
 };
 pub use error::DataplaneError;
 pub use filter::{Rule, RuleHits, Rules, TooLarge};
+pub use forward::{Forward, Layer, Nic, Offload, OffloadKey};
 pub use object::{is_embedded, probe};
 pub use peer::{Peer, boot_clock, since_boot};
 pub use pin::Pinning;
