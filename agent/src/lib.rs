@@ -24,6 +24,7 @@ pub mod localapi;
 pub mod metrics;
 pub mod net;
 mod netcheck;
+pub mod offload;
 pub mod prefs;
 pub mod privileges;
 mod relayed;

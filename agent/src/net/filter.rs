@@ -110,6 +110,14 @@ impl Guard {
         }
     }
 
+    /// The data plane, where there are programs.
+    pub(super) fn dataplane(&mut self) -> Option<&mut Dataplane> {
+        match self {
+            Self::Ebpf(dataplane, ..) => Some(dataplane),
+            Self::Untried | Self::Userspace(..) => None,
+        }
+    }
+
     /// What the programs count, by peer.
     pub(super) fn counts(&self) -> BTreeMap<PeerIndex, PeerCounters> {
         let Self::Ebpf(dataplane, ..) = self else {

@@ -14,6 +14,7 @@ use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{Desired, DesiredPeer};
+use tokio::sync::watch;
 
 use super::filter::{Guard, PacketFilter, Restriction};
 use super::peers::{Peer, Peers};
@@ -24,6 +25,7 @@ use super::{
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
+use crate::offload::{self, Holder};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::tunnel::{PeerState, Tunnel};
@@ -55,7 +57,15 @@ pub(super) struct Inner {
     pub(super) filter_serial: u64,
     /// Why the filter admits less than it should.
     pub(super) filter_problem: Option<String>,
+    /// What the task that offloads forwarded flows goes by.
+    pub(super) offload: watch::Sender<offload::Config>,
     pub(super) applied: Option<Applied>,
+}
+
+impl Holder for Inner {
+    fn dataplane(&mut self) -> Option<&mut Dataplane> {
+        self.guard.dataplane()
+    }
 }
 
 /// What should be, as last told.
@@ -129,6 +139,7 @@ impl Inner {
             _ => error.into(),
         })?;
         self.arrange_netfilter().await?;
+        self.arrange_offload().await?;
         let forwards = self.forwards();
         match forwards {
             Some(routes) => {
@@ -160,6 +171,23 @@ impl Inner {
             served,
         };
         Ok(firewall.apply(&config).await?)
+    }
+
+    /// Tells the task that offloads forwarded flows what there is now.
+    async fn arrange_offload(&self) -> Result<(), NetError> {
+        let device = self.guard.device();
+        let forwards = match (&self.applied, device) {
+            (Some(Applied { desired, .. }), Some(index)) if !desired.served_routes.is_empty() => {
+                Some(offload::survey(&self.netlink, index, desired).await?)
+            }
+            _ => None,
+        };
+        self.offload.send_if_modified(|config| {
+            let changed = config.forwards != forwards;
+            config.forwards = forwards;
+            changed
+        });
+        Ok(())
     }
 
     /// The routes for which this host's forwarding switches are ours to set.
@@ -194,6 +222,7 @@ impl Inner {
     /// Removes device, routes and rules, and leaves the relays.
     pub(super) async fn remove(&mut self) -> Result<(), NetError> {
         self.applied = None;
+        self.offload.send_modify(|config| config.forwards = None);
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.take_device_down().await?;
@@ -289,7 +318,10 @@ impl Inner {
         };
         if self.guard.device() != Some(link.index) {
             self.guard = match Dataplane::attach(&self.device, self.pin_dir().as_deref()) {
-                Ok(dataplane) => Guard::ebpf(dataplane, link.index, &self.reports),
+                Ok(dataplane) => {
+                    self.offload.send_modify(|config| config.attachment += 1);
+                    Guard::ebpf(dataplane, link.index, &self.reports)
+                }
                 Err(error) if self.tunnel.gate().is_some() => {
                     let reason = error_text(&error);
                     tracing::warn!(reason, "packets are filtered in this process");

@@ -31,6 +31,7 @@ use tokio::task::AbortHandle;
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
+use crate::offload;
 use crate::relayed::{Inbound, Relayed};
 use crate::router::forwarding;
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
@@ -191,6 +192,7 @@ impl Net {
             }
         };
         let trouble = firewall.as_ref().map(Firewall::trouble);
+        let (offload, offloads) = watch::channel(offload::Config::default());
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -208,6 +210,7 @@ impl Net {
             firewall,
             filter_serial: 0,
             filter_problem: None,
+            offload,
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
@@ -217,6 +220,7 @@ impl Net {
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
             tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
+            tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
         ];
         let net = Self {
             inner,
