@@ -29,6 +29,7 @@ mod skip;
 mod sweep;
 pub mod tailnet;
 mod tun;
+mod tunnel;
 mod wait;
 
 pub use folder::Folder;
@@ -41,4 +42,5 @@ pub use process::{Process, run};
 pub use skip::unavailable;
 pub use sweep::sweep;
 pub use tun::tun;
+pub use tunnel::Tunnel;
 pub use wait::{scaled, time_scale, wait_until};
