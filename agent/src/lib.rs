@@ -29,6 +29,7 @@ pub mod prefs;
 pub mod privileges;
 mod relayed;
 mod router;
+mod shield;
 pub mod state;
 mod tunnel;
 mod underlay;

@@ -188,6 +188,7 @@ impl SnapshotCollector<'_> {
         families.extend(engine.collect());
 
         families.extend(filter_families(&net.filter)?);
+        families.extend(shield_families(&net.shield)?);
 
         let relays = GaugeVec::new(
             Opts::new(
@@ -247,6 +248,33 @@ impl SnapshotCollector<'_> {
         families.retain(|family| !family.get_metric().is_empty());
         Ok(families)
     }
+}
+
+/// The shields of the WireGuard port.
+fn shield_families(shield: &net::ShieldStatus) -> prometheus::Result<Vec<MetricFamily>> {
+    let flooded = IntGauge::new(
+        "tailrace_shield_flooded",
+        "1 while more handshakes come than peers begin.",
+    )?;
+    flooded.set(i64::from(shield.flooded));
+    let initiations = IntCounterVec::new(
+        Opts::new(
+            "tailrace_shield_initiations_total",
+            "WireGuard handshake initiations from the underlay, by what became of them.",
+        ),
+        &["verdict"],
+    )?;
+    for (reason, count) in &shield.initiations {
+        initiations
+            .with_label_values(&[reason.name()])
+            .inc_by(*count);
+    }
+    let families = [flooded.collect(), initiations.collect()].concat();
+    Ok(if shield.devices.is_empty() {
+        Vec::new()
+    } else {
+        families
+    })
 }
 
 /// The packet filter: where it is, what it dropped.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,7 @@ use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
+use crate::shield::{self, Shields};
 use crate::tunnel::{PeerState, Tunnel};
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -49,6 +50,7 @@ pub(super) struct Inner {
     pub(super) relayed: Arc<Relayed>,
     pub(super) relays: Manager,
     pub(super) guard: Guard,
+    pub(super) shields: Shields,
     /// Where dropped packets are reported.
     pub(super) reports: Reports,
     /// The host's netfilter; `None` where it has none, for the reason beside.
@@ -140,6 +142,7 @@ impl Inner {
         })?;
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
+        self.arrange_shields().await?;
         let forwards = self.forwards();
         match forwards {
             Some(routes) => {
@@ -171,6 +174,16 @@ impl Inner {
             served,
         };
         Ok(firewall.apply(&config).await?)
+    }
+
+    /// Has the WireGuard port shielded on each device of the underlay.
+    async fn arrange_shields(&mut self) -> Result<(), NetError> {
+        let overlay = self.guard.device().unwrap_or_default();
+        let devices = shield::devices(&self.netlink, overlay).await?;
+        let trusted: Vec<SocketAddr> = self.direct.values().copied().collect();
+        let pins = self.shield_pins();
+        self.shields.arrange(&devices, &trusted, pins.as_deref());
+        Ok(())
     }
 
     /// Tells the task that offloads forwarded flows what there is now.
@@ -226,6 +239,9 @@ impl Inner {
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.take_device_down().await?;
+        let pins = self.shield_pins();
+        let removed = self.shields.remove(pins.as_deref());
+        removed.map_err(NetError::Programs)?;
         if let Some(firewall) = &self.firewall {
             firewall.remove(&self.device).await?;
         }
@@ -375,16 +391,27 @@ impl Inner {
         Ok(())
     }
 
-    /// Only a kernel device outlives the agent, so only its counters are pinned.
     fn pin_dir(&self) -> Option<PathBuf> {
+        self.outliving(dataplane::pin_folder)
+    }
+
+    fn shield_pins(&self) -> Option<PathBuf> {
+        self.outliving(shield::pin_folder)
+    }
+
+    /// Only a kernel device outlives the agent, so only its programs are pinned.
+    fn outliving(
+        &self,
+        folder: impl FnOnce(&str, &Path) -> Result<PathBuf, DataplaneError>,
+    ) -> Option<PathBuf> {
         if self.tunnel.engine() != Engine::Kernel {
             return None;
         }
-        match dataplane::pin_folder(&self.device, &self.state_dir) {
+        match folder(&self.device, &self.state_dir) {
             Ok(folder) => Some(folder),
             Err(error) => {
                 let reason = error_text(&error);
-                tracing::warn!(reason, "counters will not outlive the agent");
+                tracing::warn!(reason, "programs will not outlive the agent");
                 None
             }
         }
@@ -465,6 +492,7 @@ impl Inner {
             port: self.port,
             addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
             filter: self.filter_status(),
+            shield: self.shields.status(),
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),

@@ -34,6 +34,7 @@ use crate::firewall::Firewall;
 use crate::offload;
 use crate::relayed::{Inbound, Relayed};
 use crate::router::forwarding;
+use crate::shield::{self, Shields};
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 use crate::{router, underlay};
 use disco::Disco;
@@ -42,6 +43,7 @@ use inner::Inner;
 use peers::Peers;
 use steward::{Assignment, Steward};
 
+pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
@@ -74,6 +76,8 @@ pub struct NetConfig {
     pub port: u16,
     /// Which WireGuard to use.
     pub engine: EngineChoice,
+    /// Where floods of handshakes are held off.
+    pub shield: ShieldMode,
     /// Folder for the agent's state.
     pub state_dir: PathBuf,
     /// Our disco key.
@@ -206,6 +210,7 @@ impl Net {
             relayed: relayed.clone(),
             relays: relays.clone(),
             guard: Guard::default(),
+            shields: Shields::new(config.shield, config.port),
             reports: reports.clone(),
             firewall,
             filter_serial: 0,
@@ -295,9 +300,16 @@ impl Net {
         self.inner.lock().await.guard.rule_hits()
     }
 
-    /// Why the filter admits less than it should.
-    pub async fn filter_problem(&self) -> Option<String> {
-        self.inner.lock().await.filter_problem.clone()
+    /// Why the filter admits less than it should, and what is not shielded.
+    pub async fn problems(&self) -> Vec<String> {
+        let inner = self.inner.lock().await;
+        let shield = inner.shields.problem().map(str::to_owned);
+        inner
+            .filter_problem
+            .clone()
+            .into_iter()
+            .chain(shield)
+            .collect()
     }
 
     /// Takes the overlay device down and leaves the relays, but keeps running.
@@ -372,6 +384,9 @@ impl Net {
             // In this order nothing passes unjudged.
             links::delete(&netlink, device).await?;
             Dataplane::remove_leftovers(device, pins.as_deref()).map_err(NetError::Programs)?;
+            if let Ok(pins) = shield::pin_folder(device, state_dir) {
+                dataplane::Shield::remove_all(&pins).map_err(NetError::Programs)?;
+            }
             tracing::info!(device, "removed what an earlier run left");
         }
         if let Ok(firewall) = Firewall::new() {

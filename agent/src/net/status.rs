@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use keys::NodePublic;
 use node_core::RegionId;
 
-use super::FilterStatus;
+use super::{FilterStatus, ShieldStatus};
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,6 +48,8 @@ pub struct NetStatus {
     pub addresses: Vec<IpNet>,
     /// The packet filter.
     pub filter: FilterStatus,
+    /// The shields of the WireGuard port.
+    pub shield: ShieldStatus,
     /// The relay region by which others reach us, once known.
     pub home: Option<Home>,
     /// Every relay region with a connection, or that is being connected.

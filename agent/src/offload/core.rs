@@ -67,9 +67,11 @@ impl Default for Timeouts {
 /// What to do to the forward table.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Command {
+    /// Have conntrack tell of a flow by an event, if it makes any.
+    Announce(Box<Flow>),
     /// Make or replace the entries of a flow. Of TCP, conntrack has to be told first to accept any
     /// sequence number: it would take what it sees after a gap for invalid, and not translate it.
-    Offload(Box<Flow>, [Offload; 2]),
+    Offload(Box<Flow>, Box<[Offload; 2]>),
     /// Remove an entry.
     Remove(OffloadKey),
 }
@@ -132,7 +134,10 @@ impl Core {
     }
 
     /// Takes `flows` for all that there are, and `table` for what the forward table holds; returns what
-    /// it should not hold, and what it lacks.
+    /// it should not hold, and of what it lacks a question.
+    ///
+    /// The kernel makes no events for a flow that began while nobody listened: its end would not be
+    /// noticed. So only a flow that has made one is offloaded; the others take the stack.
     pub fn resync(&mut self, flows: &[Flow], table: &[Offload]) -> Vec<Command> {
         self.flows.clear();
         let mut present: HashMap<OffloadKey, &Offload> =
@@ -142,16 +147,23 @@ impl Core {
             let Some(entries) = self.entries(flow) else {
                 continue;
             };
-            let commands = self.offload(flow, entries);
             let holds = |entry: &Offload| present.get(&entry.key).is_some_and(|e| **e == *entry);
-            // What TCP needs has been done by whoever made the entries.
-            if !entries.iter().all(holds) {
-                lacking.extend(commands);
-            }
-            if self.flows.contains_key(&flow.original) {
+            if entries.iter().all(holds) {
+                // What TCP needs has been done by whoever made the entries.
+                self.flows.insert(
+                    flow.original,
+                    Known {
+                        id: flow.id,
+                        entries,
+                    },
+                );
                 entries.iter().for_each(|entry| {
                     present.remove(&entry.key);
                 });
+            } else if flow.original.protocol != protocol::ICMP
+                && flow.original.protocol != protocol::ICMPV6
+            {
+                lacking.push(Command::Announce(Box::new(*flow)));
             }
         }
         let stale = present.into_keys().map(Command::Remove);
@@ -184,7 +196,7 @@ impl Core {
             entries,
         };
         self.flows.insert(flow.original, known);
-        commands.push(Command::Offload(Box::new(*flow), entries));
+        commands.push(Command::Offload(Box::new(*flow), Box::new(entries)));
         commands
     }
 

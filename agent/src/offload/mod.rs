@@ -2,7 +2,7 @@
 //! written into the data plane's forward table.
 //!
 //! ```text
-//! conntrack ──events──► Core ──commands──► forward table      (and make_liberal back to conntrack)
+//! conntrack ──events──► Core ──commands──► forward table   (make_liberal, announce back to conntrack)
 //!     └─ dump, at the start, after lost events, when routes or devices change ─► resync
 //! ```
 //!
@@ -152,6 +152,13 @@ async fn execute<H: Holder>(
                 let removed = with_forward(holder, |forward| forward.remove(&key)).await;
                 removed.unwrap_or(Ok(()))?;
             }
+            Command::Announce(flow) => match conntrack.announce(&flow).await {
+                Err(error) if !error.is_gone() => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "a connection stays on the stack");
+                }
+                _ => {}
+            },
             Command::Offload(flow, entries) => {
                 if flow.original.protocol == protocol::TCP
                     && let Err(error) = conntrack.make_liberal(&flow).await

@@ -72,7 +72,7 @@ fn flow(protocol: u8, from: &str, alias: &str, to: &str) -> Flow {
 fn entries(places: Places, flow: &Flow) -> Option<[Offload; 2]> {
     match Core::new(places).handle(&Event::Updated(*flow)).as_slice() {
         [] => None,
-        [Command::Offload(_, entries)] => Some(*entries),
+        [Command::Offload(_, entries)] => Some(**entries),
         other => panic!("{other:?}"),
     }
 }
@@ -240,7 +240,7 @@ fn a_flow_that_is_translated_otherwise_leaves_no_entry_behind() {
 }
 
 #[test]
-fn a_look_at_everything_writes_what_lacks_and_removes_what_is_over() {
+fn a_look_at_everything_asks_for_what_lacks_and_removes_what_is_over() {
     let kept = flow(TCP, PEER, ALIAS, HOST);
     let lacking = flow(UDP, PEER, ALIAS, HOST);
     let over = flow(TCP, "100.64.0.7:1", "100.64.0.7:1", HOST);
@@ -254,10 +254,14 @@ fn a_look_at_everything_writes_what_lacks_and_removes_what_is_over() {
 
     let removed = |command: &&Command| matches!(command, Command::Remove(key) if key.src == at("100.64.0.7:1") || key.dst == at("100.64.0.7:1"));
     assert_eq!(commands.iter().filter(removed).count(), 2, "{commands:?}");
-    let written =
-        |command: &&Command| matches!(command, Command::Offload(flow, _) if **flow == lacking);
-    assert_eq!(commands.iter().filter(written).count(), 1, "{commands:?}");
+    let asked =
+        |command: &&Command| matches!(command, Command::Announce(flow) if **flow == lacking);
+    assert_eq!(commands.iter().filter(asked).count(), 1, "{commands:?}");
     assert_eq!(commands.len(), 3, "{commands:?}");
+    assert_eq!(core.len(), 1);
+
+    // It makes events, so that its end will be told too.
+    assert_eq!(core.handle(&Event::Updated(lacking)).len(), 1);
     assert_eq!(core.len(), 2);
 }
 

@@ -121,7 +121,12 @@ impl Lab {
         })?;
         started.recv().context("the agent ended")??;
         self.agent = Some((stop, gateway));
-        Ok(())
+        // It listens to conntrack before it attaches.
+        wait_until(LIMIT, "the agent offloads", || {
+            let mut plane = self.plane.blocking_lock();
+            ensure!(plane.0.forward().devices().next().is_some());
+            Ok(())
+        })
     }
 
     /// Ends the agent; the data plane stays.

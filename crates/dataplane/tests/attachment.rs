@@ -101,7 +101,8 @@ impl<'a> Overlay<'a> {
     fn replace(self) -> Result<Overlay<'a>> {
         let namespace = self.namespace;
         drop(self);
-        Overlay::new(namespace)
+        // A command that another test starts holds its copy of the device until it executes.
+        wait_until(DEADLINE, "the device goes", || Overlay::new(namespace))
     }
 }
 

@@ -158,6 +158,11 @@ impl Forward<'_> {
         self.forwarder.join(self.ebpf, mtu)
     }
 
+    /// Names of the devices other than the overlay's whose packets may go past the stack.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.forwarder.nics.names()
+    }
+
     /// Has every packet take the stack again, and forgets all flows. Again is fine.
     ///
     /// # Errors

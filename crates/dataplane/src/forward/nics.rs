@@ -79,6 +79,11 @@ impl Nics {
         Ok(())
     }
 
+    /// Names of the devices that are attached to.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.hooks.values().map(|(name, _)| name.as_str())
+    }
+
     fn detach_others(
         &mut self,
         wanted: &BTreeMap<u32, &Nic>,
@@ -105,8 +110,7 @@ impl Nics {
 
 impl std::fmt::Debug for Nics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = self.hooks.values().map(|(name, _)| name);
-        f.debug_list().entries(names).finish()
+        f.debug_list().entries(self.names()).finish()
     }
 }
 
