@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Count, Dataplane, Direction, DropReason, PeerCounters, PeerIndex, since_boot};
+use dataplane::{
+    Count, Dataplane, Direction, DropReason, Forwarded, Origin, PeerCounters, PeerIndex, since_boot,
+};
 use ipnet::IpNet;
 use keys::NodePublic;
 use packet::protocol;
@@ -116,6 +118,18 @@ impl Guard {
             Self::Ebpf(dataplane, ..) => Some(dataplane),
             Self::Untried | Self::Userspace(..) => None,
         }
+    }
+
+    /// What became of packets of forwarded flows that the programs know.
+    pub(super) fn forwarded(&self) -> BTreeMap<(Origin, Forwarded), Count> {
+        let Self::Ebpf(dataplane, ..) = self else {
+            return BTreeMap::new();
+        };
+        dataplane.forwarded().unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "counters of forwarded packets not read");
+            BTreeMap::new()
+        })
     }
 
     /// What the programs count, by peer.

@@ -492,6 +492,7 @@ impl Inner {
             port: self.port,
             addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
             filter: self.filter_status(),
+            forwarded: self.guard.forwarded(),
             shield: self.shields.status(),
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),

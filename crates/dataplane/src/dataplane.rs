@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
-use ebpf_abi::{Count, Direction, DropReason};
+use ebpf_abi::{Count, Direction, DropReason, Forwarded, Origin};
 use ipnet::IpNet;
 
 use crate::{
@@ -119,6 +119,15 @@ impl Dataplane {
     /// a reader they are lost, and counted as such.
     pub fn drops_stream(&mut self) -> Option<Drops> {
         self.enforced.take_drops()
+    }
+
+    /// As [`Forward::counts`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn forwarded(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
+        self.forwarder.counts()
     }
 
     /// The side that forwards. What an earlier process left goes on until it is told otherwise.
