@@ -1,3 +1,5 @@
+//! What of conntrack is offloaded, and what is not.
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
