@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod acl;
 mod control;
 mod counters;
+mod overhead;
 mod plot;
 mod policy;
 mod process;
@@ -28,6 +29,8 @@ enum Command {
     Control(control::Args),
     /// Nanoseconds that counting costs each packet, per eBPF program.
     Counters(counters::Args),
+    /// Instructions of a round trip on kernel WireGuard, with what we add, and on wireguard-go.
+    Overhead(overhead::Args),
     /// Compilation, changes and questions of a big policy.
     Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Acl(args) => acl::run(&args),
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
+        Command::Overhead(args) => overhead::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
     }

@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// Only tests whose name holds this text (letters, digits, `_` and `:`).
     #[arg(long, value_parser = test_name)]
     filter: Option<String>,
+    /// Only test binaries of the VM whose name holds this text, as `dataplane` or `netns-heal`.
+    #[arg(long)]
+    binaries: Option<String>,
 }
 
 /// A part of a test's name; it goes into a shell script of the VM, so nothing else passes.
@@ -90,7 +93,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             Suite::Vm(kernels) => {
                 for name in kernels {
                     let kernel = setup::vm(workspace, name)?;
-                    vm::run(workspace, &kernel, &daemons, filter, &mut tally)?;
+                    let only = vm::Only {
+                        binaries: options.binaries.as_deref(),
+                        tests: filter,
+                    };
+                    vm::run(workspace, &kernel, &daemons, &only, &mut tally)?;
                 }
             }
         }

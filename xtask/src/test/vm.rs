@@ -1,18 +1,36 @@
 //! The netns tests and the kernel-facing crates' tests inside a VM, on kernel WireGuard.
 
+use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::tally::Tally;
 use crate::program;
 use crate::setup::Kernel;
-use crate::vm::{self, EXIT, Executable, Guest, SUITE};
+use crate::vm::{self, Clock, EXIT, Executable, Guest, SUITE, Step};
 use crate::workspace::Workspace;
 
-/// Packages whose tests touch the kernel.
-const PACKAGES: &[&str] = &["testnet", "netlink", "dataplane", "netns-tests"];
+/// Packages whose tests touch the kernel, and the folders after which their binaries are named.
+const PACKAGES: &[(&str, &str)] = &[
+    ("testnet", "testnet"),
+    ("netlink", "netlink"),
+    ("dataplane", "dataplane"),
+    ("netns-tests", "netns"),
+];
+/// Policies of the differential test unless `FILTER_POLICIES` says otherwise: what differs between
+/// kernels shows in few, and each waits for the emulated kernel.
+const POLICIES: &str = "50";
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Only<'a> {
+    /// Binaries whose name holds this text.
+    pub(crate) binaries: Option<&'a str>,
+    /// Tests whose name holds this text.
+    pub(crate) tests: Option<&'a str>,
+}
 
 /// Boots `kernel`, runs the tests of [`PACKAGES`] and counts them.
 ///
@@ -23,20 +41,31 @@ pub(crate) fn run(
     workspace: &Workspace,
     kernel: &Kernel,
     daemons: &Path,
-    filter: Option<&str>,
+    only: &Only<'_>,
     tally: &mut Tally,
 ) -> Result<()> {
     println!("\nSuite vm {}: compiling", kernel.name);
-    let tests = executables(workspace)?;
+    let tests = executables(workspace, only.binaries.unwrap_or_default())?;
     println!(
         "Suite vm {}: booting {} (emulated: takes minutes)",
         kernel.name, kernel.version
     );
+    let arguments: Vec<String> = only
+        .tests
+        .into_iter()
+        .chain(["--show-output", "--test-threads=1"])
+        .map(str::to_owned)
+        .collect();
+    let steps = tests.into_iter().map(|program| Step {
+        program,
+        arguments: arguments.clone(),
+    });
     let guest = Guest {
-        tests,
-        daemons: daemons.to_owned(),
-        filter: filter.map(str::to_owned),
-        environment: vec![("TAILRACE_WIREGUARD".to_owned(), "kernel".to_owned())],
+        steps: steps.collect(),
+        daemons: Some(daemons.to_owned()),
+        programs: Vec::new(),
+        environment: environment(),
+        clock: Clock::Host,
     };
     let label = format!("vm {}", kernel.name);
     match vm::run(kernel, &guest) {
@@ -49,21 +78,39 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The test binaries of [`PACKAGES`].
-fn executables(workspace: &Workspace) -> Result<Vec<Executable>> {
+/// What the tests find in their environment.
+fn environment() -> Vec<(String, String)> {
+    let policies = env::var("FILTER_POLICIES").unwrap_or_else(|_| POLICIES.to_owned());
+    [
+        ("TAILRACE_WIREGUARD", "kernel"),
+        ("FILTER_POLICIES", &policies),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+/// The test binaries of [`PACKAGES`] whose name holds `part`.
+fn executables(workspace: &Workspace, part: &str) -> Result<Vec<Executable>> {
     let mut command = workspace.cargo();
     command.args(["test", "--quiet", "--no-run", "--message-format", "json"]);
     // Not doc tests: they need a compiler.
     command.args(["--lib", "--tests"]);
-    for package in PACKAGES {
-        command.args(["--package", package]);
+    let named = |folder: &str| part.starts_with(folder) || folder.contains(part);
+    let any_is_named = PACKAGES.iter().any(|(_, folder)| named(folder));
+    for (package, folder) in PACKAGES {
+        // The others need not even be compiled.
+        if named(folder) || !any_is_named {
+            command.args(["--package", package]);
+        }
     }
     let messages = program::quiet(&mut command)?;
     let mut tests: Vec<Executable> = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter_map(|message| executable(&message))
+        .filter(|test| test.name.contains(part))
         .collect();
+    ensure!(!tests.is_empty(), "no test binary is called {part:?}");
     tests.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tests)
 }
