@@ -9,6 +9,7 @@ mod acl;
 mod control;
 mod counters;
 mod forward;
+mod overhead;
 mod plot;
 mod policy;
 mod process;
@@ -31,6 +32,8 @@ enum Command {
     Counters(counters::Args),
     /// Nanoseconds that a gateway takes to forward a packet, beside nftables.
     Forward(forward::Args),
+    /// Instructions of a round trip on kernel WireGuard, with what we add, and on wireguard-go.
+    Overhead(overhead::Args),
     /// Compilation, changes and questions of a big policy.
     Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
         Command::Forward(args) => forward::run(&args),
+        Command::Overhead(args) => overhead::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
     }

@@ -107,12 +107,15 @@ fn known<A: Tables>(frame: &Frame<'_>, direction: Direction, generation: u64) ->
     let holds = |entry: &Entry| entry.generation() == generation && now < entry.expires();
     match direction {
         Direction::In => {
-            if let Some(entry) = tables::find(A::admitted(), &flow)
+            // Whatever is admitted, the answer to an echo needs our question.
+            let answers = flow.protocol == A::ICMP && !A::opens(frame, A::ICMP)?;
+            if !answers
+                && let Some(entry) = tables::find(A::admitted(), &flow)
                 && holds(&entry)
             {
                 return entry.is_fresh(now).then(|| Passed::by(&entry));
             }
-            if flow.protocol == protocol::TCP && A::opens(frame)? {
+            if A::opens(frame, flow.protocol)? {
                 return None;
             }
             let entry = tables::find(A::opened(), &flow)?;
@@ -126,7 +129,7 @@ fn known<A: Tables>(frame: &Frame<'_>, direction: Direction, generation: u64) ->
             if flow.theirs.is_multicast() || flow.theirs.is_link_local() {
                 return None;
             }
-            if flow.protocol == protocol::TCP && A::opens(frame)? {
+            if A::opens(frame, flow.protocol)? {
                 return None;
             }
             let entry = tables::find_live(A::admitted(), &flow, now)?;

@@ -62,7 +62,7 @@ impl Workspace {
         if let Some(folder) = env::var_os("TAILRACE_BIN_DIR") {
             return Ok(PathBuf::from(folder));
         }
-        println!("Building tailrace, tailrace-control and tailrace-relay");
+        eprintln!("Building tailrace, tailrace-control and tailrace-relay");
         let mut command = self.cargo();
         command.arg("build").arg("--quiet");
         if release {

@@ -5,6 +5,7 @@ mod debian;
 mod kernel;
 mod packages;
 mod rust_src;
+mod wireguard_go;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 
 pub(crate) use kernel::{Kernel, cached as cached_kernels};
 
+use crate::vm::Executable;
 use crate::workspace::Workspace;
 
 /// A part of the set-up.
@@ -79,6 +81,15 @@ pub(crate) fn vm(workspace: &Workspace, name: &str) -> Result<Kernel> {
     packages::install(packages::LAB)?;
     packages::install(packages::VM)?;
     kernel::fetch(workspace, name)
+}
+
+/// Debian's wireguard-go, which the kernel's WireGuard is measured against.
+///
+/// # Errors
+///
+/// When it cannot be downloaded.
+pub(crate) fn wireguard_go(workspace: &Workspace) -> Result<Executable> {
+    wireguard_go::fetch(workspace)
 }
 
 /// Programs of the VM tests that are not installed.

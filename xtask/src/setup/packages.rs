@@ -1,5 +1,6 @@
 //! Debian packages, found by the programs they bring.
 
+use std::io;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,7 +60,7 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
     if !is_root() {
         bail!("missing programs: {programs}. Install them: sudo apt-get install {packages}");
     }
-    println!("Installing Debian packages: {packages}");
+    eprintln!("Installing Debian packages: {packages}");
     update()?;
     run(apt_get()
         .args(["install", "--yes", "--no-install-recommends"])
@@ -78,5 +79,7 @@ fn update() -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive");
+    // The standard output is for what was asked for.
+    command.stdout(io::stderr());
     command
 }
