@@ -18,6 +18,7 @@
 //! thread that also runs the test.
 #![deny(unsafe_code)]
 
+mod firewalls;
 mod folder;
 mod lab;
 mod lan;
@@ -31,6 +32,7 @@ pub mod tailnet;
 mod tun;
 mod wait;
 
+pub use firewalls::{Firewalld, Ufw, cache, firewalls_tree};
 pub use folder::Folder;
 pub use lab::{Host, Lab};
 pub use lan::Lan;
