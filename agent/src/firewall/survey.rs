@@ -266,11 +266,15 @@ impl Obstacle {
             Traffic::In | Traffic::Through => {
                 format!("firewall-cmd --zone=trusted --change-interface={device}")
             }
-            Traffic::Back => format!(
-                "firewall-cmd --permanent --new-policy={device} && firewall-cmd --permanent \
-                 --policy={device} --add-ingress-zone=ANY --add-egress-zone=trusted \
-                 --set-target=ACCEPT && firewall-cmd --reload"
-            ),
+            // firewall-cmd takes one change of a policy at a time.
+            Traffic::Back => {
+                let change = format!("firewall-cmd --permanent --policy={device}");
+                format!(
+                    "firewall-cmd --permanent --new-policy={device} && {change} \
+                     --add-ingress-zone=ANY && {change} --add-egress-zone=trusted && {change} \
+                     --set-target=ACCEPT && firewall-cmd --reload"
+                )
+            }
         }
     }
 }

@@ -279,7 +279,8 @@ fn comparison(source: Source, operator: u32, value: &[u8]) -> Condition {
     };
     let names = || {
         let mut pattern = text(value);
-        if value.len() < NAME_LEN {
+        // A whole name is compared with its closing zero, the beginning of one without.
+        if !value.contains(&0) {
             pattern.push('*');
         }
         Names {
