@@ -7,6 +7,7 @@ pub(crate) mod filter;
 mod inner;
 pub(crate) mod peers;
 mod ping;
+mod rejects;
 mod repair;
 mod status;
 mod steward;
@@ -218,6 +219,7 @@ impl Net {
         let steward = Steward::new(relays.clone(), events_sender.clone());
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
+            tokio::spawn(rejects::run(config.device, reports.clone())),
             tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
