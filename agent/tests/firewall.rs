@@ -83,6 +83,7 @@ impl Network {
 fn config() -> Config {
     Config {
         device: "tailrace0".to_owned(),
+        divert: true,
         wireguard_port: WIREGUARD,
         agent_port: Some(AGENT),
         masquerade: true,

@@ -78,7 +78,8 @@ impl Engine {
             };
             let (filter, mut warnings) = filter::read(map, facts);
             let netfilter = Netfilter {
-                manage: self.prefs.netfilter_mode == NetfilterMode::On,
+                manage: self.prefs.netfilter_mode != NetfilterMode::Off,
+                divert: self.prefs.netfilter_mode == NetfilterMode::On,
                 masquerade: !self.prefs.no_snat,
             };
             let applied = net.apply(&self.node_key, &desired, filter, netfilter).await;

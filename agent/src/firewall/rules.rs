@@ -251,6 +251,7 @@ mod tests {
     fn config() -> Config {
         Config {
             device: "tailrace0".to_owned(),
+            divert: true,
             wireguard_port: 41641,
             agent_port: Some(41700),
             masquerade: true,

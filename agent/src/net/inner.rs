@@ -143,16 +143,11 @@ impl Inner {
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
         self.arrange_shields().await?;
-        let forwards = self.forwards();
-        match forwards {
-            Some(routes) => {
-                forwarding::enable(&self.state_dir, &routes).map_err(|source| NetError::Socket {
-                    operation: "switching forwarding on",
-                    source,
-                })
-            }
-            None => restore_forwarding(&self.state_dir),
-        }
+        let switches = self.switches();
+        forwarding::arrange(&self.state_dir, &switches).map_err(|source| NetError::Socket {
+            operation: "setting the host's forwarding sysctls",
+            source,
+        })
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
@@ -160,13 +155,18 @@ impl Inner {
         let (Some(firewall), Some(applied)) = (&self.firewall, &self.applied) else {
             return Ok(());
         };
-        let Netfilter { manage, masquerade } = applied.netfilter;
+        let Netfilter {
+            manage,
+            divert,
+            masquerade,
+        } = applied.netfilter;
         if !manage {
             return Ok(firewall.remove(&self.device).await?);
         }
         let served = applied.desired.served_routes.clone();
         let config = firewall::Config {
             device: self.device.clone(),
+            divert,
             wireguard_port: self.port,
             agent_port: None,
             masquerade,
@@ -203,11 +203,17 @@ impl Inner {
         Ok(())
     }
 
-    /// The routes for which this host's forwarding switches are ours to set.
-    fn forwards(&self) -> Option<Vec<IpNet>> {
-        let desired = &self.applied.as_ref()?.desired;
-        let asked = desired.enable_forwarding && !desired.served_routes.is_empty();
-        asked.then(|| desired.served_routes.clone())
+    /// What the host's switches are to be set for.
+    fn switches(&self) -> forwarding::Wanted {
+        let Some(applied) = &self.applied else {
+            return forwarding::Wanted::default();
+        };
+        let desired = &applied.desired;
+        let forwards = desired.enable_forwarding && !desired.served_routes.is_empty();
+        forwarding::Wanted {
+            routes: forwards.then(|| desired.served_routes.clone()),
+            marks_decide: desired.exit.is_some() && applied.netfilter.manage,
+        }
     }
 
     /// Sends what is for the peer straight to `endpoint`, or by the relays again.

@@ -7,6 +7,7 @@ pub(crate) mod filter;
 mod inner;
 pub(crate) mod peers;
 mod ping;
+mod rejects;
 mod repair;
 mod status;
 mod steward;
@@ -89,6 +90,8 @@ pub struct NetConfig {
 pub struct Netfilter {
     /// Our rules may be there.
     pub manage: bool,
+    /// The host's other firewalls may be told to let us pass.
+    pub divert: bool,
     /// Hosts behind us see our address in place of the peers'.
     pub masquerade: bool,
 }
@@ -97,6 +100,7 @@ impl Default for Netfilter {
     fn default() -> Self {
         Self {
             manage: true,
+            divert: true,
             masquerade: true,
         }
     }
@@ -197,6 +201,7 @@ impl Net {
         };
         let trouble = firewall.as_ref().map(Firewall::trouble);
         let (offload, offloads) = watch::channel(offload::Config::default());
+        let obstacles = firewall.as_ref().map(Firewall::obstacles);
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -221,7 +226,9 @@ impl Net {
         let watcher = links::Watcher::open()?;
         let steward = Steward::new(relays.clone(), events_sender.clone());
         let tasks = [
-            tokio::spawn(tell_trouble(trouble, events_sender.clone())),
+            tokio::spawn(tell("firewall", trouble, events_sender.clone())),
+            tokio::spawn(rejects::run(config.device, reports.clone())),
+            tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
             tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
@@ -526,15 +533,15 @@ async fn carry(relayed: Arc<Relayed>, peers: Peers, relays: Manager) {
     }
 }
 
-/// Tells of firewall rules that cannot be put back, and that they could be.
-async fn tell_trouble(
+/// Tells of what is wrong with the firewall, and that it is no more.
+async fn tell(
+    key: &'static str,
     trouble: Option<watch::Receiver<Option<String>>>,
     events: mpsc::Sender<NetEvent>,
 ) {
     let Some(mut trouble) = trouble else { return };
     while trouble.changed().await.is_ok() {
         let text = trouble.borrow_and_update().clone();
-        let key = "firewall";
         if events.send(NetEvent::Health { key, text }).await.is_err() {
             return;
         }

@@ -19,6 +19,11 @@
 mod attach;
 mod counters;
 mod dataplane;
+#[expect(
+    unsafe_code,
+    reason = "packet sockets are made by functions of the C library"
+)]
+mod direct;
 mod drops;
 mod error;
 mod filter;
@@ -43,6 +48,7 @@ mod trial;
 pub use attach::Attachment;
 pub use counters::Counters;
 pub use dataplane::Dataplane;
+pub use direct::Direct;
 pub use drops::{Dropped, Drops};
 pub use ebpf_abi::{
     ABI_VERSION, Count, Direction, DropReason, Forwarded, Origin, PeerCounters, PeerIndex,

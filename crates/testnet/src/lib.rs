@@ -18,6 +18,7 @@
 //! thread that also runs the test.
 #![deny(unsafe_code)]
 
+mod firewalls;
 mod folder;
 mod lab;
 mod lan;
@@ -32,6 +33,7 @@ mod tun;
 mod tunnel;
 mod wait;
 
+pub use firewalls::{Firewalld, Ufw, cache, firewalls_tree};
 pub use folder::Folder;
 pub use lab::{Host, Lab};
 pub use lan::Lan;

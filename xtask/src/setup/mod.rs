@@ -22,7 +22,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping.
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping; ufw and firewalld,
+    /// unpacked only.
     Lab,
     /// QEMU and the default kernel: for `test vm`.
     Vm,
@@ -69,7 +70,13 @@ pub(crate) fn ebpf_tools(workspace: &Workspace) -> Result<PathBuf> {
 ///
 /// When one is missing and cannot be installed.
 pub(crate) fn lab() -> Result<()> {
-    packages::install(packages::LAB)
+    packages::install(packages::LAB)?;
+    if let Some(tree) = testnet::firewalls_tree()
+        && let Err(error) = packages::unpack_firewalls(&tree)
+    {
+        println!("Tests beside ufw and firewalld will be skipped: {error:#}");
+    }
+    Ok(())
 }
 
 /// Installs QEMU and fetches the kernel called `name`, as `6.12`.
