@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{Array, HashMap, MapData},
     programs::{TestRun as _, TestRunOptions},
 };
 use ebpf_abi::{
-    CLOCK, Count, Direction, DropReason, Forwarded, Nanos, Origin, PROGRAM_BARE,
+    ADMITTED_V4, ADMITTED_V6, CLOCK, Count, Direction, DropReason, FRAGMENTS_V4, FRAGMENTS_V6,
+    Forwarded, KEY_V4, KEY_V6, Known, MapSpec, Nanos, OPENED_V4, OPENED_V6, Origin, PROGRAM_BARE,
     PROGRAM_FORWARD_IN, PROGRAM_FORWARD_OUT, PROGRAM_NIC_IN, PROGRAM_NIC_IN_IP, PeerCounters,
     PeerIndex, Reason,
 };
@@ -18,8 +19,8 @@ use crate::{
     DataplaneError, Drops, Layer, Offload, Peer, RuleHits, Rules,
     filter::{Enforced, RuleTables},
     forward::Forwarder,
-    object::{self, Features},
-    tables::{Tables, typed, writing},
+    object::{self, Features, missing},
+    tables::{Tables, reading, typed, writing},
 };
 
 /// `__sk_buff` in `linux/bpf.h`: its size and the fields a run may set.
@@ -305,6 +306,37 @@ impl Trial {
     /// As there.
     pub fn forwarded(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
         self.forwarder.counts()
+    }
+
+    /// Counts what the programs remember of packets: by table, how many entries it has and may have.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
+    pub fn remembered(&self) -> Result<Vec<(&'static str, usize, u32)>, DataplaneError> {
+        let tables = [
+            (OPENED_V4, OPENED_V6),
+            (ADMITTED_V4, ADMITTED_V6),
+            (FRAGMENTS_V4, FRAGMENTS_V6),
+        ];
+        let mut remembered = Vec::new();
+        for (v4, v6) in tables {
+            remembered.push((v4.name, self.entries::<KEY_V4>(&v4)?, v4.max_entries));
+            remembered.push((v6.name, self.entries::<KEY_V6>(&v6)?, v6.max_entries));
+        }
+        Ok(remembered)
+    }
+
+    fn entries<const KEY: usize>(&self, spec: &MapSpec) -> Result<usize, DataplaneError> {
+        let map = self.ebpf.map(spec.name).ok_or_else(|| missing(spec.name))?;
+        let table: HashMap<&MapData, [u8; KEY], [u8; size_of::<Known>()]> =
+            HashMap::try_from(map).map_err(reading(spec))?;
+        let mut entries = 0;
+        for key in table.keys() {
+            key.map_err(reading(spec))?;
+            entries += 1;
+        }
+        Ok(entries)
     }
 
     /// Reads how many packets of `direction` were dropped for `reason`.

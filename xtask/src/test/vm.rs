@@ -19,14 +19,18 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dataplane", "dataplane"),
     ("netns-tests", "netns"),
 ];
+/// The one of those folders whose tests start daemons.
+const DAEMONS_IN: &str = "netns";
 /// Policies of the differential test unless `FILTER_POLICIES` says otherwise: what differs between
 /// kernels shows in few, and each waits for the emulated kernel.
 const POLICIES: &str = "50";
+/// Packets of the test of hostile ones, likewise, unless `HOSTILE_PACKETS` says otherwise.
+const HOSTILE: &str = "4000";
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Only<'a> {
-    /// Binaries whose name holds this text.
+    /// Binaries whose name holds one of these texts, between commas.
     pub(crate) binaries: Option<&'a str>,
     /// Tests whose name holds this text.
     pub(crate) tests: Option<&'a str>,
@@ -40,7 +44,7 @@ pub(crate) struct Only<'a> {
 pub(crate) fn run(
     workspace: &Workspace,
     kernel: &Kernel,
-    daemons: &Path,
+    daemons: Option<&Path>,
     only: &Only<'_>,
     tally: &mut Tally,
 ) -> Result<()> {
@@ -62,7 +66,7 @@ pub(crate) fn run(
     });
     let guest = Guest {
         steps: steps.collect(),
-        daemons: Some(daemons.to_owned()),
+        daemons: daemons.map(Path::to_owned),
         programs: Vec::new(),
         environment: environment(),
         clock: Clock::Host,
@@ -80,37 +84,50 @@ pub(crate) fn run(
 
 /// What the tests find in their environment.
 fn environment() -> Vec<(String, String)> {
-    let policies = env::var("FILTER_POLICIES").unwrap_or_else(|_| POLICIES.to_owned());
+    let or = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
     [
-        ("TAILRACE_WIREGUARD", "kernel"),
-        ("FILTER_POLICIES", &policies),
+        ("TAILRACE_WIREGUARD", "kernel".to_owned()),
+        ("FILTER_POLICIES", or("FILTER_POLICIES", POLICIES)),
+        ("HOSTILE_PACKETS", or("HOSTILE_PACKETS", HOSTILE)),
     ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
 }
 
-/// The test binaries of [`PACKAGES`] whose name holds `part`.
-fn executables(workspace: &Workspace, part: &str) -> Result<Vec<Executable>> {
+/// Whether a binary whose name holds one of `parts` may start daemons.
+pub(crate) fn starts_daemons(parts: Option<&str>) -> bool {
+    parts.is_none_or(|parts| packages(parts).any(|(_, folder)| folder == DAEMONS_IN))
+}
+
+/// Those of [`PACKAGES`] that may have a binary whose name holds one of `parts`, with their folders.
+fn packages(parts: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let named = move |folder: &str| {
+        let mut parts = parts.split(',');
+        parts.any(|part| part.starts_with(folder) || folder.contains(part))
+    };
+    let any_is_named = PACKAGES.iter().any(|(_, folder)| named(folder));
+    let packages = PACKAGES.iter().copied();
+    packages.filter(move |(_, folder)| named(folder) || !any_is_named)
+}
+
+/// The test binaries of [`PACKAGES`] whose name holds one of `parts`.
+fn executables(workspace: &Workspace, parts: &str) -> Result<Vec<Executable>> {
     let mut command = workspace.cargo();
     command.args(["test", "--quiet", "--no-run", "--message-format", "json"]);
     // Not doc tests: they need a compiler.
     command.args(["--lib", "--tests"]);
-    let named = |folder: &str| part.starts_with(folder) || folder.contains(part);
-    let any_is_named = PACKAGES.iter().any(|(_, folder)| named(folder));
-    for (package, folder) in PACKAGES {
-        // The others need not even be compiled.
-        if named(folder) || !any_is_named {
-            command.args(["--package", package]);
-        }
+    // The others need not even be compiled.
+    for (package, _) in packages(parts) {
+        command.args(["--package", package]);
     }
     let messages = program::quiet(&mut command)?;
     let mut tests: Vec<Executable> = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter_map(|message| executable(&message))
-        .filter(|test| test.name.contains(part))
+        .filter(|test| parts.split(',').any(|part| test.name.contains(part)))
         .collect();
-    ensure!(!tests.is_empty(), "no test binary is called {part:?}");
+    ensure!(!tests.is_empty(), "no test binary is called {parts:?}");
     tests.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tests)
 }
@@ -165,6 +182,16 @@ fn status(text: &str) -> Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_netns_tests_start_daemons() {
+        assert!(starts_daemons(None));
+        assert!(starts_daemons(Some("netns-heal")));
+        assert!(starts_daemons(Some("heal")));
+        assert!(!starts_daemons(Some("dataplane")));
+        assert!(!starts_daemons(Some("dataplane-shield,netlink")));
+        assert!(starts_daemons(Some("dataplane-shield,netns-heal")));
+    }
 
     #[test]
     fn a_binary_that_dies_without_a_result_counts_as_failed() {
