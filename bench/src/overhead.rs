@@ -19,11 +19,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+mod applied;
 mod echo;
 mod lab;
 mod measure;
 mod report;
 mod setting;
+mod tables;
 mod wireguard_go;
 
 use setting::{Forwarding, Setting};
@@ -48,12 +50,15 @@ pub(crate) struct Args {
     /// Measurements of each setting; the median counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only settings whose name holds this text.
+    /// Only settings whose name holds this text; `path` and `forward` are all of either half.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Where the plot goes.
+    #[arg(long, default_value = "bench/results/overhead.svg")]
+    plot: PathBuf,
 }
 
 /// What a guest measured.
@@ -92,5 +97,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let line = text.lines().find_map(|line| line.strip_prefix(MEASURED));
     let line = line.with_context(|| format!("{} holds no measurement", file.display()))?;
     let measured: Measured = serde_json::from_str(line).context("what the guest printed")?;
-    report::print(&measured, args.json)
+    report::print(&measured, args.json, &args.plot)
 }

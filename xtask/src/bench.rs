@@ -38,17 +38,18 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         return overhead::run(workspace, options);
     }
     let daemons = workspace.build_daemons(true)?;
-    let mut command = command(workspace, options);
+    let mut command = command(workspace, options, true);
     command.args(&options.rest).env("TAILRACE_BIN_DIR", daemons);
     program::run(&mut command)
 }
 
 /// The bench's own command line.
-fn command(workspace: &Workspace, options: &Options) -> Command {
+fn command(workspace: &Workspace, options: &Options, release: bool) -> Command {
     let mut command = workspace.cargo();
     command
-        .args(["run", "--quiet", "--release", "--package", "bench", "--"])
-        .arg(&options.name)
+        .args(["run", "--quiet", "--package", "bench"])
+        .args(release.then_some("--release"))
+        .args(["--", options.name.as_str()])
         .args(options.json.then_some("--json"));
     command
 }

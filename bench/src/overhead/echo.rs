@@ -40,7 +40,8 @@ fn time(text: &str) -> Option<u64> {
     after.strip_suffix("ms")?.parse().ok()
 }
 
-/// Time of `count` round trips of UDP datagrams of `payload` bytes.
+/// Time of `count` round trips of UDP datagrams of `payload` bytes; `warm` is called once the flow is
+/// known everywhere.
 ///
 /// # Errors
 ///
@@ -50,14 +51,16 @@ pub(super) fn udp(
     (server, address): (&Namespace, SocketAddr),
     payload: u32,
     count: u32,
+    warm: impl FnOnce() -> Result<()>,
 ) -> Result<Duration> {
     thread::scope(|scope| {
         let (ready, listening) = channel();
         let server = scope.spawn(move || server.enter(|| serve(address, &ready))?);
         listening.recv().context("the server does not listen")?;
-        let took = client.enter(|| ask(address, payload, count))?;
+        // It stays in the namespace in which it was made.
+        let socket = client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let took = ask(&socket, address, payload, count, warm)?;
         let served = server.join().map_err(|_| anyhow!("the server panicked"))?;
-        let took = took?;
         served?;
         Ok(took)
     })
@@ -77,8 +80,13 @@ fn serve(address: SocketAddr, ready: &Sender<()>) -> Result<()> {
     }
 }
 
-fn ask(address: SocketAddr, payload: u32, count: u32) -> Result<Duration> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn ask(
+    socket: &UdpSocket,
+    address: SocketAddr,
+    payload: u32,
+    count: u32,
+    warm: impl FnOnce() -> Result<()>,
+) -> Result<Duration> {
     socket.connect(address)?;
     socket.set_read_timeout(Some(scaled(DEADLINE)))?;
     let datagram = vec![0; usize::try_from(payload)?];
@@ -96,6 +104,7 @@ fn ask(address: SocketAddr, payload: u32, count: u32) -> Result<Duration> {
         Ok(())
     };
     round_trips(WARM_UP)?;
+    warm()?;
     let begin = Instant::now();
     round_trips(count)?;
     let took = begin.elapsed();

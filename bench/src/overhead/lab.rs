@@ -11,11 +11,15 @@ use netlink::{Netlink, links};
 use testnet::{Namespace, veth};
 
 /// Inner MTU, as the agent sets it.
-const MTU: u32 = 1280;
+pub(super) const MTU: u16 = 1280;
 /// UDP port of WireGuard.
 pub(super) const PORT: u16 = 41641;
 /// The LAN behind the nearer end.
 pub(super) const LAN: &str = "10.0.0.0/24";
+/// Addresses of both ends.
+pub(super) const TAILNET: &str = "100.64.0.0/10";
+/// The nearer end, on the LAN.
+pub(super) const LAN_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// The host of the LAN.
 pub(super) const LAN_HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
@@ -68,7 +72,7 @@ impl End {
         } = self;
         namespace.ip(&format!("address add {address}/32 dev {device}"))?;
         namespace.ip(&format!("link set {device} mtu {MTU} up"))?;
-        namespace.ip(&format!("route add 100.64.0.0/10 dev {device}"))?;
+        namespace.ip(&format!("route add {TAILNET} dev {device}"))?;
         Ok(())
     }
 }
@@ -98,7 +102,8 @@ impl Lab {
                 .ip(&format!("address add {address}/24 dev wan"))?;
         }
         veth((&near.namespace, "lan"), (&host, "lan"))?;
-        near.namespace.ip("address add 10.0.0.1/24 dev lan")?;
+        near.namespace
+            .ip(&format!("address add {LAN_ROUTER}/24 dev lan"))?;
         host.ip(&format!("address add {LAN_HOST}/24 dev lan"))?;
         near.namespace.sysctl("net/ipv4/ip_forward", "1")?;
         Ok(Lab { near, far, host })
@@ -168,10 +173,7 @@ impl Lab {
 
 /// Makes a kernel device in the current namespace.
 fn configure(name: &str, device: &Device) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    block_on(async {
         let netlink = Netlink::open()?;
         links::create_wireguard(&netlink, name).await?;
         let actual = wireguard::dump(&netlink, name).await?.device;
@@ -179,4 +181,12 @@ fn configure(name: &str, device: &Device) -> Result<()> {
             .await
             .with_context(|| format!("configuring {name}"))
     })
+}
+
+/// Runs `work` on the current thread, and so in its namespace.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(work)
 }

@@ -22,16 +22,17 @@ const NAME: &str = "bench";
 /// When the VM cannot be made, or the bench fails inside.
 pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.rest.iter().any(|word| word == "--help") {
-        return program::run(command(workspace, options).arg("--help"));
+        return program::run(command(workspace, options, false).arg("--help"));
     }
     let kernel = setup::vm(workspace, KERNEL)?;
     let wireguard_go = setup::wireguard_go(workspace)?;
+    // No release build: what is measured is the kernel, and the programs that it runs.
     let mut build = workspace.cargo();
-    build.args(["build", "--quiet", "--release", "--package", "bench"]);
+    build.args(["build", "--quiet", "--package", "bench"]);
     program::run(&mut build)?;
     let program = Executable {
         name: NAME.to_owned(),
-        path: workspace.target()?.join("release").join(NAME),
+        path: workspace.target()?.join("debug").join(NAME),
     };
     let arguments = [&options.name, "--guest"].map(str::to_owned);
     let guest = Guest {
@@ -55,5 +56,5 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let folder = testnet::Folder::new("overhead")?;
     let file = folder.path().join("console");
     fs::write(&file, console.join("\n")).context("keeping what the VM printed")?;
-    program::run(command(workspace, options).args(["--measured", text(&file)?]))
+    program::run(command(workspace, options, false).args(["--measured", text(&file)?]))
 }

@@ -273,7 +273,9 @@ fn script(guest: &Guest) -> String {
     }
     let mut steps = String::new();
     for Step { program, arguments } in &guest.steps {
-        let (name, arguments) = (&program.name, arguments.join(" "));
+        let name = &program.name;
+        let arguments: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+        let arguments = arguments.join(" ");
         steps.push_str(&format!(
             "echo \"{SUITE}{name}\"\n/steps/{name} {arguments} 2>&1\necho \"{EXIT}{name} $?\"\n"
         ));
@@ -304,6 +306,11 @@ echo "{DONE}"
 poweroff -f
 "#
     )
+}
+
+/// The word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Packs `root` as a newc archive, uncompressed: unpacking it emulated would take longer.

@@ -45,7 +45,7 @@ pub(crate) struct Guest {
 pub(crate) struct Step {
     /// The program.
     pub(crate) program: Executable,
-    /// Its arguments: letters, digits and what a shell leaves alone.
+    /// Its arguments.
     pub(crate) arguments: Vec<String>,
 }
 
