@@ -526,6 +526,9 @@ impl Shot {
     }
 }
 
+/// Sources, destinations, their ports, and protocols of a rule.
+type Words<'a> = (&'a [&'a str], &'a [&'a str], PortRange, &'a [u8]);
+
 /// Rules, in the words of both sides.
 struct Setting {
     rules: Rules,
@@ -540,7 +543,7 @@ impl Setting {
             first: 1000 + u16::from(seed % 2 == 1),
             last: 50_000,
         };
-        let rules: [(&[&str], &[&str], PortRange, &[u8]); 3] = [
+        let rules: [Words<'_>; 3] = [
             (
                 &["100.64.0.0/10", "fd7a:11::/64"],
                 &["10.77.0.0/24", "fd77::/64"],
