@@ -44,6 +44,10 @@ pub struct Config {
     pub wireguard_port: u16,
     /// UDP port of the agent's own socket, hidden behind WireGuard's; `None` leaves both ports alone.
     pub agent_port: Option<u16>,
+    /// Whether this host forwards anything, for peers or for its containers.
+    pub forwards: bool,
+    /// Whether this node's own traffic goes through a peer.
+    pub uses_exit_node: bool,
     /// Whether hosts behind us see our address in place of the peers'.
     pub masquerade: bool,
     /// Approved prefixes behind us: peers reach their hosts, and those may call peers.

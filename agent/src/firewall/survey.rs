@@ -331,6 +331,8 @@ mod tests {
 
     fn config() -> Config {
         Config {
+            forwards: true,
+            uses_exit_node: false,
             device: "tailrace0".to_owned(),
             divert: true,
             wireguard_port: 41641,

@@ -169,6 +169,8 @@ impl Inner {
             divert,
             wireguard_port: self.port,
             agent_port: None,
+            forwards: !served.is_empty() || forwarding::is_on(),
+            uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
             exit_node: served.iter().any(|net| net.prefix_len() == 0),
             served,

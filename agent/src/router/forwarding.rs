@@ -49,6 +49,26 @@ fn missing_below(root: &Path, routes: &[IpNet]) -> Vec<Switch> {
         .collect()
 }
 
+/// Whether this host forwards anything, from whichever interface. What cannot be read counts as yes.
+pub(crate) fn is_on() -> bool {
+    is_on_below(Path::new(ROOT))
+}
+
+fn is_on_below(root: &Path) -> bool {
+    ["net/ipv4/conf", "net/ipv6/conf"]
+        .into_iter()
+        .any(|family| {
+            // A kernel without IPv6 forwards none.
+            let Ok(interfaces) = std::fs::read_dir(root.join(family)) else {
+                return family == "net/ipv4/conf";
+            };
+            interfaces.flatten().any(|interface| {
+                let value = std::fs::read_to_string(interface.path().join("forwarding"));
+                value.is_ok_and(|value| value.trim() != "0")
+            })
+        })
+}
+
 /// Has a strict reverse path filter (`rp_filter=1`) look at marks: what comes in for our own underlay sockets
 /// carries theirs (see the firewall's `prerouting`), and without it such a filter drops answers that the
 /// routes of an exit node would send elsewhere. wg-quick and upstream set the same.
@@ -233,6 +253,17 @@ mod tests {
         forwarding
             .map(|(name, _)| read(root, name).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn one_interface_that_forwards_is_enough() {
+        let (_folder, root, _state) = host();
+        assert!(!is_on_below(&root));
+        let path = path(&root, "net.ipv4.conf.eth0.forwarding");
+        std::fs::write(&path, "1\n").unwrap();
+        assert!(is_on_below(&root));
+        std::fs::write(&path, "0\n").unwrap();
+        assert!(!is_on_below(&root));
     }
 
     #[test]

@@ -212,7 +212,10 @@ async fn agent(
         .apply(&firewall::Config {
             device: DEVICE.to_owned(),
             wireguard_port: 41641,
+            divert: false,
             agent_port: None,
+            forwards: true,
+            uses_exit_node: false,
             masquerade,
             exit_node: served.iter().any(|net| net.prefix_len() == 0),
             served,

@@ -419,7 +419,10 @@ async fn serve(plane: &Arc<Mutex<Plane>>, served: Vec<IpNet>, duties: Duties) ->
         .apply(&firewall::Config {
             device: DEVICE.to_owned(),
             wireguard_port: 41641,
+            divert: false,
             agent_port: None,
+            forwards: true,
+            uses_exit_node: false,
             masquerade: true,
             exit_node: false,
             served: served.clone(),
