@@ -196,8 +196,8 @@ fn keep_bypass() -> [Chain; 2] {
         E::ConnectionMark { value, mask },
         E::SetMark { value, mask },
     ]);
+    // Not of new connections alone: they may be older than the rule.
     let save = Rule::new([
-        E::ConnectionState(state::NEW),
         E::Mark { value, mask },
         E::SetConnectionMark { value, mask },
     ]);

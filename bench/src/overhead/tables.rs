@@ -49,7 +49,7 @@ pub(super) fn whole(device: &str) -> String {
         }}
         chain output {{
             type filter hook output priority -150; policy accept;
-            ct state new meta mark & 0x00ff0000 == 0x00080000 ct mark set ct mark & 0xff00ffff | 0x00080000
+            meta mark & 0x00ff0000 == 0x00080000 ct mark set ct mark & 0xff00ffff | 0x00080000
         }}
         {demux}
         chain postrouting {{
