@@ -15,6 +15,7 @@ const REKEY: Duration = Duration::from_secs(5);
 /// Pause between bursts of the flood, and initiations in each: some 10 000 a second.
 const PAUSE: Duration = Duration::from_millis(5);
 const BURST: usize = 50;
+const ATTEMPTS: usize = 3;
 const PORT: u16 = 41641;
 const OPEN: u16 = 7001;
 const SHUT: u16 = 7002;
@@ -114,6 +115,22 @@ fn metric(node: &Node, line: &str) -> Result<f64> {
     Ok(value.trim().parse()?)
 }
 
+/// Has alice begin anew; whether her handshake was counted as that of a trusted endpoint in a flood.
+fn shake_hands(lab: &Direct) -> Result<bool> {
+    const TRUSTED: &str = r#"tailrace_shield_initiations_total{verdict="trusted"}"#;
+    // The session goes with the device.
+    lab.alice.cli(&["down"])?;
+    lab.alice.cli(&["up"])?;
+    set_endpoint(&lab.alice, &lab.gate)?;
+    let before = metric(&lab.gate, TRUSTED)?;
+    let begin = Instant::now();
+    lab.alice.reach(lab.gate.ip("-4")?, REKEY)?;
+    let took = begin.elapsed();
+    println!("shook hands after {took:?}");
+    ensure!(took <= scaled(REKEY), "{took:?}");
+    Ok(metric(&lab.gate, TRUSTED)? > before)
+}
+
 #[test]
 fn a_peer_with_a_configured_endpoint_shakes_hands_during_a_flood() -> Result<()> {
     skip_unless_available!("ping");
@@ -129,28 +146,19 @@ fn a_peer_with_a_configured_endpoint_shakes_hands_during_a_flood() -> Result<()>
             ensure!(metric(&lab.gate, "tailrace_shield_flooded")? == 1.0);
             Ok(())
         })?;
-        // The session goes with the device.
-        lab.alice.cli(&["down"])?;
-        lab.alice.cli(&["up"])?;
-        set_endpoint(&lab.alice, &lab.gate)?;
-        let before = metric(
-            &lab.gate,
-            r#"tailrace_shield_initiations_total{verdict="trusted"}"#,
-        )?;
-        let begin = Instant::now();
-        lab.alice.reach(lab.gate.ip("-4")?, REKEY)?;
-        let took = begin.elapsed();
-        println!("shook hands after {took:?}");
-        ensure!(took <= scaled(REKEY), "{took:?}");
-        let trusted = metric(
-            &lab.gate,
-            r#"tailrace_shield_initiations_total{verdict="trusted"}"#,
-        )?;
+        // A slow machine may be too slow to flood at the very moment.
+        let mut trusted = false;
+        for _ in 0..ATTEMPTS {
+            trusted = shake_hands(&lab)?;
+            if trusted {
+                break;
+            }
+        }
+        ensure!(trusted, "no handshake was trusted");
         let dropped = metric(
             &lab.gate,
             r#"tailrace_shield_initiations_total{verdict="dropped"}"#,
         )?;
-        ensure!(trusted > before, "{trusted} trusted");
         ensure!(dropped > 1000.0, "{dropped} dropped");
         let status = lab.gate.cli(&["status"])?;
         ensure!(status.contains("a flood now"), "{status}");
