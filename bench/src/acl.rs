@@ -27,7 +27,10 @@ use packet::build::{ACK, Ip, SYN};
 use serde_json::{Value, json};
 use testnet::Namespace;
 
-use crate::plot::{Lines, Series};
+use crate::{
+    figures::median,
+    plot::{Lines, Series},
+};
 
 const ROUNDS: usize = 5;
 /// Runs of a program in a round.
@@ -205,11 +208,6 @@ fn mean(trial: &mut Trial, frames: &[Vec<u8>], verdict: i32) -> Result<f64> {
         sum += outcome.duration.as_nanos() as f64;
     }
     Ok(sum / frames.len() as f64)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Costs on a real path; runs inside the namespace.

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod acl;
 mod control;
 mod counters;
+mod figures;
 mod forward;
 mod overhead;
 mod plot;

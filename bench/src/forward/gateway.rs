@@ -20,6 +20,7 @@ use testnet::{Lan, Namespace, wait_until};
 use tokio::sync::{Mutex, oneshot, watch};
 
 use super::Setting;
+use crate::figures::counted;
 
 const DEVICE: &str = "tailrace0";
 const US: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
@@ -152,15 +153,8 @@ impl Gateway {
 
     /// Packets that came to the host.
     fn arrived(&self) -> Result<usize> {
-        let text = self
-            .lan
-            .host()
-            .exec(&["nft", "list", "table", "ip", "sink"])?;
-        let after = text.split("counter packets ").nth(1);
-        let number = after.and_then(|text| text.split(' ').next());
-        number
-            .and_then(|number| number.parse().ok())
-            .with_context(|| format!("no counter in {text}"))
+        let view = ["nft", "list", "table", "ip", "sink"];
+        Ok(usize::try_from(counted(&self.lan.host().exec(&view)?)?)?)
     }
 
     /// Takes from the TUN device what is for peers; returns how many of ours there were.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::figures::median;
 use crate::plot::{Bars, Group};
 use gateway::Gateway;
 
@@ -140,11 +141,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print_table(&figures, &args.plot)?;
     }
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn plot(figures: &[Figure], path: &Path) -> Result<()> {

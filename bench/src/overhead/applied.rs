@@ -17,6 +17,7 @@ use testnet::Namespace;
 
 use super::lab::{self, End, LAN, LAN_ROUTER, Lab, MTU, TAILNET};
 use super::tables;
+use crate::figures::counted;
 
 /// For how long conntrack remembers UDP that has been answered, less a margin, as the agent has it.
 const IDLE: Duration = Duration::from_secs(24);
@@ -294,10 +295,5 @@ fn index(device: &str) -> Result<u32> {
 
 /// Packets that the forward chain beside the flowtable saw: those that were not offloaded.
 fn seen_by_forward_chain(router: &Namespace) -> Result<u64> {
-    let text = router.exec(&["nft", "list", "table", "inet", tables::FLOWS])?;
-    let after = text.split("counter packets ").nth(1);
-    let number = after.and_then(|text| text.split(' ').next());
-    number
-        .and_then(|number| number.parse().ok())
-        .with_context(|| format!("no counter in {text}"))
+    counted(&router.exec(&["nft", "list", "table", "inet", tables::FLOWS])?)
 }

@@ -17,9 +17,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     net::IpAddr,
-    panic::resume_unwind,
     sync::atomic::{AtomicU64, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -132,19 +130,9 @@ fn all(gateway: &Gateway, seed: u64, runs: u64) -> Result<Tally> {
         }
     };
     let mut tally = Tally::default();
-    thread::scope(|scope| -> Result<()> {
-        let running: Vec<_> = (0..THREADS.min(runs))
-            .map(|_| scope.spawn(thread))
-            .collect();
-        for thread in running {
-            tally.add(
-                thread
-                    .join()
-                    .unwrap_or_else(|panicked| resume_unwind(panicked))?,
-            );
-        }
-        Ok(())
-    })?;
+    for part in common::on_threads(THREADS.min(runs), thread)? {
+        tally.add(part);
+    }
     let (early, late) = (early.into_inner(), resident_kib()?);
     ensure!(
         early == 0 || late < early + GROWTH_KIB,
