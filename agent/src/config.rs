@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::net::EngineChoice;
+use crate::net::{EngineChoice, ShieldMode};
 
 /// Overlay device if none is named.
 pub const DEFAULT_DEVICE: &str = "tailrace0";
@@ -30,6 +30,8 @@ pub struct Settings {
     pub port: Option<u16>,
     /// `auto`, `kernel` or `embedded`. Default `auto`.
     pub wireguard: Option<EngineName>,
+    /// `off`, `tcx` or `native`. Default `tcx`.
+    pub shield: Option<ShieldName>,
     /// Address of the Prometheus endpoint. Default: none.
     pub metrics: Option<SocketAddr>,
 }
@@ -56,6 +58,28 @@ impl From<EngineName> for EngineChoice {
     }
 }
 
+/// [`ShieldMode`] as it is written in flags and files.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ShieldName {
+    /// No shield.
+    Off,
+    /// Behind the driver, beside others' programs: on every device.
+    Tcx,
+    /// In the driver (XDP), where it can and has no other such program.
+    Native,
+}
+
+impl From<ShieldName> for ShieldMode {
+    fn from(name: ShieldName) -> Self {
+        match name {
+            ShieldName::Off => Self::Off,
+            ShieldName::Tcx => Self::Tcx,
+            ShieldName::Native => Self::Native,
+        }
+    }
+}
+
 /// Everything the daemon needs to know before it starts.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -69,6 +93,8 @@ pub struct Config {
     pub port: u16,
     /// Which WireGuard.
     pub engine: EngineChoice,
+    /// Where floods of handshakes are held off.
+    pub shield: ShieldMode,
     /// Address of the Prometheus endpoint, if wanted.
     pub metrics: Option<SocketAddr>,
 }
@@ -99,6 +125,7 @@ impl Settings {
             device: self.device.or(fallback.device),
             port: self.port.or(fallback.port),
             wireguard: self.wireguard.or(fallback.wireguard),
+            shield: self.shield.or(fallback.shield),
             metrics: self.metrics.or(fallback.metrics),
         }
     }
@@ -118,6 +145,7 @@ impl Settings {
             socket: self.socket.unwrap_or_else(|| default_socket(&device)),
             port: self.port.unwrap_or(DEFAULT_PORT),
             engine: self.wireguard.unwrap_or(EngineName::Auto).into(),
+            shield: self.shield.map_or_else(ShieldMode::default, Into::into),
             metrics: self.metrics,
             device,
         })

@@ -140,6 +140,7 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
         device: config.device.clone(),
         port: config.port,
         wireguard: config.engine,
+        shield: config.shield,
     };
     let (engine, handle) = Engine::new(engine_config, state)?;
     tracing::info!(
@@ -208,6 +209,7 @@ fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, Config
         device: args.device,
         port: args.port,
         wireguard: args.wireguard,
+        shield: args.shield,
         metrics: args.metrics,
     };
     flags.or(file).into_config()

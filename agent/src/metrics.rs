@@ -1,11 +1,13 @@
 //! The agent's Prometheus endpoint: what [`Snapshot`] holds at the moment of the scrape.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dataplane::{Count, Forwarded, Origin};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -188,6 +190,8 @@ impl SnapshotCollector<'_> {
         families.extend(engine.collect());
 
         families.extend(filter_families(&net.filter)?);
+        families.extend(forward_families(&net.forwarded)?);
+        families.extend(shield_families(&net.shield)?);
 
         let relays = GaugeVec::new(
             Opts::new(
@@ -247,6 +251,61 @@ impl SnapshotCollector<'_> {
         families.retain(|family| !family.get_metric().is_empty());
         Ok(families)
     }
+}
+
+/// Packets that this node forwards for others, of flows that the programs know.
+fn forward_families(
+    forwarded: &BTreeMap<(Origin, Forwarded), Count>,
+) -> prometheus::Result<Vec<MetricFamily>> {
+    let counter =
+        |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["from", "outcome"]);
+    let packets = counter(
+        "tailrace_forwarded_packets_total",
+        "Packets of known forwarded flows, by where they came in and what became of them.",
+    )?;
+    let bytes = counter(
+        "tailrace_forwarded_bytes_total",
+        "IP bytes of those packets.",
+    )?;
+    for ((origin, outcome), count) in forwarded {
+        if count.packets > 0 {
+            let from = match origin {
+                Origin::Overlay => "peer",
+                Origin::Lan => "lan",
+            };
+            let labels = [from, outcome.name()];
+            packets.with_label_values(&labels).inc_by(count.packets);
+            bytes.with_label_values(&labels).inc_by(count.bytes);
+        }
+    }
+    Ok([packets.collect(), bytes.collect()].concat())
+}
+
+/// The shields of the WireGuard port.
+fn shield_families(shield: &net::ShieldStatus) -> prometheus::Result<Vec<MetricFamily>> {
+    let flooded = IntGauge::new(
+        "tailrace_shield_flooded",
+        "1 while more handshakes come than peers begin.",
+    )?;
+    flooded.set(i64::from(shield.flooded));
+    let initiations = IntCounterVec::new(
+        Opts::new(
+            "tailrace_shield_initiations_total",
+            "WireGuard handshake initiations from the underlay, by what became of them.",
+        ),
+        &["verdict"],
+    )?;
+    for (reason, count) in &shield.initiations {
+        initiations
+            .with_label_values(&[reason.name()])
+            .inc_by(*count);
+    }
+    let families = [flooded.collect(), initiations.collect()].concat();
+    Ok(if shield.devices.is_empty() {
+        Vec::new()
+    } else {
+        families
+    })
 }
 
 /// The packet filter: where it is, what it dropped.

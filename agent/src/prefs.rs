@@ -58,7 +58,7 @@ pub struct Prefs {
 pub enum NetfilterMode {
     /// Not at all.
     Off,
-    /// Chains are made and not hooked.
+    /// Chains of our own only: nothing is done to those of others.
     #[value(name = "nodivert")]
     NoDivert,
     /// Everything is set up.

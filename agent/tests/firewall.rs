@@ -83,6 +83,9 @@ impl Network {
 fn config() -> Config {
     Config {
         device: "tailrace0".to_owned(),
+        divert: true,
+        forwards: true,
+        uses_exit_node: true,
         wireguard_port: WIREGUARD,
         agent_port: Some(AGENT),
         masquerade: true,

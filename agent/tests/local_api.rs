@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agent::engine::{Engine, EngineConfig, Handle};
 use agent::localapi::{BackendState, BindError, Client, ClientError, Server, Status};
-use agent::net::EngineChoice;
+use agent::net::{EngineChoice, ShieldMode};
 use agent::prefs::Prefs;
 use agent::state::StateDir;
 use bytes::Bytes;
@@ -292,6 +292,7 @@ impl Daemon {
             device: "unused0".to_owned(),
             port: 0,
             wireguard: EngineChoice::Embedded,
+            shield: ShieldMode::Off,
         };
         let (engine, handle) = Engine::new(config, state).unwrap();
         let socket = folder.path().join("api.sock");

@@ -31,7 +31,10 @@ use packet::build::{ACK, Ip, SYN};
 use serde_json::{Value, json};
 use testnet::Namespace;
 
-use crate::plot::{Lines, Series};
+use crate::{
+    figures::median,
+    plot::{Lines, Series},
+};
 
 const ROUNDS: usize = 5;
 /// Pairs of runs in a round.
@@ -197,7 +200,7 @@ fn programs(count: usize, figures: &mut Figures) -> Result<()> {
     let peers = [("100.64.0.0/10".parse()?, PeerIndex(1))];
     let mut counting = Trial::load().context("loading the eBPF programs")?;
     counting.set_peers(&peers)?;
-    let mut filter = |kind| -> Result<Trial> {
+    let filter = |kind| -> Result<Trial> {
         let mut trial = Trial::load_as(kind)?;
         trial.set_peers(&peers)?;
         trial.set_rules(&to_rules(&rules))?;
@@ -251,11 +254,6 @@ fn run_once(trial: &mut Trial, program: Program, frame: &[u8], verdict: i32) -> 
     let outcome = trial.run(program, frame, Gso::default(), REPEAT)?;
     ensure!(outcome.verdict == verdict, "verdict {}", outcome.verdict);
     Ok(outcome.duration.as_nanos() as f64)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A device whose packets go through one ruleset.

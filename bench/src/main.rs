@@ -8,6 +8,9 @@ use clap::{Parser, Subcommand};
 mod acl;
 mod control;
 mod counters;
+mod figures;
+mod forward;
+mod overhead;
 mod plot;
 mod policy;
 mod process;
@@ -28,6 +31,10 @@ enum Command {
     Control(control::Args),
     /// Nanoseconds that counting costs each packet, per eBPF program.
     Counters(counters::Args),
+    /// Nanoseconds that a gateway takes to forward a packet, beside nftables.
+    Forward(forward::Args),
+    /// Instructions of a round trip on kernel WireGuard, with what we add, and on wireguard-go.
+    Overhead(overhead::Args),
     /// Compilation, changes and questions of a big policy.
     Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
@@ -39,6 +46,8 @@ fn main() -> anyhow::Result<()> {
         Command::Acl(args) => acl::run(&args),
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
+        Command::Forward(args) => forward::run(&args),
+        Command::Overhead(args) => overhead::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
     }

@@ -1,4 +1,4 @@
-//! Plots as SVG, by hand: lines over logarithmic axes.
+//! Plots as SVG, by hand: lines over logarithmic axes, and bars.
 
 use std::fmt::Write as _;
 use std::{fs, path::Path};
@@ -36,10 +36,7 @@ impl Lines<'_> {
     ///
     /// If it cannot be written.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        }
-        fs::write(path, self.svg()).with_context(|| format!("writing {}", path.display()))
+        write(path, &self.svg())
     }
 
     fn svg(&self) -> String {
@@ -52,11 +49,7 @@ impl Lines<'_> {
         };
         let x = Axis::over(points().map(|point| point.0), BOX[0], BOX[1]);
         let y = Axis::over(points().map(|point| point.1), BOX[3], BOX[2]);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
+        let mut svg = begin(HEIGHT);
         text(&mut svg, (BOX[0], 22.0), "start", 15, self.title);
         text(
             &mut svg,
@@ -111,6 +104,63 @@ impl Lines<'_> {
     }
 }
 
+/// A plot of horizontal bars that begin at 0, in groups that share a scale.
+pub(crate) struct Bars<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) groups: Vec<Group<'a>>,
+}
+
+/// Bars under a heading.
+pub(crate) struct Group<'a> {
+    pub(crate) name: &'a str,
+    /// What each bar stands for, its length, and what is written behind it.
+    pub(crate) bars: Vec<(&'a str, f64, String)>,
+}
+
+/// Height of a bar with its space; left end and greatest length of bars.
+const ROW: f64 = 22.0;
+const BARS: [f64; 2] = [260.0, 330.0];
+
+impl Bars<'_> {
+    /// As [`Lines::write`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        write(path, &self.svg())
+    }
+
+    fn svg(&self) -> String {
+        let rows: usize = self.groups.iter().map(|group| group.bars.len() + 2).sum();
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        let mut svg = begin(50.0 + ROW * f64::from(rows));
+        text(&mut svg, (12.0, 24.0), "start", 15, self.title);
+        let mut top = 40.0;
+        for group in &self.groups {
+            top += ROW;
+            text(&mut svg, (12.0, top), "start", 13, group.name);
+            let most = group.bars.iter().map(|bar| bar.1).fold(0.0, f64::max);
+            let colours = COLOURS.iter().cycle();
+            for ((name, value, label), colour) in group.bars.iter().zip(colours) {
+                top += ROW;
+                text(&mut svg, (BARS[0] - 8.0, top), "end", 12, name);
+                let width = value / most * BARS[1];
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"14\" fill=\"{colour}\"/>",
+                    BARS[0],
+                    top - 11.0
+                );
+                text(&mut svg, (BARS[0] + width + 6.0, top), "start", 12, label);
+            }
+            top += ROW;
+        }
+        svg.push_str("</svg>\n");
+        svg
+    }
+}
+
 /// A logarithmic axis from a power of ten to another, and where its ends are drawn.
 struct Axis {
     first: i32,
@@ -151,6 +201,21 @@ impl Axis {
     }
 }
 
+fn write(path: &Path, svg: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    fs::write(path, svg).with_context(|| format!("writing {}", path.display()))
+}
+
+fn begin(height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    )
+}
+
 fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, size: u32, text: &str) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     let _ = writeln!(
@@ -185,5 +250,25 @@ mod tests {
         assert!(svg.contains("a &lt; b") && svg.contains(">one<"), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(svg.contains("70.0,") && svg.contains("540.0,"), "{svg}");
+    }
+
+    #[test]
+    fn the_longest_bar_fills_the_plot_and_the_others_are_parts_of_it() {
+        let plot = Bars {
+            title: "costs",
+            groups: vec![Group {
+                name: "path",
+                bars: vec![
+                    ("one", 50.0, "50".to_owned()),
+                    ("two", 100.0, "100 (+100 %)".to_owned()),
+                ],
+            }],
+        };
+        let svg = plot.svg();
+        assert!(
+            svg.contains("width=\"165.0\"") && svg.contains("width=\"330.0\""),
+            "{svg}"
+        );
+        assert!(svg.contains(">100 (+100 %)<"), "{svg}");
     }
 }

@@ -81,9 +81,8 @@ fn judge_family<A: Words>(
     generation: u64,
 ) -> Result<Passed, DropReason> {
     if let Some(flow) = A::flow(frame, direction)
-        && let Some(opens) = opens::<A>(frame, flow.protocol)
+        && let Some(kind) = kind::<A>(frame, flow.protocol)
     {
-        let kind = if opens { OPENS } else { PORTS };
         return ordinary(&Key::new(flow), kind, direction, generation);
     }
     let scratch = A::scratch().ok_or(DropReason::NoPolicy)?;
@@ -102,14 +101,16 @@ fn judge_family<A: Words>(
     judged
 }
 
-/// Whether an ordinary packet asks for a connection; `None` if that is out of reach.
+/// What an ordinary packet of protocol `number` is; `None` if that is out of reach.
 #[inline(always)]
-fn opens<A: Words>(frame: &Frame<'_>, number: u8) -> Option<bool> {
-    if number == protocol::TCP {
-        A::opens(frame)
-    } else {
-        Some(false)
-    }
+fn kind<A: Words>(frame: &Frame<'_>, number: u8) -> Option<u8> {
+    let opens = A::opens(frame, number)?;
+    Some(match (number == A::ICMP, opens) {
+        (true, true) => ECHO_REQUEST,
+        (true, false) => ECHO_REPLY,
+        (false, true) => OPENS,
+        (false, false) => PORTS,
+    })
 }
 
 /// Judges an ordinary packet: by what is known of its flow, if that is of this generation and nothing
@@ -123,21 +124,23 @@ fn ordinary<A: Words>(
 ) -> Result<Passed, DropReason> {
     let now = tables::now();
     let holds = |entry: &Entry| entry.generation() == generation && now < entry.expires();
+    let asks = kind == OPENS || kind == ECHO_REQUEST;
     let judged = match direction {
         Direction::In => {
             let place = Place::of(key).ok_or(DropReason::NoPolicy)?;
-            let admitted = place.found_of(generation);
+            // Whatever is admitted, the answer to an echo needs our question.
+            let admitted = if kind == ECHO_REPLY {
+                None
+            } else {
+                place.found_of(generation)
+            };
             if let Some(known) = admitted
                 && now < known.expires
                 && is_fresh(known, now)
             {
                 return Ok(Passed::as_known(known));
             }
-            let opened = if kind == OPENS {
-                None
-            } else {
-                tables::opened(key)
-            };
+            let opened = if asks { None } else { tables::opened(key) };
             if let Some(entry) = &opened
                 && admitted.is_none()
                 && holds(entry)
@@ -153,7 +156,7 @@ fn ordinary<A: Words>(
                 if holds(entry) && entry.is_fresh(now) {
                     return Ok(Passed::by(entry));
                 }
-            } else if kind != OPENS
+            } else if !asks
                 // An answer. The far end may be anything that a rule has let in, O4 has not been asked.
                 && !key.theirs.is_multicast()
                 && !key.theirs.is_link_local()

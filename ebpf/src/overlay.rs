@@ -12,6 +12,7 @@ use packet::remote_address;
 
 use crate::{
     filter::{self, Passed},
+    forward,
     frame::Frame,
     maps, tables,
 };
@@ -73,6 +74,9 @@ fn run(ctx: &TcContext, direction: Direction) -> i32 {
     maps::count_total(direction, number, count);
     #[cfg(feature = "log")]
     log(ctx, direction, number, count);
+    if verdict == TC_ACT_UNSPEC {
+        forward::go_on(ctx, direction);
+    }
     verdict
 }
 

@@ -25,15 +25,27 @@ use packet::{
     flat::{Flat, FlatFamily},
     idle,
 };
+use zerocopy::transmute_ref;
 
 use crate::maps;
 
 /// `BPF_ANY` in `linux/bpf.h`: make the entry or replace it.
 const ANY: u64 = 0;
 
+/// A value of type `V` in a map inside a map, as words.
+///
+/// A map goes into an array of maps if it is like the pattern that the array was made of. Kernels before
+/// 6.2 count among that what they looked for in the type of values, a timer: "none" of a structure,
+/// "not asked" of all other types and of maps that come without types, as the loader's do.
+macro_rules! words {
+    ($value:ty, $word:ty) => {
+        [$word; size_of::<$value>() / size_of::<$word>()]
+    };
+}
+
 /// Set by the loader, which replaces the map in it.
 #[btf_map]
-static POLICY: ArrayOfMaps<InnerArray<Policy, 1>, 1> = ArrayOfMaps::new();
+static POLICY: ArrayOfMaps<InnerArray<words!(Policy, u64), 1>, 1> = ArrayOfMaps::new();
 
 /// The loader's own note.
 #[map]
@@ -52,18 +64,19 @@ static NETS_V4: ArrayOfMaps<LpmTrie<[u8; 4], Class, PATTERN>, TABLES> = ArrayOfM
 #[btf_map]
 static NETS_V6: ArrayOfMaps<LpmTrie<[u8; 16], Class, PATTERN>, TABLES> = ArrayOfMaps::new();
 #[btf_map]
-static PAIRS: ArrayOfMaps<HashMap<Pair, Ports, PATTERN>, { SETS as usize }> = ArrayOfMaps::new();
+static PAIRS: ArrayOfMaps<HashMap<Pair, words!(Ports, u32), PATTERN>, { SETS as usize }> =
+    ArrayOfMaps::new();
 const ANY_SIZE: usize = BPF_F_INNER_MAP as usize;
 type Lists<V> = ArrayOfMaps<InnerArray<V, PATTERN, ANY_SIZE>, { SETS as usize }>;
 
 #[btf_map]
-static PORT_LISTS: Lists<RulePorts> = ArrayOfMaps::new();
+static PORT_LISTS: Lists<words!(RulePorts, u32)> = ArrayOfMaps::new();
 #[btf_map]
-static ENDS: Lists<ListedEnd> = ArrayOfMaps::new();
+static ENDS: Lists<words!(ListedEnd, u32)> = ArrayOfMaps::new();
 #[btf_map]
 static MEMBERS: Lists<u64> = ArrayOfMaps::new();
 #[btf_map]
-static RULE_HITS: Lists<Count> = ArrayOfMaps::new();
+static RULE_HITS: Lists<words!(Count, u64)> = ArrayOfMaps::new();
 
 #[map]
 static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
@@ -302,7 +315,8 @@ pub(crate) fn generation() -> u64 {
 /// The policy in force.
 #[inline(always)]
 pub(crate) fn policy() -> Option<&'static Policy> {
-    POLICY.get_value(0, &0)
+    let policy = POLICY.get_value(0, &0)?;
+    Some(transmute_ref!(policy))
 }
 
 /// No rule, as the number of one.
@@ -323,6 +337,7 @@ pub(crate) fn admitting(policy: &Policy, pair: Pair, port: u16) -> u32 {
     let Some(ports) = (unsafe { pairs.get(key) }) else {
         return NO_RULE;
     };
+    let ports: &Ports = transmute_ref!(ports);
     if linear {
         return in_ends(policy, ports, pair.source, port);
     }
@@ -351,9 +366,10 @@ fn in_list(set: u32, ports: &Ports, port: u16) -> u32 {
             break;
         }
         let middle = begin + (end - begin) / 2;
-        let Some(RulePorts { ports, rule }) = lists.get(middle) else {
+        let Some(listed) = lists.get(middle) else {
             break;
         };
+        let RulePorts { ports, rule } = transmute_ref!(listed);
         if port < ports.first {
             end = middle;
         } else if port > ports.last {
@@ -410,6 +426,7 @@ unsafe extern "C" fn try_end(index: u64, search: *mut Search) -> i64 {
     let Some(end) = ends.get(search.first.wrapping_add(index as u32)) else {
         return 1;
     };
+    let end: &ListedEnd = transmute_ref!(end);
     if search.port < end.ports.first.into() || search.port > end.ports.last.into() {
         return 0;
     }
@@ -438,7 +455,7 @@ pub(crate) fn count_rule(flags: u32, rule: u32, rules: u32, count: Count) {
     if let Some(hits) = hits.get_ptr_mut(rule_slot(cpu, rule, rules)) {
         // SAFETY: the map returned the pointer; programs of one CPU do not interrupt each other, and
         // nobody else writes to this CPU's values.
-        unsafe { *hits += count };
+        unsafe { *hits.cast::<Count>() += count };
     }
 }
 

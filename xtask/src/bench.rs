@@ -1,5 +1,9 @@
 //! Benches: release builds, delegated to the package `bench`.
 
+mod overhead;
+
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::ebpf;
@@ -11,7 +15,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Name of the bench.
-    #[arg(value_parser = ["acl", "control", "counters", "policy", "relay"])]
+    #[arg(value_parser = ["acl", "control", "counters", "forward", "overhead", "policy", "relay"])]
     name: String,
     /// Machine-readable figures.
     #[arg(long)]
@@ -30,20 +34,22 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::lab()?;
     let tools = setup::ebpf_tools(workspace)?;
     ebpf::build(&workspace.root, &tools)?;
+    if options.name == "overhead" {
+        return overhead::run(workspace, options);
+    }
     let daemons = workspace.build_daemons(true)?;
+    let mut command = command(workspace, options, true);
+    command.args(&options.rest).env("TAILRACE_BIN_DIR", daemons);
+    program::run(&mut command)
+}
+
+/// The bench's own command line.
+fn command(workspace: &Workspace, options: &Options, release: bool) -> Command {
     let mut command = workspace.cargo();
     command
-        .args([
-            "run",
-            "--quiet",
-            "--release",
-            "--package",
-            "bench",
-            "--",
-            &options.name,
-        ])
-        .args(options.json.then_some("--json"))
-        .args(&options.rest)
-        .env("TAILRACE_BIN_DIR", daemons);
-    program::run(&mut command)
+        .args(["run", "--quiet", "--package", "bench"])
+        .args(release.then_some("--release"))
+        .args(["--", options.name.as_str()])
+        .args(options.json.then_some("--json"));
+    command
 }

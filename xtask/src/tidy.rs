@@ -110,6 +110,7 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     (&["sqlx"], &["control"]),
     (&["jsonc-parser", "miette"], &["policy"]),
     (&["gotatun", "tun-rs"], &["agent"]),
+    (&["zbus"], &["agent"]),
     (&["snow"], &["control-proto"]),
     // Cores are driven from outside: no runtime in them.
     (

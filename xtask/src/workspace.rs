@@ -40,7 +40,7 @@ impl Workspace {
             .to_owned();
         Ok(Workspace {
             root,
-            cache: cache()?,
+            cache: testnet::cache().context("no cache folder: set TAILRACE_CACHE or HOME")?,
         })
     }
 
@@ -62,7 +62,7 @@ impl Workspace {
         if let Some(folder) = env::var_os("TAILRACE_BIN_DIR") {
             return Ok(PathBuf::from(folder));
         }
-        println!("Building tailrace, tailrace-control and tailrace-relay");
+        eprintln!("Building tailrace, tailrace-control and tailrace-relay");
         let mut command = self.cargo();
         command.arg("build").arg("--quiet");
         if release {
@@ -109,18 +109,6 @@ impl Workspace {
     pub(crate) fn kernels(&self) -> PathBuf {
         self.cache.join("kernels")
     }
-}
-
-fn cache() -> Result<PathBuf> {
-    let folder = |name: &str| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    folder("TAILRACE_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|path| path.join("tailrace")))
-        .or_else(|| folder("HOME").map(|path| path.join(".cache/tailrace")))
-        .context("no cache folder: set TAILRACE_CACHE or HOME")
 }
 
 /// The path as text, for command lines.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::routes::RouteArgs;
-use crate::config::EngineName;
+use crate::config::{EngineName, ShieldName};
 
 /// A tailnet node whose data plane is the Linux kernel.
 #[derive(Debug, Parser)]
@@ -72,6 +72,9 @@ pub struct DaemonArgs {
     /// Which WireGuard [default: auto].
     #[arg(long, value_name = "WHICH", env = "TAILRACE_WIREGUARD")]
     pub wireguard: Option<EngineName>,
+    /// Where floods of WireGuard handshakes are held off [default: tcx].
+    #[arg(long, value_name = "WHERE", env = "TAILRACE_SHIELD")]
+    pub shield: Option<ShieldName>,
     /// Serve Prometheus metrics on this address.
     #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_METRICS")]
     pub metrics: Option<SocketAddr>,
@@ -254,7 +257,7 @@ mod tests {
     #[test]
     fn the_documented_commands_parse() {
         for line in [
-            "tailrace daemon --state-dir /s --socket /x.sock --device t1 --port 1 --wireguard embedded --metrics 127.0.0.1:9 --config /c",
+            "tailrace daemon --state-dir /s --socket /x.sock --device t1 --port 1 --wireguard embedded --shield off --metrics 127.0.0.1:9 --config /c",
             "tailrace --socket /x.sock up --login-server http://c --auth-key k --hostname n --timeout 60s --shields-up",
             "tailrace set --shields-up=false",
             "tailrace set --hostname n",

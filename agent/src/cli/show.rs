@@ -147,6 +147,18 @@ fn render(status: &Status) -> String {
             ours.engine, ours.engine_reason
         ));
         out.push_str(&filter_line(ours));
+        if ours.shield_flooded || ours.shield_dropped > 0 {
+            out.push_str(&format!(
+                "# shield: {}, {} handshakes of strangers dropped{}\n",
+                ours.shield,
+                ours.shield_dropped,
+                if ours.shield_flooded {
+                    "; a flood now"
+                } else {
+                    ""
+                }
+            ));
+        }
     }
     if !ours.advertised_routes.is_empty() {
         let approved = if ours.approved_routes.is_empty() {

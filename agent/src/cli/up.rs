@@ -35,6 +35,9 @@ pub(super) async fn run(client: &Client, args: UpArgs) -> Result<(), CliError> {
         .json(Method::GET, "status?peers=false", Bytes::new())
         .await?;
     println!("{}", summary(&status));
+    for warning in &status.health {
+        eprintln!("# warning: {warning}");
+    }
     Ok(())
 }
 

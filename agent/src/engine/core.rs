@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::expiry::Expiry;
 use super::{Command, Handle, Notice, Refusal, SharedNet};
 use crate::control::{Control, ControlError, Event, Login};
-use crate::net::{EngineChoice, NetEvent};
+use crate::net::{EngineChoice, NetEvent, ShieldMode};
 use crate::prefs::Prefs;
 use crate::state::{StateDir, StateError};
 
@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub port: u16,
     /// Which WireGuard.
     pub wireguard: EngineChoice,
+    /// Where floods of handshakes are held off.
+    pub shield: ShieldMode,
 }
 
 /// Decides what this node does; see the module.

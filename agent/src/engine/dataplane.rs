@@ -57,6 +57,7 @@ impl Engine {
                     port: self.config.port,
                     engine: self.config.wireguard,
                     state_dir: self.state.path().to_owned(),
+                    shield: self.config.shield,
                     disco: identity.disco,
                 })
                 .await?;
@@ -77,11 +78,12 @@ impl Engine {
             };
             let (filter, mut warnings) = filter::read(map, facts);
             let netfilter = Netfilter {
-                manage: self.prefs.netfilter_mode == NetfilterMode::On,
+                manage: self.prefs.netfilter_mode != NetfilterMode::Off,
+                divert: self.prefs.netfilter_mode == NetfilterMode::On,
                 masquerade: !self.prefs.no_snat,
             };
             let applied = net.apply(&self.node_key, &desired, filter, netfilter).await;
-            warnings.extend(net.filter_problem().await);
+            warnings.extend(net.problems().await);
             self.filter_warnings = warnings;
             applied
         } else {

@@ -3,35 +3,51 @@
 //! ```text
 //! Config ──table, foreign (pure)──► nft ──► inet tailrace0; ip filter, ip6 filter: INPUT, FORWARD
 //!                                    ▲                │ flushed, reloaded, restarted by others
-//!                                    └── repair ◄─────┘
+//!                                    ├── repair ◄─────┤
+//!                              firewalld, warning ◄── survey (pure): other tables that still drop our packets
 //! ```
 //!
-//! Only what bears our table's name or our comment is ever changed.
+//! Only what bears our table's name or our comment is ever changed; of firewalld, only which zone our device is in.
 
 pub mod demux;
+mod firewalld;
 mod rules;
+mod survey;
 mod watch;
 
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use netlink::Error;
-use netlink::nft::{Foreign, Nft, Snapshot};
+use netlink::nft::{Chain, Foreign, Layer, Nft, Snapshot};
 use tokio::sync::{Mutex, watch as status};
 use tokio::task::AbortHandle;
 
+use crate::error_text::error_text;
+
 use rules::{FOREIGN_LAYERS, FOREIGN_TABLE};
 pub use rules::{FORWARD_MARK, foreign, marker, table, table_name};
+pub use survey::{Obstacle, Traffic, survey, warning};
+
+/// An empty chain of our table that says: the device is in firewalld's zone because of us. It lives as long
+/// as what it speaks of, and an agent that was killed leaves it.
+const ZONE_NOTE: &str = "firewalld-zone";
 
 /// What the rules depend on.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
     /// Overlay device.
     pub device: String,
+    /// Whether the host's other firewalls are told to let us pass: rules in chains of iptables (nft), firewalld's zone.
+    pub divert: bool,
     /// UDP port of WireGuard, the one that others see.
     pub wireguard_port: u16,
     /// UDP port of the agent's own socket, hidden behind WireGuard's; `None` leaves both ports alone.
     pub agent_port: Option<u16>,
+    /// Whether this host forwards anything, for peers or for its containers.
+    pub forwards: bool,
+    /// Whether this node's own traffic goes through a peer.
+    pub uses_exit_node: bool,
     /// Whether hosts behind us see our address in place of the peers'.
     pub masquerade: bool,
     /// Approved prefixes behind us: peers reach their hosts, and those may call peers.
@@ -45,6 +61,7 @@ pub struct Config {
 pub struct Firewall {
     state: Arc<Mutex<State>>,
     trouble: status::Receiver<Option<String>>,
+    obstacles: status::Receiver<Option<String>>,
     task: AbortHandle,
 }
 
@@ -58,12 +75,18 @@ impl Firewall {
     pub fn new() -> Result<Self, Error> {
         let nft = Nft::open()?;
         let watcher = netlink::nft::Watcher::open(&nft)?;
-        let state = Arc::new(Mutex::new(State { nft, wanted: None }));
+        let (warn, obstacles) = status::channel(None);
+        let state = Arc::new(Mutex::new(State {
+            nft,
+            wanted: None,
+            warn,
+        }));
         let (report, trouble) = status::channel(None);
         let task = tokio::spawn(watch::run(Arc::downgrade(&state), watcher, report)).abort_handle();
         Ok(Self {
             state,
             trouble,
+            obstacles,
             task,
         })
     }
@@ -78,18 +101,23 @@ impl Firewall {
         if let Some(before) = state.wanted.take() {
             if before.config == *config {
                 state.wanted = Some(before);
-                return state.repair().await;
+                return state.repair(false).await;
             }
-            if before.config.device != config.device {
+            if before.config.device != config.device || before.config.divert && !config.divert {
                 state.clear(&before.config.device).await?;
             }
         }
+        let chains = state
+            .nft
+            .chains(Layer::Inet, &table_name(&config.device))
+            .await?;
         state.wanted = Some(Wanted {
             config: config.clone(),
             snapshot: None,
             foreign: false,
+            zoned: chains.iter().any(|chain| chain == ZONE_NOTE),
         });
-        state.repair().await
+        state.repair(true).await
     }
 
     /// Takes away all that bears the name of `device`, what a killed agent left included.
@@ -100,6 +128,7 @@ impl Firewall {
     pub async fn remove(&self, device: &str) -> Result<(), Error> {
         let mut state = self.state.lock().await;
         state.wanted = None;
+        state.warn.send_replace(None);
         state.clear(device).await
     }
 
@@ -107,6 +136,12 @@ impl Firewall {
     #[must_use]
     pub fn trouble(&self) -> status::Receiver<Option<String>> {
         self.trouble.clone()
+    }
+
+    /// What of the host's own firewall is in the way, and the commands against it.
+    #[must_use]
+    pub fn obstacles(&self) -> status::Receiver<Option<String>> {
+        self.obstacles.clone()
     }
 }
 
@@ -121,6 +156,7 @@ impl Drop for Firewall {
 struct State {
     nft: Nft,
     wanted: Option<Wanted>,
+    warn: status::Sender<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -130,19 +166,49 @@ struct Wanted {
     snapshot: Option<Snapshot>,
     /// Whether the rules in chains of others are those of `config`.
     foreign: bool,
+    /// Whether the device is in firewalld's zone because of us.
+    zoned: bool,
 }
 
 impl State {
-    /// Compares and puts right what differs.
-    async fn repair(&mut self) -> Result<(), Error> {
+    /// Compares and puts right what differs; looks at the tables of others if told that they changed.
+    async fn repair(&mut self, others: bool) -> Result<(), Error> {
+        self.repair_table().await?;
+        self.repair_foreign().await?;
+        if others {
+            self.survey().await?;
+        }
+        Ok(())
+    }
+
+    async fn repair_table(&mut self) -> Result<(), Error> {
         let Some(wanted) = &mut self.wanted else {
             return Ok(());
         };
         let name = table_name(&wanted.config.device);
         if wanted.snapshot.is_none() || self.nft.snapshot(&name).await? != wanted.snapshot {
             wanted.snapshot = None;
-            self.nft.replace(&table(&wanted.config)).await?;
+            let mut table = table(&wanted.config);
+            if wanted.zoned {
+                table.chains.push(Chain {
+                    name: ZONE_NOTE.to_owned(),
+                    base: None,
+                    rules: Vec::new(),
+                });
+            }
+            self.nft.replace(&table).await?;
             wanted.snapshot = self.nft.snapshot(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps our rules in the chains of iptables, which ufw and Docker use.
+    async fn repair_foreign(&mut self) -> Result<(), Error> {
+        let Some(wanted) = &mut self.wanted else {
+            return Ok(());
+        };
+        if !wanted.config.divert {
+            return Ok(());
         }
         let mark = marker(&wanted.config.device);
         for layer in FOREIGN_LAYERS {
@@ -166,8 +232,51 @@ impl State {
         Ok(())
     }
 
+    /// Looks what other tables do with our packets: asks firewalld to let them pass, and warns of the rest.
+    async fn survey(&mut self) -> Result<(), Error> {
+        let mut asked = false;
+        let text = loop {
+            let Some(wanted) = &mut self.wanted else {
+                return Ok(());
+            };
+            let obstacles = survey(&wanted.config, &self.nft.ruleset().await?);
+            let device = &wanted.config.device;
+            if asked || !wanted.config.divert || !obstacles.iter().any(Obstacle::is_of_a_zone) {
+                break warning(&wanted.config, &obstacles);
+            }
+            asked = true;
+            match firewalld::admit(device).await {
+                Ok(true) => {
+                    wanted.zoned = true;
+                    wanted.snapshot = None;
+                    self.repair_table().await?;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    let reason = error_text(&error);
+                    tracing::warn!(reason, "firewalld was not told to let the overlay pass");
+                }
+            }
+        };
+        self.warn.send_if_modified(|before| {
+            let changed = *before != text;
+            *before = text;
+            changed
+        });
+        Ok(())
+    }
+
     async fn clear(&mut self, device: &str) -> Result<(), Error> {
-        self.nft.delete(&table_name(device)).await?;
+        let name = table_name(device);
+        let chains = self.nft.chains(Layer::Inet, &name).await?;
+        if chains.iter().any(|chain| chain == ZONE_NOTE)
+            && let Err(error) = firewalld::withdraw(device).await
+        {
+            // One that runs no more has forgotten it anyway.
+            let reason = error_text(&error);
+            tracing::warn!(reason, device, "left in firewalld's zone until it reloads");
+        }
+        self.nft.delete(&name).await?;
         let mark = marker(device);
         for layer in FOREIGN_LAYERS {
             let present = self.nft.marked(layer, FOREIGN_TABLE, &mark).await?;

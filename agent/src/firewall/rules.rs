@@ -59,6 +59,9 @@ pub fn marker(device: &str) -> String {
 }
 
 /// Returns our table. Pure.
+///
+/// Rules that ask about connections have the kernel track every packet of the host, which costs a quarter
+/// of what WireGuard does: they are there only where somebody needs them.
 #[must_use]
 pub fn table(config: &Config) -> Table {
     let mut chains = vec![
@@ -70,13 +73,17 @@ pub fn table(config: &Config) -> Table {
             FILTER,
             vec![jump_spoof()],
         ),
-        forward(config),
     ];
-    chains.extend(keep_bypass());
+    if config.forwards {
+        chains.push(forward(config));
+    }
+    if config.uses_exit_node {
+        chains.extend(keep_bypass());
+    }
     if let Some(agent_port) = config.agent_port {
         chains.extend(demux(config.wireguard_port, agent_port));
     }
-    if config.masquerade {
+    if config.masquerade && !config.served.is_empty() {
         let marked = E::Mark {
             value: FORWARD_MARK,
             mask: MARK_MASK,
@@ -189,8 +196,8 @@ fn keep_bypass() -> [Chain; 2] {
         E::ConnectionMark { value, mask },
         E::SetMark { value, mask },
     ]);
+    // Not of new connections alone: they may be older than the rule.
     let save = Rule::new([
-        E::ConnectionState(state::NEW),
         E::Mark { value, mask },
         E::SetConnectionMark { value, mask },
     ]);
@@ -251,8 +258,11 @@ mod tests {
     fn config() -> Config {
         Config {
             device: "tailrace0".to_owned(),
+            divert: true,
             wireguard_port: 41641,
             agent_port: Some(41700),
+            forwards: true,
+            uses_exit_node: true,
             masquerade: true,
             served: vec!["10.1.0.0/16".parse().unwrap(), "::/0".parse().unwrap()],
             exit_node: true,
@@ -276,6 +286,19 @@ mod tests {
             ..config()
         });
         assert_eq!(small, ["spoof", "input", "forward", "prerouting", "output"]);
+        let smallest = names(&Config {
+            agent_port: None,
+            forwards: false,
+            uses_exit_node: false,
+            served: Vec::new(),
+            exit_node: false,
+            ..config()
+        });
+        assert_eq!(
+            smallest,
+            ["spoof", "input"],
+            "nothing that tracks connections"
+        );
     }
 
     #[test]

@@ -14,7 +14,8 @@ use super::types::{
 };
 use crate::engine::Snapshot;
 use crate::net::filter::direction_name;
-use crate::net::{self, FilterPlace, FilterStatus};
+use crate::net::{self, FilterPlace, FilterStatus, ShieldStatus};
+use dataplane::ShieldReason;
 
 /// Builds the answer to `GET status`.
 #[must_use]
@@ -204,6 +205,7 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
         }
         ours.port = net.port;
         filter_status(&mut ours, &net.filter);
+        shield_status(&mut ours, &net.shield);
         ours.home_relay = net
             .home
             .as_ref()
@@ -230,6 +232,14 @@ fn filter_status(ours: &mut TailraceStatus, filter: &FilterStatus) {
             by_direction.insert(direction_name(*direction).to_owned(), count.packets);
         }
     }
+}
+
+fn shield_status(ours: &mut TailraceStatus, shield: &ShieldStatus) {
+    shield.mode.as_str().clone_into(&mut ours.shield);
+    ours.shield_devices.clone_from(&shield.devices);
+    ours.shield_flooded = shield.flooded;
+    let dropped = shield.initiations.get(&ShieldReason::Dropped);
+    ours.shield_dropped = dropped.copied().unwrap_or_default();
 }
 
 fn relay_status(relay: &net::RelayStatus) -> RelayStatus {

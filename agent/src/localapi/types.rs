@@ -266,6 +266,14 @@ pub struct TailraceStatus {
     pub filter_serial: u64,
     /// Packets that it dropped: by reason, by direction (`in`, `out`).
     pub drops: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Where floods of handshakes are held off: `off`, `tcx` or `native`.
+    pub shield: String,
+    /// Devices on which they are.
+    pub shield_devices: Vec<String>,
+    /// There is a flood.
+    pub shield_flooded: bool,
+    /// Handshake initiations of strangers that were dropped in floods.
+    pub shield_dropped: u64,
     /// Routes that this node offers.
     pub advertised_routes: Vec<String>,
     /// Those of them that the server approved.

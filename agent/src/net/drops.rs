@@ -1,8 +1,9 @@
 //! Reports of dropped packets, from wherever they are filtered to whoever asks: [`Reports`].
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,16 +15,26 @@ use crate::error_text::error_text;
 
 /// Reports that wait for a slow asker; older ones are lost to it.
 const WAITING: usize = 1024;
+/// Answers on their way through the embedded tunnel.
+const ANSWERS: usize = 64;
 /// How soon the programs hear that somebody asks, or nobody any more.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Where reports go; cheap to clone. Nobody needs to listen.
 #[derive(Clone, Debug)]
-pub struct Reports(broadcast::Sender<Dropped>);
+pub struct Reports {
+    all: broadcast::Sender<Dropped>,
+    refused: broadcast::Sender<Dropped>,
+    answers: Arc<Mutex<VecDeque<Vec<u8>>>>,
+}
 
 impl Default for Reports {
     fn default() -> Self {
-        Self(broadcast::channel(WAITING).0)
+        Self {
+            all: broadcast::channel(WAITING).0,
+            refused: broadcast::channel(WAITING).0,
+            answers: Arc::default(),
+        }
     }
 }
 
@@ -31,24 +42,48 @@ impl Reports {
     /// Reports from now on.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Dropped> {
-        self.0.subscribe()
+        self.all.subscribe()
     }
 
-    /// Whether somebody listens.
+    /// Reports from now on of peers' requests for connections, which come unasked for too.
+    pub(super) fn listen_to_refused(&self) -> broadcast::Receiver<Dropped> {
+        self.refused.subscribe()
+    }
+
+    /// Whether somebody listens to all.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.all.receiver_count() > 0
     }
 
     /// Tells of a packet that this process dropped itself.
     pub(crate) fn tell(&self, direction: Direction, reason: DropReason, packet: &[u8]) {
-        if self.is_wanted() {
+        if self.is_wanted() || self.refused.receiver_count() > 0 {
             self.pass_on(describe(direction, reason, packet));
         }
     }
 
     fn pass_on(&self, dropped: Dropped) {
         // The last listener may have gone just now.
-        let _ = self.0.send(dropped);
+        if dropped.opens && dropped.direction == Direction::In {
+            let _ = self.refused.send(dropped);
+        }
+        let _ = self.all.send(dropped);
+    }
+
+    /// Announces a packet that this process is about to send to a peer whose packet was dropped.
+    pub(super) fn will_answer(&self, packet: &[u8]) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() == ANSWERS {
+            answers.pop_front();
+        }
+        answers.push_back(packet.to_vec());
+    }
+
+    /// Whether a packet on its way to a peer was announced, and not seen since.
+    pub(crate) fn is_answer(&self, packet: &[u8]) -> bool {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = answers.iter().position(|answer| answer == packet);
+        at.and_then(|at| answers.remove(at)).is_some()
     }
 }
 
@@ -158,5 +193,14 @@ mod tests {
         assert_eq!(dropped.addresses, Some(ends));
         assert!(dropped.opens && dropped.protocol == 6);
         assert!(listener.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_answer_passes_once() {
+        let reports = Reports::default();
+        reports.will_answer(b"no");
+        assert!(!reports.is_answer(b"yes"));
+        assert!(reports.is_answer(b"no"));
+        assert!(!reports.is_answer(b"no"));
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dataplane::{
-    Count, Dataplane, DataplaneError, Direction, DropReason, PeerCounters, PeerIndex, since_boot,
+    Count, Dataplane, DataplaneError, Direction, DropReason, Forwarded, Origin, PeerCounters,
+    PeerIndex, since_boot,
 };
 use ipnet::IpNet;
 use keys::NodePublic;
@@ -111,6 +112,26 @@ impl Guard {
             Self::Untried => None,
             Self::Ebpf(_, index, _) | Self::Userspace(_, index) => Some(*index),
         }
+    }
+
+    /// The data plane, where there are programs.
+    pub(super) fn dataplane(&self) -> Option<MutexGuard<'_, Dataplane>> {
+        match self {
+            Self::Ebpf(dataplane, ..) => Some(locked(dataplane)),
+            Self::Untried | Self::Userspace(..) => None,
+        }
+    }
+
+    /// What became of packets of forwarded flows that the programs know.
+    pub(super) fn forwarded(&self) -> BTreeMap<(Origin, Forwarded), Count> {
+        let Self::Ebpf(dataplane, ..) = self else {
+            return BTreeMap::new();
+        };
+        locked(dataplane).forwarded().unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "counters of forwarded packets not read");
+            BTreeMap::new()
+        })
     }
 
     /// What the programs count, by peer.

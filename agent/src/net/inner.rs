@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::ops::DerefMut;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Dataplane, PeerCounters, PeerIndex};
+use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
 use netlink::links::Kind;
@@ -14,6 +15,7 @@ use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
 use node_core::{Desired, DesiredPeer};
+use tokio::sync::watch;
 
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
 use super::peers::{Peer, Peers};
@@ -24,8 +26,10 @@ use super::{
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
+use crate::offload::{self, Holder};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
+use crate::shield::{self, Shields};
 use crate::tunnel::{PeerState, Tunnel};
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -47,6 +51,7 @@ pub(super) struct Inner {
     pub(super) relayed: Arc<Relayed>,
     pub(super) relays: Manager,
     pub(super) guard: Guard,
+    pub(super) shields: Shields,
     /// Where dropped packets are reported.
     pub(super) reports: Reports,
     /// The host's netfilter; `None` where it has none, for the reason beside.
@@ -55,7 +60,15 @@ pub(super) struct Inner {
     pub(super) filter_serial: u64,
     /// Why the filter admits less than it should.
     pub(super) filter_problem: Option<String>,
+    /// What the task that offloads forwarded flows goes by.
+    pub(super) offload: watch::Sender<offload::Config>,
     pub(super) applied: Option<Applied>,
+}
+
+impl Holder for Inner {
+    fn dataplane(&mut self) -> Option<impl DerefMut<Target = Dataplane>> {
+        self.guard.dataplane()
+    }
 }
 
 /// What should be, as last told.
@@ -129,16 +142,13 @@ impl Inner {
             _ => error.into(),
         })?;
         self.arrange_netfilter().await?;
-        let forwards = self.forwards();
-        match forwards {
-            Some(routes) => {
-                forwarding::enable(&self.state_dir, &routes).map_err(|source| NetError::Socket {
-                    operation: "switching forwarding on",
-                    source,
-                })
-            }
-            None => restore_forwarding(&self.state_dir),
-        }
+        self.arrange_offload().await?;
+        self.arrange_shields().await?;
+        let switches = self.switches();
+        forwarding::arrange(&self.state_dir, &switches).map_err(|source| NetError::Socket {
+            operation: "setting the host's forwarding sysctls",
+            source,
+        })
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
@@ -146,15 +156,22 @@ impl Inner {
         let (Some(firewall), Some(applied)) = (&self.firewall, &self.applied) else {
             return Ok(());
         };
-        let Netfilter { manage, masquerade } = applied.netfilter;
+        let Netfilter {
+            manage,
+            divert,
+            masquerade,
+        } = applied.netfilter;
         if !manage {
             return Ok(firewall.remove(&self.device).await?);
         }
         let served = applied.desired.served_routes.clone();
         let config = firewall::Config {
             device: self.device.clone(),
+            divert,
             wireguard_port: self.port,
             agent_port: None,
+            forwards: !served.is_empty() || forwarding::is_on(),
+            uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
             exit_node: served.iter().any(|net| net.prefix_len() == 0),
             served,
@@ -162,11 +179,44 @@ impl Inner {
         Ok(firewall.apply(&config).await?)
     }
 
-    /// The routes for which this host's forwarding switches are ours to set.
-    fn forwards(&self) -> Option<Vec<IpNet>> {
-        let desired = &self.applied.as_ref()?.desired;
-        let asked = desired.enable_forwarding && !desired.served_routes.is_empty();
-        asked.then(|| desired.served_routes.clone())
+    /// Has the WireGuard port shielded on each device of the underlay.
+    async fn arrange_shields(&mut self) -> Result<(), NetError> {
+        let overlay = self.guard.device().unwrap_or_default();
+        let devices = shield::devices(&self.netlink, overlay).await?;
+        let trusted: Vec<SocketAddr> = self.direct.values().copied().collect();
+        let pins = self.shield_pins();
+        self.shields.arrange(&devices, &trusted, pins.as_deref());
+        Ok(())
+    }
+
+    /// Tells the task that offloads forwarded flows what there is now.
+    async fn arrange_offload(&self) -> Result<(), NetError> {
+        let device = self.guard.device();
+        let forwards = match (&self.applied, device) {
+            (Some(Applied { desired, .. }), Some(index)) if !desired.served_routes.is_empty() => {
+                Some(offload::survey(&self.netlink, index, desired).await?)
+            }
+            _ => None,
+        };
+        self.offload.send_if_modified(|config| {
+            let changed = config.forwards != forwards;
+            config.forwards = forwards;
+            changed
+        });
+        Ok(())
+    }
+
+    /// What the host's switches are to be set for.
+    fn switches(&self) -> forwarding::Wanted {
+        let Some(applied) = &self.applied else {
+            return forwarding::Wanted::default();
+        };
+        let desired = &applied.desired;
+        let forwards = desired.enable_forwarding && !desired.served_routes.is_empty();
+        forwarding::Wanted {
+            routes: forwards.then(|| desired.served_routes.clone()),
+            marks_decide: desired.exit.is_some() && applied.netfilter.manage,
+        }
     }
 
     /// Sends what is for the peer straight to `endpoint`, or by the relays again.
@@ -194,9 +244,13 @@ impl Inner {
     /// Removes device, routes and rules, and leaves the relays.
     pub(super) async fn remove(&mut self) -> Result<(), NetError> {
         self.applied = None;
+        self.offload.send_modify(|config| config.forwards = None);
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.take_device_down().await?;
+        let pins = self.shield_pins();
+        let removed = self.shields.remove(pins.as_deref());
+        removed.map_err(NetError::Programs)?;
         if let Some(firewall) = &self.firewall {
             firewall.remove(&self.device).await?;
         }
@@ -292,7 +346,10 @@ impl Inner {
             let attached =
                 tokio::task::spawn_blocking(move || Dataplane::attach(&device, pin_dir.as_deref()));
             self.guard = match joined(attached.await) {
-                Ok(dataplane) => Guard::ebpf(dataplane, link.index, &self.reports),
+                Ok(dataplane) => {
+                    self.offload.send_modify(|config| config.attachment += 1);
+                    Guard::ebpf(dataplane, link.index, &self.reports)
+                }
                 Err(error) if self.tunnel.gate().is_some() => {
                     let reason = error_text(&error);
                     tracing::warn!(reason, "packets are filtered in this process");
@@ -344,16 +401,27 @@ impl Inner {
         Ok(())
     }
 
-    /// Only a kernel device outlives the agent, so only its counters are pinned.
     fn pin_dir(&self) -> Option<PathBuf> {
+        self.outliving(dataplane::pin_folder)
+    }
+
+    fn shield_pins(&self) -> Option<PathBuf> {
+        self.outliving(shield::pin_folder)
+    }
+
+    /// Only a kernel device outlives the agent, so only its programs are pinned.
+    fn outliving(
+        &self,
+        folder: impl FnOnce(&str, &Path) -> Result<PathBuf, DataplaneError>,
+    ) -> Option<PathBuf> {
         if self.tunnel.engine() != Engine::Kernel {
             return None;
         }
-        match dataplane::pin_folder(&self.device, &self.state_dir) {
+        match folder(&self.device, &self.state_dir) {
             Ok(folder) => Some(folder),
             Err(error) => {
                 let reason = error_text(&error);
-                tracing::warn!(reason, "counters will not outlive the agent");
+                tracing::warn!(reason, "programs will not outlive the agent");
                 None
             }
         }
@@ -441,6 +509,8 @@ impl Inner {
             port: self.port,
             addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
             filter: self.filter_status(),
+            forwarded: self.guard.forwarded(),
+            shield: self.shields.status(),
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),

@@ -7,6 +7,7 @@ pub(crate) mod filter;
 mod inner;
 pub(crate) mod peers;
 mod ping;
+mod rejects;
 mod repair;
 mod status;
 mod steward;
@@ -31,8 +32,10 @@ use tokio::task::AbortHandle;
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
+use crate::offload;
 use crate::relayed::{Inbound, Relayed};
 use crate::router::forwarding;
+use crate::shield::{self, Shields};
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 use crate::{router, underlay};
 use disco::Disco;
@@ -41,6 +44,7 @@ use inner::Inner;
 use peers::Peers;
 use steward::{Assignment, Steward};
 
+pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
@@ -73,6 +77,8 @@ pub struct NetConfig {
     pub port: u16,
     /// Which WireGuard to use.
     pub engine: EngineChoice,
+    /// Where floods of handshakes are held off.
+    pub shield: ShieldMode,
     /// Folder for the agent's state.
     pub state_dir: PathBuf,
     /// Our disco key.
@@ -84,6 +90,8 @@ pub struct NetConfig {
 pub struct Netfilter {
     /// Our rules may be there.
     pub manage: bool,
+    /// The host's other firewalls may be told to let us pass.
+    pub divert: bool,
     /// Hosts behind us see our address in place of the peers'.
     pub masquerade: bool,
 }
@@ -92,6 +100,7 @@ impl Default for Netfilter {
     fn default() -> Self {
         Self {
             manage: true,
+            divert: true,
             masquerade: true,
         }
     }
@@ -191,6 +200,8 @@ impl Net {
             }
         };
         let trouble = firewall.as_ref().map(Firewall::trouble);
+        let (offload, offloads) = watch::channel(offload::Config::default());
+        let obstacles = firewall.as_ref().map(Firewall::obstacles);
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -204,19 +215,24 @@ impl Net {
             relayed: relayed.clone(),
             relays: relays.clone(),
             guard: Guard::default(),
+            shields: Shields::new(config.shield, config.port),
             reports: reports.clone(),
             firewall,
             filter_serial: 0,
             filter_problem: None,
+            offload,
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
         let steward = Steward::new(relays.clone(), events_sender.clone());
         let tasks = [
-            tokio::spawn(tell_trouble(trouble, events_sender.clone())),
+            tokio::spawn(tell("firewall", trouble, events_sender.clone())),
+            tokio::spawn(rejects::run(config.device, reports.clone())),
+            tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
             tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
+            tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
         ];
         let net = Self {
             inner,
@@ -291,9 +307,16 @@ impl Net {
         self.inner.lock().await.guard.rule_hits()
     }
 
-    /// Why the filter admits less than it should.
-    pub async fn filter_problem(&self) -> Option<String> {
-        self.inner.lock().await.filter_problem.clone()
+    /// Why the filter admits less than it should, and what is not shielded.
+    pub async fn problems(&self) -> Vec<String> {
+        let inner = self.inner.lock().await;
+        let shield = inner.shields.problem().map(str::to_owned);
+        inner
+            .filter_problem
+            .clone()
+            .into_iter()
+            .chain(shield)
+            .collect()
     }
 
     /// Takes the overlay device down and leaves the relays, but keeps running.
@@ -368,6 +391,9 @@ impl Net {
             // In this order nothing passes unjudged.
             links::delete(&netlink, device).await?;
             Dataplane::remove_leftovers(device, pins.as_deref()).map_err(NetError::Programs)?;
+            if let Ok(pins) = shield::pin_folder(device, state_dir) {
+                dataplane::Shield::remove_all(&pins).map_err(NetError::Programs)?;
+            }
             tracing::info!(device, "removed what an earlier run left");
         }
         if let Ok(firewall) = Firewall::new() {
@@ -507,15 +533,15 @@ async fn carry(relayed: Arc<Relayed>, peers: Peers, relays: Manager) {
     }
 }
 
-/// Tells of firewall rules that cannot be put back, and that they could be.
-async fn tell_trouble(
+/// Tells of what is wrong with the firewall, and that it is no more.
+async fn tell(
+    key: &'static str,
     trouble: Option<watch::Receiver<Option<String>>>,
     events: mpsc::Sender<NetEvent>,
 ) {
     let Some(mut trouble) = trouble else { return };
     while trouble.changed().await.is_ok() {
         let text = trouble.borrow_and_update().clone();
-        let key = "firewall";
         if events.send(NetEvent::Health { key, text }).await.is_err() {
             return;
         }

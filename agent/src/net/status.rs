@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use control_proto::tailcfg;
+use dataplane::{Count, Forwarded, Origin};
 use ipnet::IpNet;
 use keys::NodePublic;
 use node_core::RegionId;
 
-use super::FilterStatus;
+use super::{FilterStatus, ShieldStatus};
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,6 +49,10 @@ pub struct NetStatus {
     pub addresses: Vec<IpNet>,
     /// The packet filter.
     pub filter: FilterStatus,
+    /// Packets of forwarded flows that the programs know, by where they came in and what became of them.
+    pub forwarded: BTreeMap<(Origin, Forwarded), Count>,
+    /// The shields of the WireGuard port.
+    pub shield: ShieldStatus,
     /// The relay region by which others reach us, once known.
     pub home: Option<Home>,
     /// Every relay region with a connection, or that is being connected.

@@ -1,4 +1,5 @@
-//! The host's forwarding switches: read, set with the operator's consent, put back.
+//! The host's switches: for forwarding, set with the operator's consent, and for marks in the reverse path
+//! filter; put back when they are not needed any more.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -48,18 +49,82 @@ fn missing_below(root: &Path, routes: &[IpNet]) -> Vec<Switch> {
         .collect()
 }
 
-/// Switches on what forwarding these routes needs, and remembers what it changed.
-///
-/// A host that forwards IPv6 stops listening to router advertisements, its own default route among them,
-/// unless `accept_ra` is 2: interfaces that listen now go on to.
+/// Whether this host forwards anything, from whichever interface. What cannot be read counts as yes.
+pub(crate) fn is_on() -> bool {
+    is_on_below(Path::new(ROOT))
+}
+
+fn is_on_below(root: &Path) -> bool {
+    ["net/ipv4/conf", "net/ipv6/conf"]
+        .into_iter()
+        .any(|family| {
+            // A kernel without IPv6 forwards none.
+            let Ok(interfaces) = std::fs::read_dir(root.join(family)) else {
+                return family == "net/ipv4/conf";
+            };
+            interfaces.flatten().any(|interface| {
+                let value = std::fs::read_to_string(interface.path().join("forwarding"));
+                value.is_ok_and(|value| value.trim() != "0")
+            })
+        })
+}
+
+/// Has a strict reverse path filter (`rp_filter=1`) look at marks: what comes in for our own underlay sockets
+/// carries theirs (see the firewall's `prerouting`), and without it such a filter drops answers that the
+/// routes of an exit node would send elsewhere. wg-quick and upstream set the same.
+const VALID_MARK: &str = "net.ipv4.conf.all.src_valid_mark";
+
+/// What the host's switches are wanted for.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Wanted {
+    /// Routes to forward for; `None` if the switches for that are not ours to set.
+    pub(crate) routes: Option<Vec<IpNet>>,
+    /// Everything is captured for an exit node, but for what carries our mark.
+    pub(crate) marks_decide: bool,
+}
+
+/// Sets what is wanted, remembers what that changed, and puts back what is wanted no more.
 ///
 /// # Errors
 ///
 /// Whatever the system answered.
-pub(crate) fn enable(state_dir: &Path, routes: &[IpNet]) -> io::Result<()> {
-    enable_below(Path::new(ROOT), state_dir, routes)
+pub(crate) fn arrange(state_dir: &Path, wanted: &Wanted) -> io::Result<()> {
+    arrange_below(Path::new(ROOT), state_dir, wanted)
 }
 
+fn arrange_below(root: &Path, state_dir: &Path, wanted: &Wanted) -> io::Result<()> {
+    restore_below(root, state_dir, |name| match name == VALID_MARK {
+        true => !wanted.marks_decide,
+        false => wanted.routes.is_none(),
+    })?;
+    if wanted.marks_decide
+        && is_strict(root)?
+        && read(root, VALID_MARK).is_ok_and(|value| value == "0")
+    {
+        set(root, state_dir, VALID_MARK, "0", "1")?;
+        tracing::info!(sysctl = VALID_MARK, "switched on");
+    }
+    match &wanted.routes {
+        Some(routes) => enable_below(root, state_dir, routes),
+        None => Ok(()),
+    }
+}
+
+/// Whether some interface, or all, filter strictly.
+fn is_strict(root: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(root.join("net/ipv4/conf"))? {
+        let value = std::fs::read_to_string(entry?.path().join("rp_filter"));
+        if value.is_ok_and(|value| value.trim() == "1") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Switches on what forwarding these routes needs, and remembers what it changed.
+///
+/// A host that forwards IPv6 stops listening to router advertisements, its own default route among them,
+/// unless `accept_ra` is 2: interfaces that listen now go on to.
 fn enable_below(root: &Path, state_dir: &Path, routes: &[IpNet]) -> io::Result<()> {
     for switch in missing_below(root, routes) {
         if switch == Switch::Ipv6 {
@@ -73,27 +138,31 @@ fn enable_below(root: &Path, state_dir: &Path, routes: &[IpNet]) -> io::Result<(
     Ok(())
 }
 
-/// Puts back what [`enable`] changed and nobody changed since; nothing changed is fine.
+/// Puts back what [`arrange`] changed and nobody changed since; nothing changed is fine.
 ///
 /// # Errors
 ///
 /// Whatever the system answered.
 pub(crate) fn restore(state_dir: &Path) -> io::Result<()> {
-    restore_below(Path::new(ROOT), state_dir)
+    restore_below(Path::new(ROOT), state_dir, |_| true)
 }
 
-fn restore_below(root: &Path, state_dir: &Path) -> io::Result<()> {
+fn restore_below(root: &Path, state_dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
     let record = load(state_dir)?;
-    if record.is_empty() {
+    let (back, kept): (Record, Record) = record.into_iter().partition(|(name, _)| which(name));
+    if back.is_empty() {
         return Ok(());
     }
-    for (name, Change { before, after }) in &record {
+    for (name, Change { before, after }) in &back {
         // An interface may be gone.
         if read(root, name).is_ok_and(|now| now == *after) {
             std::fs::write(path(root, name), before)?;
         }
     }
-    std::fs::remove_file(state_dir.join(RECORD))
+    if kept.is_empty() {
+        return std::fs::remove_file(state_dir.join(RECORD));
+    }
+    save(state_dir, &kept)
 }
 
 /// What was changed, by the name of the switch.
@@ -121,10 +190,14 @@ fn set(root: &Path, state_dir: &Path, name: &str, before: &str, after: &str) -> 
         after: after.to_owned(),
     };
     record.insert(name.to_owned(), change);
-    private_file::write_with(&state_dir.join(RECORD), |file| {
-        Ok(serde_json::to_writer(file, &record)?)
-    })?;
+    save(state_dir, &record)?;
     std::fs::write(path(root, name), after)
+}
+
+fn save(state_dir: &Path, record: &Record) -> io::Result<()> {
+    private_file::write_with(&state_dir.join(RECORD), |file| {
+        Ok(serde_json::to_writer(file, record)?)
+    })
 }
 
 /// The `accept_ra` switches of interfaces that listen to router advertisements while the host does not
@@ -154,11 +227,13 @@ fn path(root: &Path, name: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    const SWITCHES: [(&str, &str); 4] = [
+    const SWITCHES: [(&str, &str); 6] = [
         ("net.ipv4.ip_forward", "0"),
         ("net.ipv6.conf.all.forwarding", "0"),
         ("net.ipv6.conf.eth0.accept_ra", "1"),
         ("net.ipv6.conf.eth1.accept_ra", "0"),
+        ("net.ipv4.conf.all.src_valid_mark", "0"),
+        ("net.ipv4.conf.eth0.rp_filter", "2"),
     ];
 
     fn host() -> (tempfile::TempDir, PathBuf, PathBuf) {
@@ -173,8 +248,44 @@ mod tests {
         (folder, root, state)
     }
 
-    fn values(root: &Path) -> [String; 4] {
-        SWITCHES.map(|(name, _)| read(root, name).unwrap())
+    fn values(root: &Path) -> Vec<String> {
+        let forwarding = SWITCHES.iter().take(4);
+        forwarding
+            .map(|(name, _)| read(root, name).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn one_interface_that_forwards_is_enough() {
+        let (_folder, root, _state) = host();
+        assert!(!is_on_below(&root));
+        let path = path(&root, "net.ipv4.conf.eth0.forwarding");
+        std::fs::write(&path, "1\n").unwrap();
+        assert!(is_on_below(&root));
+        std::fs::write(&path, "0\n").unwrap();
+        assert!(!is_on_below(&root));
+    }
+
+    #[test]
+    fn marks_count_in_a_strict_filter_only_as_long_as_they_decide() {
+        let (_folder, root, state) = host();
+        let mut wanted = Wanted {
+            routes: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+            marks_decide: true,
+        };
+        let mark = || read(&root, VALID_MARK).unwrap();
+        arrange_below(&root, &state, &wanted).unwrap();
+        assert_eq!(mark(), "0", "the filter is loose");
+        std::fs::write(path(&root, "net.ipv4.conf.eth0.rp_filter"), "1\n").unwrap();
+        arrange_below(&root, &state, &wanted).unwrap();
+        assert_eq!(mark(), "1");
+        wanted.marks_decide = false;
+        arrange_below(&root, &state, &wanted).unwrap();
+        assert_eq!(mark(), "0");
+        assert_eq!(values(&root), ["1", "0", "1", "0"]);
+        arrange_below(&root, &state, &Wanted::default()).unwrap();
+        assert_eq!(values(&root), ["0", "0", "1", "0"]);
+        assert!(!state.join(RECORD).exists());
     }
 
     #[test]
@@ -185,9 +296,9 @@ mod tests {
         enable_below(&root, &state, &routes).unwrap();
         assert_eq!(values(&root), ["1", "0", "1", "0"]);
         assert_eq!(missing_below(&root, &routes), []);
-        restore_below(&root, &state).unwrap();
+        restore_below(&root, &state, |_| true).unwrap();
         assert_eq!(values(&root), ["0", "0", "1", "0"]);
-        restore_below(&root, &state).unwrap();
+        restore_below(&root, &state, |_| true).unwrap();
     }
 
     #[test]
@@ -195,7 +306,7 @@ mod tests {
         let (_folder, root, state) = host();
         enable_below(&root, &state, &["fd00::/64".parse().unwrap()]).unwrap();
         assert_eq!(values(&root), ["0", "1", "2", "0"]);
-        restore_below(&root, &state).unwrap();
+        restore_below(&root, &state, |_| true).unwrap();
         assert_eq!(values(&root), ["0", "0", "1", "0"]);
     }
 
@@ -205,7 +316,7 @@ mod tests {
         enable_below(&root, &state, &["fd00::/64".parse().unwrap()]).unwrap();
         let accept_ra = path(&root, "net.ipv6.conf.eth0.accept_ra");
         std::fs::write(accept_ra, "0\n").unwrap();
-        restore_below(&root, &state).unwrap();
+        restore_below(&root, &state, |_| true).unwrap();
         assert_eq!(values(&root), ["0", "0", "0", "0"]);
     }
 }

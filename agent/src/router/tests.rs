@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use netlink::links::{Kind, Link};
+use netlink::links::{Kind, Layer, Link};
 use netlink::routes::{Routes, Target};
 use node_core::DEFAULT_ROUTES;
 
@@ -98,6 +98,7 @@ fn a_bridge_is_inside_until_it_has_a_port_to_the_outside() {
         up: true,
         loopback: index == 1,
         master,
+        layer: Layer::Ethernet,
     };
     let addresses = [
         (1, net("127.0.0.1/8")),

@@ -94,6 +94,9 @@ impl Gate {
                 }
             }
         };
+        if reason == DropReason::TsmpFromHost && self.0.reports.is_answer(packet) {
+            return true;
+        }
         let count = state.drops.entry((direction, reason)).or_default();
         *count += Count {
             packets: 1,

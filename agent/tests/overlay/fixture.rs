@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use agent::net::{
-    EngineChoice, Net, NetConfig, NetError, NetEvent, NetStatus, Netfilter, PacketFilter, PingReply,
+    EngineChoice, Net, NetConfig, NetError, NetEvent, NetStatus, Netfilter, PacketFilter,
+    PingReply, ShieldMode,
 };
 use anyhow::{Context, Result, ensure};
 use control_proto::tailcfg::FilterRule;
@@ -382,6 +383,7 @@ fn config(disco: DiscoPrivate, engine: EngineChoice) -> NetConfig {
         device: "tailrace0".into(),
         port: 41641,
         engine,
+        shield: ShieldMode::default(),
         state_dir: std::env::temp_dir(),
         disco,
     }

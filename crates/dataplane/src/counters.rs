@@ -14,7 +14,7 @@ use crate::{
     Attachment, DataplaneError,
     attach::{self, Hook},
     filter::RuleTables,
-    memory,
+    forward, memory,
     object::{self, Features},
     peer::Peer,
     pins::Pins,
@@ -32,7 +32,6 @@ pub struct Counters {
     tables: Tables,
     hooks: [Hook; 2],
     /// Programs and maps that are not in use yet.
-    #[expect(dead_code, reason = "holds what is attached later")]
     ebpf: Ebpf,
     #[cfg(feature = "ebpf-log")]
     _log: Option<crate::log::LogReader>,
@@ -176,6 +175,12 @@ impl Counters {
         self.tables.totals()
     }
 
+    /// What forwarding is built on: programs that are not in use yet, and where the others are.
+    pub(crate) fn parts(&mut self) -> (&mut Ebpf, &str, Attachment, Option<&Path>) {
+        let pins = self.pin_dir.as_deref();
+        (&mut self.ebpf, &self.ifname, self.kind, pins)
+    }
+
     /// Reads what the filter dropped, by direction and reason.
     pub(crate) fn drops(&self) -> Result<BTreeMap<(Direction, DropReason), Count>, DataplaneError> {
         self.tables.drops()
@@ -210,6 +215,7 @@ impl Counters {
     /// The first step that failed.
     pub fn remove_leftovers(ifname: &str, pin_dir: Option<&Path>) -> Result<(), DataplaneError> {
         let pins = pin_dir.map(Pins::at);
+        forward::detach_everywhere(ifname)?;
         attach::detach(ifname, pins.as_ref())?;
         pins.map_or(Ok(()), |pins| pins.remove())
     }

@@ -1,13 +1,13 @@
-//! The eBPF data plane of one overlay device: filter, counters.
+//! The eBPF data plane of one overlay device: filter, counters, forwarding.
 
 use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
-use ebpf_abi::{Count, Direction, DropReason};
+use ebpf_abi::{Count, Direction, DropReason, Forwarded, Origin};
 use ipnet::IpNet;
 
 use crate::{
-    Attachment, Counters, DataplaneError, Drops, Peer, RuleHits, Rules, filter::Enforced,
-    object::Features,
+    Attachment, Counters, DataplaneError, Drops, Forward, Peer, RuleHits, Rules, filter::Enforced,
+    forward::Forwarder, object::Features,
 };
 
 /// The filtering programs on one overlay device, and their maps.
@@ -18,6 +18,7 @@ use crate::{
 pub struct Dataplane {
     counters: Counters,
     enforced: Enforced,
+    forwarder: Forwarder,
 }
 
 impl Dataplane {
@@ -45,8 +46,10 @@ impl Dataplane {
             filter: true,
             ..Features::default()
         };
-        let (counters, tables) = Counters::attach_with(ifname, pin_dir, kind, features)?;
+        let (mut counters, tables) = Counters::attach_with(ifname, pin_dir, kind, features)?;
+        let (ebpf, ..) = counters.parts();
         Ok(Self {
+            forwarder: Forwarder::take(ebpf)?,
             counters,
             enforced: Enforced::new(tables),
         })
@@ -118,12 +121,34 @@ impl Dataplane {
         self.enforced.take_drops()
     }
 
+    /// As [`Forward::counts`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn forwarded(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
+        self.forwarder.counts()
+    }
+
+    /// The side that forwards. What an earlier process left goes on until it is told otherwise.
+    pub fn forward(&mut self) -> Forward<'_> {
+        let (ebpf, ifname, kind, pin_dir) = self.counters.parts();
+        Forward {
+            forwarder: &mut self.forwarder,
+            ebpf,
+            ifname,
+            kind,
+            pin_dir,
+        }
+    }
+
     /// As [`Counters::remove`].
     ///
     /// # Errors
     ///
     /// As there.
     pub fn remove(self) -> Result<(), DataplaneError> {
+        drop(self.forwarder);
         self.counters.remove()
     }
 }

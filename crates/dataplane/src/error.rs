@@ -115,6 +115,9 @@ pub enum DataplaneError {
     /// The rules do not fit. Until others do, nothing that a peer initiates is admitted.
     #[error("nothing is admitted: {0}")]
     Filter(#[from] TooLarge),
+    /// A flow cannot be forwarded from one address family to the other.
+    #[error("the addresses of a forwarded flow are of two families")]
+    MixedFamilies,
     /// Any other failure of a system call.
     #[error("{operation} failed")]
     Kernel {

@@ -19,9 +19,15 @@
 mod attach;
 mod counters;
 mod dataplane;
+#[expect(
+    unsafe_code,
+    reason = "packet sockets are made by functions of the C library"
+)]
+mod direct;
 mod drops;
 mod error;
 mod filter;
+mod forward;
 #[cfg(feature = "ebpf-log")]
 mod log;
 #[expect(
@@ -42,13 +48,15 @@ mod trial;
 pub use attach::Attachment;
 pub use counters::Counters;
 pub use dataplane::Dataplane;
+pub use direct::Direct;
 pub use drops::{Dropped, Drops};
 pub use ebpf_abi::{
-    ABI_VERSION, Count, Direction, DropReason, PeerCounters, PeerIndex, PortRange, Reason,
-    ShieldReason,
+    ABI_VERSION, Count, Direction, DropReason, Forwarded, Origin, PeerCounters, PeerIndex,
+    PortRange, Reason, STACK_INTERVAL, ShieldReason,
 };
 pub use error::DataplaneError;
 pub use filter::{Rule, RuleHits, Rules, TooLarge};
+pub use forward::{Forward, Layer, Nic, Offload, OffloadKey};
 pub use object::{is_embedded, probe};
 pub use peer::{Peer, boot_clock, since_boot};
 pub use pin::Pinning;

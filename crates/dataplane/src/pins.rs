@@ -3,6 +3,7 @@
 //! ```text
 //! <bpffs>/tailrace/<device>-<network namespace>/
 //!     link_in link_out        attachments (tcx only), of any ABI version
+//!     nic_2 ...               attachments to other devices, by number (tcx only)
 //!     abi-1/PEERS_V4 ...      maps, in a folder named after their ABI version
 //! ```
 
@@ -23,6 +24,8 @@ use crate::DataplaneError;
 
 /// `BPF_FS_MAGIC` in `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// Beginning of the names of pinned attachments to other devices.
+const NIC: &str = "nic_";
 /// Where systemd mounts the host's BPF file system.
 const HOST_BPFFS: &str = "/sys/fs/bpf";
 
@@ -120,6 +123,23 @@ impl Pins {
             Direction::In => "link_in",
             Direction::Out => "link_out",
         })
+    }
+
+    /// Pin of the attachment to the device of this number.
+    pub(crate) fn nic(&self, index: u32) -> PathBuf {
+        self.folder.join(format!("{NIC}{index}"))
+    }
+
+    /// Every pin of an attachment to another device, by the device's number.
+    pub(crate) fn nics(&self) -> Result<Vec<(u32, PathBuf)>, DataplaneError> {
+        let nic = |path: PathBuf| {
+            let index = path.file_name()?.to_str()?.strip_prefix(NIC)?.parse();
+            Some((index.ok()?, path))
+        };
+        Ok(read_dir(&self.folder)?
+            .into_iter()
+            .filter_map(nic)
+            .collect())
     }
 
     /// Removes the maps of other ABI versions, once no attached program uses them.

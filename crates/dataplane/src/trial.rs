@@ -4,32 +4,44 @@ use std::{collections::BTreeMap, time::Duration};
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{Array, HashMap, MapData},
     programs::{TestRun as _, TestRunOptions},
 };
 use ebpf_abi::{
-    CLOCK, Count, Direction, DropReason, Nanos, PROGRAM_BARE, PROGRAM_NEXT_FLOW, PeerCounters,
+    CLOCK, Count, Direction, DropReason, FRAGMENTS_V4, FRAGMENTS_V6, Forwarded, KEY_V4, KEY_V6,
+    Known, MapSpec, Nanos, OPENED_V4, OPENED_V6, Origin, PROGRAM_BARE, PROGRAM_FORWARD_IN,
+    PROGRAM_FORWARD_OUT, PROGRAM_NEXT_FLOW, PROGRAM_NIC_IN, PROGRAM_NIC_IN_IP, PeerCounters,
     PeerIndex, Reason,
 };
 use ipnet::IpNet;
 
 use crate::{
-    DataplaneError, Drops, Peer, RuleHits, Rules,
+    DataplaneError, Drops, Layer, Offload, Peer, RuleHits, Rules,
     filter::{Enforced, RuleTables},
-    object::{self, Features},
-    tables::{Tables, typed, writing},
+    forward::Forwarder,
+    object::{self, Features, missing},
+    tables::{Tables, reading, typed, writing},
 };
 
 /// `__sk_buff` in `linux/bpf.h`: its size and the fields a run may set.
 const SK_BUFF_SIZE: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
 const SK_BUFF_GSO_SEGS: usize = 164;
 const SK_BUFF_GSO_SIZE: usize = 176;
+
+/// Bytes by which a program may lengthen a frame.
+const GROWTH: usize = 64;
 
 /// A program of the object.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Program {
     /// The program that counts this direction.
     Overlay(Direction),
+    /// The program that forwards packets from peers (`In`), and the one that tells TCP the size of
+    /// packets to them (`Out`).
+    Forward(Direction),
+    /// The program on other devices, which forwards packets to peers.
+    Nic(Layer),
     /// The program that does nothing: the cost of a run by itself.
     Bare,
     /// The inbound program, which finds an IPv4 packet with the next source port in each run: the first
@@ -41,6 +53,10 @@ impl Program {
     fn name(self) -> &'static str {
         match self {
             Self::Overlay(direction) => direction.program(),
+            Self::Forward(Direction::In) => PROGRAM_FORWARD_IN,
+            Self::Forward(Direction::Out) => PROGRAM_FORWARD_OUT,
+            Self::Nic(Layer::Ethernet) => PROGRAM_NIC_IN,
+            Self::Nic(Layer::Ip) => PROGRAM_NIC_IN_IP,
             Self::Bare => PROGRAM_BARE,
             Self::NextFlow => PROGRAM_NEXT_FLOW,
         }
@@ -84,6 +100,7 @@ pub struct Trial {
     ebpf: Ebpf,
     tables: Tables,
     enforced: Enforced,
+    forwarder: Forwarder,
     clock: Array<MapData, Nanos>,
 }
 
@@ -114,11 +131,13 @@ impl Trial {
         }
         let tables = Tables::take(&mut ebpf)?;
         let enforced = Enforced::new(RuleTables::take(&mut ebpf)?);
+        let forwarder = Forwarder::take(&mut ebpf)?;
         let clock = typed(&mut ebpf, &CLOCK)?;
         Ok(Self {
             ebpf,
             tables,
             enforced,
+            forwarder,
             clock,
         })
     }
@@ -212,12 +231,44 @@ impl Trial {
         gso: Gso,
         repeat: u32,
     ) -> Result<Outcome, DataplaneError> {
+        let (outcome, _) = self.run_on(program, frame, gso, repeat, None)?;
+        Ok(outcome)
+    }
+
+    /// Runs `frame` once through `program`, as if it had come in on the device of this number, and
+    /// returns what became of it. A frame for [`Program::Nic`] begins with the link layer's header; one
+    /// to be redirected to an Ethernet device gains room for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn transform(
+        &mut self,
+        program: Program,
+        frame: &[u8],
+        gso: Gso,
+        device: u32,
+    ) -> Result<(Outcome, Vec<u8>), DataplaneError> {
+        self.run_on(program, frame, gso, 1, Some(device))
+    }
+
+    fn run_on(
+        &mut self,
+        program: Program,
+        frame: &[u8],
+        gso: Gso,
+        repeat: u32,
+        device: Option<u32>,
+    ) -> Result<(Outcome, Vec<u8>), DataplaneError> {
         let name = program.name();
         let mut context = [0; SK_BUFF_SIZE];
+        context[SK_BUFF_IFINDEX..][..4].copy_from_slice(&device.unwrap_or(0).to_ne_bytes());
         context[SK_BUFF_GSO_SEGS..][..4].copy_from_slice(&gso.segments.to_ne_bytes());
         context[SK_BUFF_GSO_SIZE..][..4].copy_from_slice(&gso.size.to_ne_bytes());
+        let mut frame_out = vec![0; frame.len() + GROWTH];
         let options = TestRunOptions {
             data_in: Some(frame),
+            data_out: device.is_some().then_some(frame_out.as_mut_slice()),
             ctx_in: Some(&context),
             repeat,
             ..TestRunOptions::new()
@@ -225,10 +276,78 @@ impl Trial {
         let result = object::program(&mut self.ebpf, name)?
             .test_run(options)
             .map_err(|error| DataplaneError::new(format!("test run of {name}"), error))?;
-        Ok(Outcome {
+        let outcome = Outcome {
             verdict: result.return_value as i32,
             duration: result.duration,
-        })
+        };
+        frame_out.truncate(result.data_size_out as usize);
+        Ok((outcome, frame_out))
+    }
+
+    /// As [`Forward::enable`](crate::Forward::enable), with no device.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn enable_forwarding(&mut self, mtu: u16) -> Result<(), DataplaneError> {
+        self.forwarder.join(&mut self.ebpf, mtu)
+    }
+
+    /// As [`Forward::offload`](crate::Forward::offload), of a flow whose last packet took the stack at
+    /// this time since boot.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn offload(&mut self, offload: &Offload, stacked: Duration) -> Result<(), DataplaneError> {
+        let stacked = Nanos::try_from(stacked.as_nanos()).unwrap_or(Nanos::MAX);
+        self.forwarder.table().insert_at(offload, stacked)
+    }
+
+    /// As [`Forward::dump`](crate::Forward::dump).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn offloaded(&mut self) -> Result<Vec<Offload>, DataplaneError> {
+        self.forwarder.table().dump()
+    }
+
+    /// As [`Forward::counts`](crate::Forward::counts).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn forwarded(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
+        self.forwarder.counts()
+    }
+
+    /// Counts what the programs remember of packets in tables that grow: by table, how many entries it
+    /// has and may have.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
+    pub fn remembered(&self) -> Result<Vec<(&'static str, usize, u32)>, DataplaneError> {
+        let tables = [(OPENED_V4, OPENED_V6), (FRAGMENTS_V4, FRAGMENTS_V6)];
+        let mut remembered = Vec::new();
+        for (v4, v6) in tables {
+            remembered.push((v4.name, self.entries::<KEY_V4>(&v4)?, v4.max_entries));
+            remembered.push((v6.name, self.entries::<KEY_V6>(&v6)?, v6.max_entries));
+        }
+        Ok(remembered)
+    }
+
+    fn entries<const KEY: usize>(&self, spec: &MapSpec) -> Result<usize, DataplaneError> {
+        let map = self.ebpf.map(spec.name).ok_or_else(|| missing(spec.name))?;
+        let table: HashMap<&MapData, [u8; KEY], [u8; size_of::<Known>()]> =
+            HashMap::try_from(map).map_err(reading(spec))?;
+        let mut entries = 0;
+        for key in table.keys() {
+            key.map_err(reading(spec))?;
+            entries += 1;
+        }
+        Ok(entries)
     }
 
     /// Reads how many packets of `direction` were dropped for `reason`.

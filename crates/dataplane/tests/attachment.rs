@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{
-    Attachment, Counters, Dataplane, DataplaneError, Direction, DropReason, Peer, PeerCounters,
-    PeerIndex, PortRange, Rule, Rules, pin_folder,
+    Attachment, Counters, Dataplane, DataplaneError, Direction, DropReason, Layer, Nic, Offload,
+    OffloadKey, Origin, Peer, PeerCounters, PeerIndex, PortRange, Rule, Rules, pin_folder,
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -101,7 +101,8 @@ impl<'a> Overlay<'a> {
     fn replace(self) -> Result<Overlay<'a>> {
         let namespace = self.namespace;
         drop(self);
-        Overlay::new(namespace)
+        // A command that another test starts holds its copy of the device until it executes.
+        wait_until(DEADLINE, "the device goes", || Overlay::new(namespace))
     }
 }
 
@@ -560,6 +561,126 @@ fn rules_and_flows_stay_when_the_agent_goes_and_comes_back() -> Result<()> {
             .recv_from(&mut [0; 8])
             .context("our own flow is cut")?;
         filter.remove()?;
+        wait_until_bare(kind, &pins)
+    })
+}
+
+#[test]
+fn two_agents_forward_through_one_device_and_leave_it_one_by_one() -> Result<()> {
+    skip_without_bpf!();
+    for kind in kinds() {
+        let namespace = Namespace::new("counters")?;
+        let overlay = Overlay::new(&namespace)?;
+        let second = namespace.enter(|| testnet::tun("overlay1"))??;
+        namespace.ip("link set overlay1 up")?;
+        for nic in ["lan0", "lan1"] {
+            namespace.ip(&format!("link add {nic} type veth peer name {nic}far"))?;
+            namespace.ip(&format!("link set {nic} up"))?;
+        }
+        namespace.enter(|| -> Result<()> {
+            let nic = |name: &str| Nic {
+                name: name.to_owned(),
+                layer: Layer::Ethernet,
+            };
+            let pins = [pins()?, pin_folder("overlay1", Path::new("/nonexistent"))?];
+            let mut first = Dataplane::attach_as(DEVICE, Some(&pins[0]), kind)?;
+            let mut other = Dataplane::attach_as("overlay1", Some(&pins[1]), kind)?;
+            let both = [nic("lan0"), nic("lan1"), nic("absent0")];
+            first.forward().enable(1280, &both)?;
+            other.forward().enable(1280, &both[..1])?;
+            wait_for_programs(kind, "lan0", 2)?;
+            wait_for_programs(kind, "lan1", 1)?;
+            // Again changes nothing; what is not named any more is let go.
+            first.forward().enable(1280, &both)?;
+            wait_for_programs(kind, "lan0", 2)?;
+            first.forward().enable(1280, &both[..1])?;
+            wait_for_programs(kind, "lan1", 0)?;
+
+            // They outlive the agents, and the next one takes them over.
+            drop(first);
+            drop(other);
+            wait_for_programs(kind, "lan0", 2)?;
+            let mut first = Dataplane::attach_as(DEVICE, Some(&pins[0]), kind)?;
+            first.forward().enable(1280, &both[..1])?;
+            wait_for_programs(kind, "lan0", 2)?;
+            first.forward().disable()?;
+            wait_for_programs(kind, "lan0", 1)?;
+            first.forward().enable(1280, &both)?;
+            drop(first);
+
+            Dataplane::remove_leftovers(DEVICE, Some(&pins[0]))?;
+            wait_for_programs(kind, "lan0", 1)?;
+            wait_for_programs(kind, "lan1", 0)?;
+            Dataplane::remove_leftovers("overlay1", Some(&pins[1]))?;
+            wait_for_programs(kind, "lan0", 0)?;
+            Ok(())
+        })??;
+        drop((overlay, second));
+    }
+    Ok(())
+}
+
+/// Waits until so many of our programs are on the device: the kernel lets go of a link a moment later.
+fn wait_for_programs(kind: Attachment, nic: &str, programs: usize) -> Result<()> {
+    wait_until(DEADLINE, "the programs are as many", || {
+        let found = nic_programs(kind, nic)?;
+        ensure!(found == programs, "{found} on {nic} instead of {programs}");
+        Ok(())
+    })
+}
+
+/// Number of our programs on the ingress of another device.
+fn nic_programs(kind: Attachment, nic: &str) -> Result<usize> {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    match kind {
+        Attachment::Tcx => Ok(SchedClassifier::query_tcx(nic, TcAttachType::Ingress)?
+            .1
+            .len()),
+        Attachment::Clsact => {
+            let mut tc = std::process::Command::new("tc");
+            let filters = testnet::run(tc.args(["filter", "show", "dev", nic, "ingress"]))?;
+            Ok(filters.matches(" name nic_in").count())
+        }
+    }
+}
+
+#[test]
+fn flows_stay_past_the_stack_when_the_agent_goes_and_comes_back() -> Result<()> {
+    skip_without_bpf!();
+    on_overlay(|kind, _| {
+        let pins = pins()?;
+        let entry = Offload {
+            key: OffloadKey {
+                origin: Origin::Overlay,
+                protocol: UDP,
+                src: (PEER4, 1000).into(),
+                dst: ([10, 77, 0, 2], 53).into(),
+            },
+            src: (US4, 2000).into(),
+            dst: ([10, 77, 0, 2], 53).into(),
+            out: 7,
+            mtu: 0,
+            idle: Duration::from_secs(100),
+        };
+        let mut plane = Dataplane::attach_as(DEVICE, Some(&pins), kind)?;
+        plane.forward().enable(1280, &[])?;
+        plane.forward().offload(&entry)?;
+        drop(plane);
+        let mut plane = Dataplane::attach_as(DEVICE, Some(&pins), kind)?;
+        assert_eq!(plane.forward().dump()?, [entry]);
+        plane.forward().remove(&entry.key)?;
+        plane.forward().remove(&entry.key)?;
+        assert_eq!(plane.forward().dump()?, []);
+        plane.forward().offload(&entry)?;
+        plane.forward().disable()?;
+        assert_eq!(plane.forward().dump()?, []);
+        let mixed = Offload {
+            dst: (US6, 53).into(),
+            ..entry
+        };
+        let error = plane.forward().offload(&mixed).unwrap_err();
+        ensure!(matches!(error, DataplaneError::MixedFamilies), "{error:?}");
+        plane.remove()?;
         wait_until_bare(kind, &pins)
     })
 }

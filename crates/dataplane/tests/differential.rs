@@ -11,12 +11,10 @@ use std::{
     collections::BTreeMap,
     env,
     net::{IpAddr, Ipv6Addr},
-    panic::resume_unwind,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -74,19 +72,9 @@ fn programs_and_model_agree() -> Result<()> {
         }
     };
     let mut tally = Tally::default();
-    thread::scope(|scope| -> Result<()> {
-        let running: Vec<_> = (0..THREADS.min(policies))
-            .map(|_| scope.spawn(run))
-            .collect();
-        for thread in running {
-            tally.add(
-                thread
-                    .join()
-                    .unwrap_or_else(|panicked| resume_unwind(panicked))?,
-            );
-        }
-        Ok(())
-    })?;
+    for part in common::on_threads(THREADS.min(policies), run)? {
+        tally.add(part);
+    }
     println!(
         "{policies} policies from seed {seed}: {} packets, {} accepted; dropped: {:?}",
         tally.packets, tally.accepted, tally.dropped

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{DataplaneError, Steer, Transport};
-use testnet::{Namespace, veth};
+use testnet::{Namespace, veth, wait_until};
 
 const PORT: u16 = 2222;
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -140,7 +140,12 @@ fn connections_over_the_overlay_reach_our_listener_and_all_others_the_daemon() -
     drop(steer);
     for tailnet in TAILNET {
         let theirs = format!("daemon {}", node(tailnet));
-        assert_eq!(asked(&lab.peer, node(tailnet))?, theirs);
+        // A command that another test starts holds its copy of the link until it executes.
+        wait_until(TIMEOUT, "the daemon has its port back", || {
+            let answer = asked(&lab.peer, node(tailnet))?;
+            ensure!(answer == theirs, "{answer}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

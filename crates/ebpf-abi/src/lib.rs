@@ -9,6 +9,7 @@
 mod counters;
 mod event;
 mod filter;
+mod forward;
 mod object;
 mod part;
 mod pin;
@@ -21,6 +22,10 @@ mod verdict;
 pub use counters::{Count, Direction, PeerCounters, PeerIndex, REASON_SLOTS, Reason, total_slot};
 pub use event::{DropEvent, NOBODY, SYNS_A_SECOND};
 pub use filter::*;
+pub use forward::{
+    FORWARD_ENDED, FORWARDED_SLOTS, Forward, ForwardKey, Forwarded, Origin, STACK_INTERVAL,
+    forwarded_slot,
+};
 pub use object::*;
 pub use part::{PARTS, Part, ProgramKind};
 pub use pin::*;

@@ -1,8 +1,8 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
 use crate::{
-    BUCKETS, Bucket, Class, Count, Known, ListedEnd, Nanos, Pair, PeerCounters, PeerEntry,
-    PeerIndex, Policy, Ports, REASON_SLOTS, RulePorts, SETS,
+    BUCKETS, Bucket, Class, Count, FORWARDED_SLOTS, Forward, ForwardKey, Known, ListedEnd, Nanos,
+    Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports, REASON_SLOTS, RulePorts, SETS,
 };
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
@@ -31,13 +31,32 @@ pub const PROGRAM_OUT: &str = "overlay_out";
 pub const PROGRAM_BARE: &str = "bare";
 /// As [`PROGRAM_IN`], but each run finds an IPv4 packet with the next source port: for measurements.
 pub const PROGRAM_NEXT_FLOW: &str = "next_flow_in";
+/// Program that [`PROGRAM_IN`] ends with on nodes that forward: packets from peers, past the stack.
+pub const PROGRAM_FORWARD_IN: &str = "forward_in";
+/// Program that [`PROGRAM_OUT`] ends with on nodes that forward: segment sizes that fit the overlay.
+pub const PROGRAM_FORWARD_OUT: &str = "forward_out";
+/// Program on the ingress of Ethernet devices of nodes that forward: packets for peers, past the stack.
+pub const PROGRAM_NIC_IN: &str = "nic_in";
+/// The same for devices without a link layer.
+pub const PROGRAM_NIC_IN_IP: &str = "nic_in_ip";
 /// Every program in the object.
-pub const PROGRAMS: [&str; 4] = [PROGRAM_IN, PROGRAM_OUT, PROGRAM_BARE, PROGRAM_NEXT_FLOW];
+pub const PROGRAMS: [&str; 8] = [
+    PROGRAM_IN,
+    PROGRAM_OUT,
+    PROGRAM_BARE,
+    PROGRAM_NEXT_FLOW,
+    PROGRAM_FORWARD_IN,
+    PROGRAM_FORWARD_OUT,
+    PROGRAM_NIC_IN,
+    PROGRAM_NIC_IN_IP,
+];
 
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_HASH: u32 = 1;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// Kernel number of the map type, as in `linux/bpf.h`.
+pub const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 /// Kernel number of the map type, as in `linux/bpf.h`.
 pub const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 /// Kernel number of the map type, as in `linux/bpf.h`.
@@ -308,8 +327,42 @@ pub const FRAGMENTS_V6: MapSpec = lru("FRAGMENTS_V6", KEY_V6, size_of::<Known>()
 /// The time that programs take for the present under [`GLOBAL_VIRTUAL_TIME`]: one [`Nanos`].
 pub const CLOCK: MapSpec = array("CLOCK", size_of::<Nanos>(), 1);
 
+/// By [`Direction`](crate::Direction): the program that the overlay programs end with, on nodes that
+/// forward. Where there is none they go on, which costs nothing.
+pub const FORWARDERS: MapSpec = MapSpec {
+    map_type: BPF_MAP_TYPE_PROG_ARRAY,
+    ..array("FORWARDERS", size_of::<u32>(), 2)
+};
+/// Bytes that an IP packet may have on the overlay device, or 0: what TCP is told to keep to.
+pub const OVERLAY_MTU: MapSpec = array("OVERLAY_MTU", size_of::<u32>(), 1);
+/// [`forwarded_slot`](crate::forwarded_slot) to [`Count`].
+pub const FORWARDED: MapSpec = MapSpec {
+    map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    ..array("FORWARDED", size_of::<Count>(), 2 * FORWARDED_SLOTS)
+};
+/// Entries of a family in the forward table; a flow takes two.
+pub const FORWARDS: u32 = 1 << 16;
+/// [`ForwardKey`] to [`Forward`], for IPv4. Only the loader makes entries, which take memory one by one:
+/// a node that does not forward has none.
+pub const FORWARD_V4: MapSpec = MapSpec {
+    name: "FORWARD_V4",
+    map_type: BPF_MAP_TYPE_HASH,
+    key_size: size_of::<ForwardKey<[u8; 4]>>() as u32,
+    value_size: size_of::<Forward<[u8; 4]>>() as u32,
+    max_entries: FORWARDS,
+    flags: BPF_F_NO_PREALLOC,
+    inner: None,
+};
+/// As [`FORWARD_V4`], for IPv6.
+pub const FORWARD_V6: MapSpec = MapSpec {
+    name: "FORWARD_V6",
+    key_size: size_of::<ForwardKey<[u8; 16]>>() as u32,
+    value_size: size_of::<Forward<[u8; 16]>>() as u32,
+    ..FORWARD_V4
+};
+
 /// Every map that programs and loader share; what only programs use is not here and is not pinned.
-pub const MAPS: [MapSpec; 29] = [
+pub const MAPS: [MapSpec; 34] = [
     PEER_HOSTS_V4,
     PEER_HOSTS_V6,
     PEERS_V4,
@@ -339,6 +392,11 @@ pub const MAPS: [MapSpec; 29] = [
     FRAGMENTS_V4,
     FRAGMENTS_V6,
     CLOCK,
+    FORWARDERS,
+    OVERLAY_MTU,
+    FORWARDED,
+    FORWARD_V4,
+    FORWARD_V6,
 ];
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "`aya::Pod` is an unsafe marker trait")]
 
 use crate::{
-    Count, DropEvent, Known, ListedEnd, Pair, PeerCounters, PeerEntry, PeerIndex, PinPorts,
-    PinnedSource, Policy, Ports, RulePorts, ShieldConfig, ShieldSource, ShieldState, SteerKey,
+    Count, DropEvent, Forward, ForwardKey, Known, ListedEnd, Pair, PeerCounters, PeerEntry,
+    PeerIndex, PinPorts, PinnedSource, Policy, Ports, RulePorts, ShieldConfig, ShieldSource,
+    ShieldState, SteerKey,
 };
 
 // SAFETY: `IntoBytes` and `FromBytes` hold for the type: no padding, every bit pattern is valid.
@@ -40,3 +41,11 @@ unsafe impl aya::Pod for SteerKey {}
 unsafe impl aya::Pod for PinPorts {}
 // SAFETY: as above.
 unsafe impl aya::Pod for PinnedSource {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ForwardKey<[u8; 4]> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ForwardKey<[u8; 16]> {}
+// SAFETY: no padding, as its size says, and every bit pattern is valid.
+unsafe impl aya::Pod for Forward<[u8; 4]> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Forward<[u8; 16]> {}

@@ -203,6 +203,17 @@ impl Conntrack {
             .await
     }
 
+    /// Has the kernel tell its watchers of a TCP or UDP flow as it is, by an [`Event::Updated`]. Of a flow
+    /// that makes no events they do not hear: neither now nor when it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`]; [`Error::is_gone`] tells that the flow has ended.
+    pub async fn announce(&mut self, flow: &Flow) -> Result<(), Error> {
+        // A change of nothing is a change.
+        self.change(flow, |_| {}).await
+    }
+
     /// Has the kernel accept any sequence number of a TCP flow, in both directions: for flows some of
     /// whose segments it does not see. Doing it twice changes nothing.
     ///
@@ -210,6 +221,19 @@ impl Conntrack {
     ///
     /// [`Error::Failed`]; [`Error::is_gone`] tells that the flow has ended.
     pub async fn make_liberal(&mut self, flow: &Flow) -> Result<(), Error> {
+        self.change(flow, |message| {
+            message.nest(PROTOCOL_INFO, |inner| {
+                inner.nest(INFO_TCP, |tcp| {
+                    // struct nf_ct_tcp_flags: which bits, out of which.
+                    tcp.put(TCP_FLAGS_ORIGINAL, &[BE_LIBERAL, BE_LIBERAL]);
+                    tcp.put(TCP_FLAGS_REPLY, &[BE_LIBERAL, BE_LIBERAL]);
+                });
+            });
+        })
+        .await
+    }
+
+    async fn change(&mut self, flow: &Flow, what: impl FnOnce(&mut Writer)) -> Result<(), Error> {
         let family = match flow.original.src {
             SocketAddr::V4(_) => AF_INET,
             SocketAddr::V6(_) => AF_INET6,
@@ -221,13 +245,7 @@ impl Conntrack {
             if flow.zone != 0 {
                 message.put(ZONE, &flow.zone.to_be_bytes());
             }
-            message.nest(PROTOCOL_INFO, |inner| {
-                inner.nest(INFO_TCP, |tcp| {
-                    // struct nf_ct_tcp_flags: which bits, out of which.
-                    tcp.put(TCP_FLAGS_ORIGINAL, &[BE_LIBERAL, BE_LIBERAL]);
-                    tcp.put(TCP_FLAGS_REPLY, &[BE_LIBERAL, BE_LIBERAL]);
-                });
-            });
+            what(message);
         });
         let subject = format!("{} → {}", flow.original.src, flow.original.dst);
         self.socket

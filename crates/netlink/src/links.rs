@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use netlink_sys::SocketAddr;
 use rtnetlink::{LinkUnspec, LinkWireguard, MulticastGroup};
 use tokio::time::Instant;
@@ -29,6 +31,19 @@ pub struct Link {
     pub loopback: bool,
     /// The bridge or bond that it is part of.
     pub master: Option<u32>,
+    /// What its packets begin with.
+    pub layer: Layer,
+}
+
+/// What the packets of an interface begin with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Layer {
+    /// An Ethernet header.
+    Ethernet,
+    /// Their IP header: PPP and tunnels.
+    Ip,
+    /// Anything else.
+    Other,
 }
 
 /// What made an interface.
@@ -164,6 +179,11 @@ fn parse(name: &str, message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: None,
+        layer: match message.header.link_layer_type {
+            LinkLayerType::Ether => Layer::Ethernet,
+            LinkLayerType::None | LinkLayerType::Ppp | LinkLayerType::Rawip => Layer::Ip,
+            _ => Layer::Other,
+        },
     };
     for attribute in &message.attributes {
         match attribute {

@@ -10,7 +10,12 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use crate::{Error, Family, Netlink, links};
+use crate::{Error, Family, Netlink, links, rules};
+
+// What the kernel answers for a destination without a way: prohibited, no route, unreachable.
+const EACCES: i32 = 13;
+const ENETUNREACH: i32 = 101;
+const EHOSTUNREACH: i32 = 113;
 
 /// Table that holds the overlay's routes. Upstream's number, so that its documentation carries over.
 pub const TABLE: u32 = 52;
@@ -86,6 +91,47 @@ pub async fn remove_orphans(netlink: &Netlink, table: u32) -> Result<(), Error> 
 /// Whatever the kernel answered.
 pub async fn is_empty(netlink: &Netlink, table: u32) -> Result<bool, Error> {
     Ok(dump_table(netlink, table).await?.is_empty())
+}
+
+/// Returns the interface by which the main table reaches `destination`; `None` where it does not. Nothing
+/// is sent.
+///
+/// # Errors
+///
+/// Whatever the kernel answered.
+pub async fn way_to(netlink: &Netlink, destination: IpAddr) -> Result<Option<u32>, Error> {
+    let mut request = RouteMessage::default();
+    let (family, address, len) = match destination {
+        IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address), 32),
+        IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address), 128),
+    };
+    request.header.address_family = family;
+    request.header.destination_prefix_length = len;
+    request
+        .attributes
+        .push(RouteAttribute::Destination(address));
+    // Our own packets' way: not back into the overlay.
+    request
+        .attributes
+        .push(RouteAttribute::Mark(rules::UNDERLAY_MARK));
+    let mut messages = std::pin::pin!(netlink.route.route().get(request).execute());
+    match messages.try_next().await {
+        Ok(message) => Ok(message.and_then(|message| {
+            let mut attributes = message.attributes.iter();
+            attributes.find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })
+        })),
+        Err(error) => {
+            let error = Error::from_route("RTM_GETROUTE", &destination.to_string(), error);
+            let unreachable = [EACCES, ENETUNREACH, EHOSTUNREACH].map(Some);
+            if unreachable.contains(&error.errno()) || error.is_family_missing() {
+                return Ok(None);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// One route as the kernel has it.

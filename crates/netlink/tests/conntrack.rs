@@ -315,6 +315,40 @@ fn a_liberal_flow_takes_segments_that_are_invalid_otherwise() -> Result<()> {
 }
 
 #[test]
+fn a_flow_that_began_unheard_makes_no_events() -> Result<()> {
+    testnet::skip_unless_available!("nft");
+    let network = Network::new()?;
+    let _unheard = network.exchange(SERVERS[0])?;
+    network.route(async || -> Result<()> {
+        let mut conntrack = Conntrack::open()?;
+        let unheard = conntrack.dump(Family::V4).await?;
+        ensure!(unheard.len() == 1, "{unheard:?}");
+        let mut watcher = Watcher::open()?;
+        let _heard = network.exchange(SERVERS[0])?;
+        let flows = conntrack.dump(Family::V4).await?;
+        let heard = flows.iter().find(|flow| flow.id != unheard[0].id).unwrap();
+        conntrack.announce(&unheard[0]).await?;
+        conntrack.announce(heard).await?;
+        // The last of its own events, the one that was asked for, and nothing of the other before it.
+        loop {
+            match timeout(LIMIT, watcher.next()).await?? {
+                Event::Updated(flow) if flow.id == heard.id && flow.has_seen_reply() => break,
+                Event::New(flow) | Event::Updated(flow) | Event::Destroyed(flow) => {
+                    ensure!(flow.id == heard.id, "{flow:?}");
+                }
+            }
+        }
+        let asked = conntrack.announce(heard).await;
+        let told = timeout(LIMIT, watcher.next()).await??;
+        ensure!(
+            matches!(told, Event::Updated(flow) if flow.id == heard.id),
+            "{told:?}"
+        );
+        Ok(asked?)
+    })?
+}
+
+#[test]
 fn ten_thousand_flows_are_heard_of_and_dumped() -> Result<()> {
     const FLOWS: u16 = 10_000;
     testnet::skip_unless_available!("nft");

@@ -18,6 +18,7 @@
 //! thread that also runs the test.
 #![deny(unsafe_code)]
 
+mod firewalls;
 mod folder;
 mod lab;
 mod lan;
@@ -29,8 +30,10 @@ mod skip;
 mod sweep;
 pub mod tailnet;
 mod tun;
+mod tunnel;
 mod wait;
 
+pub use firewalls::{Firewalld, Ufw, cache, firewalls_tree};
 pub use folder::Folder;
 pub use lab::{Host, Lab};
 pub use lan::Lan;
@@ -41,4 +44,5 @@ pub use process::{Process, run};
 pub use skip::unavailable;
 pub use sweep::sweep;
 pub use tun::tun;
+pub use tunnel::Tunnel;
 pub use wait::{scaled, time_scale, wait_until};

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -165,6 +165,30 @@ impl Namespace {
                 .join()
                 .map_err(|_| anyhow!("the closure panicked in {}", self.name))?
         })
+    }
+
+    /// Runs `closure` on a thread of its own that has entered the namespace, and does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// When entering fails.
+    pub fn enter_detached(
+        &self,
+        closure: impl FnOnce() + Send + 'static,
+    ) -> Result<thread::JoinHandle<()>> {
+        let pidfd = self.pidfd.try_clone()?;
+        let (sender, entered) = mpsc::channel();
+        let inside = thread::spawn(move || {
+            let result = enter_thread(pidfd.as_fd());
+            let may_run = result.is_ok();
+            // Nobody listens only if the caller is gone.
+            if sender.send(result).is_ok() && may_run {
+                closure();
+            }
+        });
+        let result = entered.recv().context("the thread ended")?;
+        result.context("cannot enter the namespace")?;
+        Ok(inside)
     }
 
     /// Sets a network sysctl, `name` as a path: `net/ipv4/ip_forward`.

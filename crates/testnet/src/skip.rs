@@ -4,6 +4,8 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 
+use crate::firewalls::firewalls_tree;
+
 /// Why no [`Lab`](crate::Lab) can be made here, or `None`.
 ///
 /// `tools` are programs the caller needs beyond `ip` and `nft`.
@@ -30,11 +32,14 @@ pub fn unavailable(tools: &[&str]) -> Option<String> {
     None
 }
 
-/// Looks `program` up in `PATH` and in the system folders that a user's `PATH` may lack.
+/// Looks `program` up in `PATH`, in the system folders that a user's `PATH` may lack, and among the firewalls
+/// that are unpacked and not installed.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
+    let unpacked = firewalls_tree().unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
+        .chain([unpacked.join("usr/sbin")])
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
 }

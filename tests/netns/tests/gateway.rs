@@ -51,6 +51,19 @@ fn a_subnet_router_carries_tcp_udp_and_pings_of_both_families() -> Result<()> {
             ensure!(seen == gateway, "the LAN sees {seen}, not the gateway");
         }
     }
+    let metrics = site.gate.metrics()?;
+    for from in ["peer", "lan"] {
+        let past = format!(
+            r#"tailrace_forwarded_packets_total{{from="{from}",outcome="past_the_stack"}}"#
+        );
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&past));
+        let packets: u64 = line
+            .context("nothing went past the stack")?
+            .trim()
+            .parse()?;
+        // An acknowledgement for every few segments.
+        ensure!(packets > 500, "{packets} from {from}");
+    }
     Ok(())
 }
 

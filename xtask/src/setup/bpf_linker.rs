@@ -26,7 +26,7 @@ pub(crate) fn install(workspace: &Workspace) -> Result<PathBuf> {
     if works(&linker) {
         return Ok(tools);
     }
-    println!("Building bpf-linker {VERSION} (about a minute, once)");
+    eprintln!("Building bpf-linker {VERSION} (about a minute, once)");
     let sysroot = sysroot(workspace)?;
     let libraries = sysroot.join("lib");
     let prefix = workspace.cache.join("llvm");

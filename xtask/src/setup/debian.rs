@@ -32,7 +32,7 @@ impl Release {
             );
         }
         let mirror = mirror()?;
-        println!("Reading the package lists of Debian {suite} at {mirror}");
+        eprintln!("Reading the package lists of Debian {suite} at {mirror}");
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
@@ -77,7 +77,7 @@ impl Release {
     ///
     /// When one cannot be downloaded or unpacked.
     pub(crate) fn unpack(&self, packages: &[String], tree: &Path) -> Result<()> {
-        println!("Downloading {}", packages.join(", "));
+        eprintln!("Downloading {}", packages.join(", "));
         fs::create_dir_all(tree)?;
         let folder = self.folder.join("download");
         fs::create_dir_all(&folder)?;

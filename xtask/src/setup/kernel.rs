@@ -103,7 +103,7 @@ pub(crate) fn fetch(workspace: &Workspace, name: &str) -> Result<Kernel> {
     }
     quiet(Command::new("depmod").args(["-b", text(&partial)?, &kernel.version]))?;
     fs::rename(&partial, &folder)?;
-    println!("Kernel {} is in {}", kernel.version, folder.display());
+    eprintln!("Kernel {} is in {}", kernel.version, folder.display());
     open(name, &folder)
 }
 

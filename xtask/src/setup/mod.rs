@@ -5,6 +5,7 @@ mod debian;
 mod kernel;
 mod packages;
 mod rust_src;
+mod wireguard_go;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 
 pub(crate) use kernel::{Kernel, cached as cached_kernels};
 
+use crate::vm::Executable;
 use crate::workspace::Workspace;
 
 /// A part of the set-up.
@@ -20,7 +22,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping.
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping; ufw and firewalld,
+    /// unpacked only.
     Lab,
     /// QEMU and the default kernel: for `test vm`.
     Vm,
@@ -67,7 +70,13 @@ pub(crate) fn ebpf_tools(workspace: &Workspace) -> Result<PathBuf> {
 ///
 /// When one is missing and cannot be installed.
 pub(crate) fn lab() -> Result<()> {
-    packages::install(packages::LAB)
+    packages::install(packages::LAB)?;
+    if let Some(tree) = testnet::firewalls_tree()
+        && let Err(error) = packages::unpack_firewalls(&tree)
+    {
+        println!("Tests beside ufw and firewalld will be skipped: {error:#}");
+    }
+    Ok(())
 }
 
 /// Installs QEMU and fetches the kernel called `name`, as `6.12`.
@@ -79,6 +88,15 @@ pub(crate) fn vm(workspace: &Workspace, name: &str) -> Result<Kernel> {
     packages::install(packages::LAB)?;
     packages::install(packages::VM)?;
     kernel::fetch(workspace, name)
+}
+
+/// Debian's wireguard-go, which the kernel's WireGuard is measured against.
+///
+/// # Errors
+///
+/// When it cannot be downloaded.
+pub(crate) fn wireguard_go(workspace: &Workspace) -> Result<Executable> {
+    wireguard_go::fetch(workspace)
 }
 
 /// Programs of the VM tests that are not installed.

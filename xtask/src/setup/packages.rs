@@ -1,11 +1,14 @@
 //! Debian packages, found by the programs they bring.
 
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
-use crate::program::{find, is_root, run};
+use crate::program::{find, is_root, quiet, run};
 
 /// A program and the Debian package that holds it.
 pub(crate) type Need = (&'static str, &'static str);
@@ -18,7 +21,20 @@ pub(crate) const LAB: &[Need] = &[
     ("conntrack", "conntrack"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
+    // What firewalld needs, itself unpacked below.
+    ("dbus-daemon", "dbus-daemon"),
+    (
+        "/usr/lib/python3/dist-packages/dbus/__init__.py",
+        "python3-dbus",
+    ),
+    (
+        "/usr/lib/python3/dist-packages/gi/__init__.py",
+        "python3-gi",
+    ),
 ];
+
+/// Firewalls that are unpacked and not installed, so that no host begins to run one because of our tests.
+const FIREWALLS: [&str; 4] = ["ufw", "firewalld", "python3-firewall", "python3-nftables"];
 
 /// What the VM tests add.
 pub(crate) const VM: &[Need] = &[
@@ -59,11 +75,53 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
     if !is_root() {
         bail!("missing programs: {programs}. Install them: sudo apt-get install {packages}");
     }
-    println!("Installing Debian packages: {packages}");
+    eprintln!("Installing Debian packages: {packages}");
     update()?;
     run(apt_get()
         .args(["install", "--yes", "--no-install-recommends"])
         .args(packages.split(' ')))
+}
+
+/// Unpacks [`FIREWALLS`] into `tree`, unless they are there.
+///
+/// # Errors
+///
+/// Without apt-get and dpkg, or a mirror.
+pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
+    let complete = tree.join("complete");
+    if complete.is_file() {
+        return Ok(());
+    }
+    if find("apt-get").is_none() || find("dpkg").is_none() {
+        bail!("Debian packages are read by apt-get and dpkg, which are not installed here");
+    }
+    println!("Unpacking {} (not installed)", FIREWALLS.join(", "));
+    if is_root() {
+        update()?;
+    }
+    if tree.exists() {
+        fs::remove_dir_all(tree)?;
+    }
+    let downloads = tree.join("downloads");
+    fs::create_dir_all(&downloads)?;
+    let mut download = apt_get();
+    // The folder is ours, not of apt's own user.
+    download.args(["-oAPT::Sandbox::User=root", "download"]);
+    quiet(download.args(FIREWALLS).current_dir(&downloads))?;
+    for entry in fs::read_dir(&downloads)? {
+        quiet(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(tree))?;
+    }
+    // Where `/lib` is a link to `/usr/lib`, a package may still use the former.
+    let old = tree.join("lib");
+    if old.is_dir() {
+        quiet(
+            Command::new("cp")
+                .args(["-a", "--"])
+                .arg(old.join("."))
+                .arg(tree.join("usr/lib")),
+        )?;
+    }
+    Ok(fs::write(complete, "")?)
 }
 
 /// `apt-get update`, once per run.
@@ -78,5 +136,7 @@ fn update() -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive");
+    // The standard output is for what was asked for.
+    command.stdout(io::stderr());
     command
 }

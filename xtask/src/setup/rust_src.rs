@@ -25,12 +25,12 @@ pub(crate) fn install(workspace: &Workspace) -> Result<()> {
         return Ok(());
     }
     let version = version(workspace)?;
-    println!("Installing rust-src of Rust {version}");
+    eprintln!("Installing rust-src of Rust {version}");
     let by_rustup = rustup(workspace, &version);
     let Err(rustup_error) = by_rustup else {
         return Ok(());
     };
-    println!("rustup could not ({rustup_error:#}); trying Debian's package");
+    eprintln!("rustup could not ({rustup_error:#}); trying Debian's package");
     debian(workspace, &version, &source).with_context(|| {
         format!(
             "rust-src is missing: `rustup component add rust-src --toolchain {version}` failed \

@@ -5,7 +5,9 @@ mod interop;
 mod tally;
 mod vm;
 
-use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
 
 use crate::ebpf;
 use crate::program::is_root;
@@ -23,6 +25,9 @@ pub(crate) struct Options {
     /// Only tests whose name holds this text (letters, digits, `_` and `:`).
     #[arg(long, value_parser = test_name)]
     filter: Option<String>,
+    /// Only test binaries of the VM whose name holds one of these texts, as `dataplane,netns-heal`.
+    #[arg(long)]
+    binaries: Option<String>,
 }
 
 /// A part of a test's name; it goes into a shell script of the VM, so nothing else passes.
@@ -72,25 +77,36 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         // Unit tests of the agent and of netlink make namespaces too, and ask nft and its like.
         setup::lab()?;
     }
-    let daemons = workspace.build_daemons(false)?;
+    let no_daemons = |suite: &Suite| {
+        matches!(suite, Suite::Vm(_)) && !vm::starts_daemons(options.binaries.as_deref())
+    };
+    let daemons = if suites.iter().all(no_daemons) {
+        None
+    } else {
+        Some(workspace.build_daemons(false)?)
+    };
     for suite in &suites {
         match suite {
-            Suite::Unit => cargo::unit(workspace, &daemons, filter, &mut tally)?,
+            Suite::Unit => cargo::unit(workspace, built(&daemons)?, filter, &mut tally)?,
             Suite::Netns if !named && !is_root() => {
                 tally.skip("netns", "network namespaces need root");
             }
             Suite::Netns => {
                 setup::lab()?;
-                cargo::netns(workspace, &daemons, filter, &mut tally)?;
+                cargo::netns(workspace, built(&daemons)?, filter, &mut tally)?;
             }
-            Suite::Interop => interop::run(workspace, &daemons, filter, &mut tally)?,
+            Suite::Interop => interop::run(workspace, built(&daemons)?, filter, &mut tally)?,
             Suite::Vm(kernels) if !named && kernels.is_empty() => {
                 tally.skip("vm", "no kernel in the cache: cargo xtask setup vm");
             }
             Suite::Vm(kernels) => {
                 for name in kernels {
                     let kernel = setup::vm(workspace, name)?;
-                    vm::run(workspace, &kernel, &daemons, filter, &mut tally)?;
+                    let only = vm::Only {
+                        binaries: options.binaries.as_deref(),
+                        tests: filter,
+                    };
+                    vm::run(workspace, &kernel, daemons.as_deref(), &only, &mut tally)?;
                 }
             }
         }
@@ -111,6 +127,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+fn built(daemons: &Option<PathBuf>) -> Result<&Path> {
+    daemons.as_deref().context("the daemons are not built")
 }
 
 /// Reads `unit netns vm 6.1 6.12`: what follows `vm` and is no suite is a kernel.

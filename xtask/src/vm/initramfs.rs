@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{BOOTED, DONE, EXIT, Guest, SUITE};
+use super::{BOOTED, DONE, EXIT, Guest, SUITE, Step};
 use crate::program::{find, quiet};
 use crate::setup::Kernel;
 use crate::workspace::{DAEMONS, text};
 
-/// Programs of the host that tests run. busybox brings the rest.
+/// Programs of the host that steps run. busybox brings the rest.
 const PROGRAMS: &[&str] = &[
     "ip",
     "ss",
@@ -25,6 +25,11 @@ const PROGRAMS: &[&str] = &[
     "setpriv",
     "sha256sum",
 ];
+
+/// Those taken along where the host has them; tests that need one and do not find it skip.
+const OPTIONAL_PROGRAMS: &[&str] = &["conntrack", "iptables", "ip6tables"];
+/// Extensions of iptables, which it loads when a rule names them.
+const IPTABLES_EXTENSIONS: &str = "usr/lib/x86_64-linux-gnu/xtables";
 
 /// Kernel modules; what they depend on comes along. Built-in ones and those that a kernel lacks
 /// are left out silently: a test that needs one says so.
@@ -41,7 +46,27 @@ const MODULES: &[&str] = &[
     "nft_ct",
     "nft_nat",
     "nft_reject_inet",
+    "nft_redir",
+    "nft_limit",
+    "nft_log",
+    "nft_fib_inet",
+    "nft_flow_offload",
+    "nf_flow_table_inet",
     "nf_conntrack",
+    "nf_conntrack_netlink",
+    // What iptables-nft, and so ufw and Docker, write their rules with.
+    "nft_compat",
+    "xt_conntrack",
+    "xt_tcpudp",
+    "xt_multiport",
+    "xt_addrtype",
+    "xt_mark",
+    "xt_limit",
+    "xt_hl",
+    "xt_MASQUERADE",
+    "xt_TCPMSS",
+    "ipt_REJECT",
+    "ip6t_REJECT",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",
@@ -83,7 +108,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Guest, folder: &Path) -> Result<Pat
         "proc",
         "run/netns",
         "sys",
-        "tests",
+        "steps",
         "tmp",
         "usr/bin",
         "usr/sbin",
@@ -97,15 +122,22 @@ pub(crate) fn build(kernel: &Kernel, guest: &Guest, folder: &Path) -> Result<Pat
         let path = find(name).with_context(|| format!("{name} is not installed"))?;
         install(&path, &root, &format!("usr/bin/{name}"))?;
     }
-    for (_, name) in DAEMONS {
-        strip(
-            &guest.daemons.join(name),
-            &root,
-            &format!("opt/tailrace/{name}"),
-        )?;
+    for name in OPTIONAL_PROGRAMS {
+        if let Some(path) = find(name) {
+            install(&path, &root, &format!("usr/bin/{name}"))?;
+        }
     }
-    for test in &guest.tests {
-        strip(&test.path, &root, &format!("tests/{}", test.name))?;
+    for program in &guest.programs {
+        install(&program.path, &root, &format!("usr/bin/{}", program.name))?;
+    }
+    extensions(&root)?;
+    if let Some(daemons) = &guest.daemons {
+        for (_, name) in DAEMONS {
+            strip(&daemons.join(name), &root, &format!("opt/tailrace/{name}"))?;
+        }
+    }
+    for Step { program, .. } in &guest.steps {
+        strip(&program.path, &root, &format!("steps/{}", program.name))?;
     }
     modules(kernel, &root.join("mods"))?;
     accounts(&root)?;
@@ -133,6 +165,21 @@ fn strip(program: &Path, root: &Path, name: &str) -> Result<()> {
             .arg(program),
     )?;
     libraries(program, root)
+}
+
+/// Copies the extensions of iptables, if the host has any.
+fn extensions(root: &Path) -> Result<()> {
+    let Ok(folder) = fs::read_dir(Path::new("/").join(IPTABLES_EXTENSIONS)) else {
+        return Ok(());
+    };
+    fs::create_dir_all(root.join(IPTABLES_EXTENSIONS))?;
+    for entry in folder {
+        let path = entry?.path();
+        if let Some(name) = path.file_name() {
+            fs::copy(&path, root.join(IPTABLES_EXTENSIONS).join(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn libraries(program: &Path, root: &Path) -> Result<()> {
@@ -224,9 +271,15 @@ fn script(guest: &Guest) -> String {
     for (name, value) in &guest.environment {
         environment.push_str(&format!("export {name}={value}\n"));
     }
-    let tests: Vec<&str> = guest.tests.iter().map(|test| test.name.as_str()).collect();
-    let tests = tests.join(" ");
-    let filter = guest.filter.as_deref().unwrap_or_default();
+    let mut steps = String::new();
+    for Step { program, arguments } in &guest.steps {
+        let name = &program.name;
+        let arguments: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
+        let arguments = arguments.join(" ");
+        steps.push_str(&format!(
+            "echo \"{SUITE}{name}\"\n/steps/{name} {arguments} 2>&1\necho \"{EXIT}{name} $?\"\n"
+        ));
+    }
     format!(
         r#"#!/bin/busybox sh
 # Real programs before busybox's applets of the same name.
@@ -248,15 +301,16 @@ for module in /mods/*.ko; do insmod $module || echo "module $module failed"; don
 chmod 666 /dev/net/tun
 ip link set lo up
 {environment}
-for name in {tests}; do
-    echo "{SUITE}$name"
-    /tests/$name {filter} --show-output --test-threads=1 2>&1
-    echo "{EXIT}$name $?"
-done
+{steps}
 echo "{DONE}"
 poweroff -f
 "#
     )
+}
+
+/// The word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Packs `root` as a newc archive, uncompressed: unpacking it emulated would take longer.

@@ -1,8 +1,8 @@
-//! Virtual machines for the tests that need a kernel of their own choosing.
+//! Virtual machines for tests and benches that need a kernel of their own choosing.
 //!
 //! ```text
-//! Debian kernel + initramfs { busybox, ip, nft, iperf3, ping, daemons, test binaries, /init }
-//!      └─► qemu (emulated: no KVM needed) ─► serial console ─► lines, parsed by `test`
+//! Debian kernel + initramfs { busybox, ip, nft, iperf3, ping, daemons, our binaries, /init }
+//!      └─► qemu (emulated: no KVM needed) ─► serial console ─► lines, parsed by `test` and `bench`
 //! ```
 
 mod initramfs;
@@ -18,9 +18,9 @@ use crate::setup::Kernel;
 
 /// First line of our init: the kernel has booted.
 const BOOTED: &str = "=== kernel ";
-/// Printed before each test binary, with its name.
+/// Printed before each step, with its name.
 pub(crate) const SUITE: &str = "=== suite ";
-/// Printed after each test binary, with its name and exit status.
+/// Printed after each step, with its name and exit status.
 pub(crate) const EXIT: &str = "=== exit ";
 /// Last line of our init.
 const DONE: &str = "=== done";
@@ -28,17 +28,37 @@ const DONE: &str = "=== done";
 /// What runs inside.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    /// Test binaries, run one after the other.
-    pub(crate) tests: Vec<Executable>,
-    /// Folder of the daemons.
-    pub(crate) daemons: PathBuf,
-    /// Only tests whose name holds this text.
-    pub(crate) filter: Option<String>,
-    /// Further environment of the tests.
+    /// Run one after the other.
+    pub(crate) steps: Vec<Step>,
+    /// Folder of the daemons, if they are needed.
+    pub(crate) daemons: Option<PathBuf>,
+    /// Further programs, found by their name.
+    pub(crate) programs: Vec<Executable>,
+    /// Further environment of the steps.
     pub(crate) environment: Vec<(String, String)>,
+    /// What time is inside.
+    pub(crate) clock: Clock,
 }
 
-/// Boots `kernel`, runs the guest's tests and returns the console, line by line.
+/// A program of ours and how it is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// The program.
+    pub(crate) program: Executable,
+    /// Its arguments.
+    pub(crate) arguments: Vec<String>,
+}
+
+/// What time is inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    /// The host's; two processors, each as fast as the host emulates it.
+    Host,
+    /// 4 ns an instruction, whatever the host does meanwhile; one processor.
+    Instructions,
+}
+
+/// Boots `kernel`, runs the guest's steps and returns the console, line by line.
 ///
 /// A boot that prints nothing is tried once more: it happens about once in a hundred.
 ///
@@ -49,15 +69,15 @@ pub(crate) fn run(kernel: &Kernel, guest: &Guest) -> Result<Vec<String>> {
     let folder = testnet::Folder::new("vm")?;
     let archive = initramfs::build(kernel, guest, folder.path())?;
     for _attempt in 0..2 {
-        let console = qemu::boot(kernel, &archive)?;
+        let console = qemu::boot(kernel, &archive, guest.clock)?;
         if console.iter().any(|line| line.starts_with(DONE)) {
             return Ok(console);
         }
         if console.iter().any(|line| line.starts_with(BOOTED)) {
             let tail = console[console.len().saturating_sub(60)..].join("\n");
-            bail!("the VM ended before its tests did; its last lines:\n{tail}");
+            bail!("the VM ended before its programs did; its last lines:\n{tail}");
         }
-        println!("The VM printed nothing; once more");
+        eprintln!("The VM printed nothing; once more");
     }
     bail!("kernel {} did not boot", kernel.version)
 }

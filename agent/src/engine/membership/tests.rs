@@ -5,7 +5,7 @@ use control_proto::tailcfg::{MapResponse, Node, NodeId};
 
 use super::*;
 use crate::engine::{EngineConfig, Handle};
-use crate::net::{EngineChoice, NetError};
+use crate::net::{EngineChoice, NetError, ShieldMode};
 use crate::state::StateDir;
 
 /// An engine with a state folder of its own, in which it knows a server.
@@ -22,6 +22,7 @@ fn engine() -> (tempfile::TempDir, Engine, Handle) {
         device: "unused0".to_owned(),
         port: 0,
         wireguard: EngineChoice::Embedded,
+        shield: ShieldMode::Off,
     };
     let (mut engine, handle) = Engine::new(config, state).unwrap();
     engine.leftovers = false;

@@ -265,6 +265,20 @@ impl Shield {
     ///
     /// The first step that failed.
     pub fn remove_all(pins: &Path) -> Result<(), DataplaneError> {
+        Self::remove_others(pins, |_, _| false)?;
+        Pins::at(pins).remove()
+    }
+
+    /// Removes the shields that have pins in `pins` and that `wanted` does not know by their interface
+    /// and port: of devices that are gone or have another name now, of an earlier port.
+    ///
+    /// # Errors
+    ///
+    /// The first step that failed.
+    pub fn remove_others(
+        pins: &Path,
+        wanted: impl Fn(&str, u16) -> bool,
+    ) -> Result<(), DataplaneError> {
         let entries = match fs::read_dir(pins) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries,
@@ -274,11 +288,13 @@ impl Shield {
             .map_err(|error| DataplaneError::new(format!("reading {}", pins.display()), error))?;
         for folder in folders {
             let name = folder.file_name().and_then(|name| name.to_str());
-            if let Some((ifname, port)) = name.and_then(named_by) {
+            if let Some((ifname, port)) = name.and_then(named_by)
+                && !wanted(&ifname, port)
+            {
                 detach(&ifname, port, Some(&folder))?;
             }
         }
-        Pins::at(pins).remove()
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the tests of this crate share: reasons to skip, and packets.
 #![allow(dead_code, unused_macros, reason = "each test binary uses its part")]
 
+use std::{panic::resume_unwind, thread};
+
 /// Ends the test early, counted as skipped, where the programs are not built or BPF is refused.
 #[macro_export]
 macro_rules! skip_without_bpf {
@@ -27,6 +29,21 @@ pub(crate) fn bpf_unavailable() -> Option<String> {
         Err(error @ dataplane::DataplaneError::NotPermitted { .. }) => Some(error.to_string()),
         Ok(_) | Err(_) => None,
     }
+}
+
+/// Runs `work` on so many threads at once, and returns what each made of it.
+pub(crate) fn on_threads<T: Send>(
+    threads: u64,
+    work: impl Fn() -> anyhow::Result<T> + Sync,
+) -> anyhow::Result<Vec<T>> {
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let ended = running.into_iter().map(|thread| {
+            let result = thread.join();
+            result.unwrap_or_else(|panicked| resume_unwind(panicked))
+        });
+        ended.collect()
+    })
 }
 
 /// Addresses of this host and of its peers.

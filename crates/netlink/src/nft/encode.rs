@@ -10,45 +10,45 @@ use crate::netfilter::wire::Writer;
 
 // enum nft_table_attributes, nft_chain_attributes, nft_rule_attributes
 pub(super) const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
 pub(super) const RULE_HANDLE: u16 = 3;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 pub(super) const RULE_USER_DATA: u16 = 7;
-const LIST_ELEMENT: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const EXPRESSION_NAME: u16 = 1;
+pub(super) const EXPRESSION_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const VERDICT_CODE: u16 = 1;
+pub(super) const VERDICT_CHAIN: u16 = 2;
 
-const REGISTER_VERDICT: u32 = 0;
+pub(super) const REGISTER_VERDICT: u32 = 0;
 /// 16 bytes: an interface name or an IPv6 address at most.
 const REGISTER: u32 = 1;
 
 // enum nft_meta_keys, nft_ct_keys
 const META_MARK: u32 = 3;
-const META_INPUT_NAME: u32 = 6;
-const META_OUTPUT_NAME: u32 = 7;
+pub(super) const META_INPUT_NAME: u32 = 6;
+pub(super) const META_OUTPUT_NAME: u32 = 7;
 const META_INPUT_TYPE: u32 = 8;
-const META_NETWORK_PROTOCOL: u32 = 15;
+pub(super) const META_NETWORK_PROTOCOL: u32 = 15;
 const META_TRANSPORT_PROTOCOL: u32 = 16;
-const CT_STATE: u32 = 0;
+pub(super) const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
 /// `IPS_DST_NAT`.
 const STATUS_DESTINATION_NAT: u32 = 1 << 5;
 // enum nft_cmp_ops
-const EQUAL: u32 = 0;
-const DIFFERENT: u32 = 1;
+pub(super) const EQUAL: u32 = 0;
+pub(super) const DIFFERENT: u32 = 1;
 // enum nft_payload_bases
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -56,10 +56,11 @@ const TRANSPORT_HEADER: u32 = 2;
 const CHECKSUM_INET: u32 = 1;
 const UDP_CHECKSUM_OFFSET: u32 = 6;
 // enum nft_verdicts, nf_inet_verdict
-const VERDICT_DROP: i32 = 0;
-const VERDICT_ACCEPT: i32 = 1;
-const VERDICT_JUMP: i32 = -3;
-const VERDICT_RETURN: i32 = -5;
+pub(super) const VERDICT_DROP: i32 = 0;
+pub(super) const VERDICT_ACCEPT: i32 = 1;
+pub(super) const VERDICT_JUMP: i32 = -3;
+pub(super) const VERDICT_GOTO: i32 = -4;
+pub(super) const VERDICT_RETURN: i32 = -5;
 /// Of libnftnl: user data of a rule is a list of type, length, value; a comment is the first type.
 const USER_DATA_COMMENT: u8 = 0;
 const INTERFACE_NAME_LEN: usize = 16;
@@ -82,6 +83,18 @@ impl Layer {
 }
 
 impl Hook {
+    pub(super) fn parse(number: u32) -> Option<Self> {
+        [
+            Self::Prerouting,
+            Self::Input,
+            Self::Forward,
+            Self::Output,
+            Self::Postrouting,
+        ]
+        .into_iter()
+        .find(|hook| hook.number() == number)
+    }
+
     fn number(self) -> u32 {
         match self {
             Self::Prerouting => 0,

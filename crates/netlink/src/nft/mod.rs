@@ -5,13 +5,16 @@
 //!                      └──Watcher──► Touched { family, table } by anybody but us
 //! ```
 
+mod decode;
 mod encode;
+mod ruleset;
 mod shell;
 
 use ipnet::IpNet;
 
 use crate::Family;
 
+pub use ruleset::{Condition, HostChain, HostRule, HostVerdict, Names};
 pub use shell::{Foreign, Nft, Snapshot, Touched, Watcher};
 
 /// Which packets the chains of a table see.

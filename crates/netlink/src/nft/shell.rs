@@ -1,11 +1,12 @@
 //! Sockets: one transaction a change, dumps, and notifications of what others did.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::decode::{self, SetName, Sets};
 use super::encode::{
     self, RULE_CHAIN, RULE_HANDLE, RULE_TABLE, RULE_USER_DATA, TABLE_NAME, user_data,
 };
-use super::{Layer, Rule, Table};
+use super::{HostChain, Layer, Rule, Table};
 use crate::Error;
 use crate::netfilter::socket::Socket;
 use crate::netfilter::wire::{APPEND, Attribute, CREATE, DUMP, Frame, Writer};
@@ -19,10 +20,15 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
+const NEW_ELEMENTS: u16 = SUBSYSTEM | 12;
+const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
+const DELETE_ELEMENTS: u16 = SUBSYSTEM | 14;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 const BATCH_BEGIN: u16 = 16; // NFNL_MSG_BATCH_BEGIN
 const BATCH_END: u16 = 17;
 const BATCH_SUBSYSTEM: u16 = 10;
+/// `NFPROTO_UNSPEC`: of all families.
+const UNSPECIFIED: u8 = 0;
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
 
@@ -171,6 +177,62 @@ impl Nft {
         .await
     }
 
+    /// Returns every chain of every table of a family we know, with what is plain of its rules.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel answered.
+    pub async fn ruleset(&mut self) -> Result<Vec<HostChain>, Error> {
+        let all = "every table";
+        let request = |kind| {
+            move |writer: &mut Writer, sequence| {
+                writer.message(kind, DUMP, sequence, (UNSPECIFIED, 0), |_| {});
+            }
+        };
+        let chains = request(GET_CHAIN);
+        let operation = "NFT_MSG_GETCHAIN";
+        let mut chains = self
+            .socket
+            .dump(operation, all, chains, decode::chain)
+            .await?;
+        let rules = request(GET_RULE);
+        let operation = "NFT_MSG_GETRULE";
+        let rules = self
+            .socket
+            .dump(operation, all, rules, decode::rule)
+            .await?;
+        let names: BTreeSet<SetName> = rules.iter().flat_map(decode::RawRule::sets).collect();
+        let mut sets = Sets::new();
+        for name in names {
+            let frames = self.elements(&name).await?;
+            sets.insert(name, frames);
+        }
+        for chain in &mut chains {
+            let own = rules.iter().filter(|rule| rule.is_in(chain));
+            chain.rules = own.map(|rule| rule.resolve(&sets)).collect();
+        }
+        Ok(chains)
+    }
+
+    async fn elements(&mut self, name: &SetName) -> Result<Vec<decode::Element>, Error> {
+        let (layer, table, set) = name;
+        let request = |writer: &mut Writer, sequence| {
+            let header = (layer.number(), 0);
+            writer.message(GET_ELEMENTS, DUMP, sequence, header, |message| {
+                message.put_text(1, table);
+                message.put_text(2, set);
+            });
+        };
+        let take = |frame: Frame<'_>| Some(decode::elements(frame));
+        let operation = "NFT_MSG_GETSETELEM";
+        match self.socket.dump(operation, set, request, take).await {
+            Ok(frames) => Ok(frames.concat()),
+            // Gone with its rule.
+            Err(error) if error.is_gone() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the rules with `comment` in a table that is not ours.
     ///
     /// # Errors
@@ -264,6 +326,8 @@ pub struct Touched {
     pub layer: Layer,
     /// Its name.
     pub table: String,
+    /// Whether only the contents of a set changed.
+    pub elements: bool,
 }
 
 /// Hears of changes to the ruleset of one network namespace.
@@ -320,6 +384,7 @@ fn touched(frame: Frame<'_>) -> Option<Touched> {
     Some(Touched {
         layer: Layer::parse(frame.family())?,
         table: find(frame, TABLE_NAME)?.text()?.to_owned(),
+        elements: [NEW_ELEMENTS, DELETE_ELEMENTS].contains(&frame.kind),
     })
 }
 

@@ -1,0 +1,60 @@
+//! `bench overhead`: measured in a VM whose clock counts instructions, reported here.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Options, command};
+use crate::program;
+use crate::setup;
+use crate::vm::{self, Clock, EXIT, Executable, Guest, Step};
+use crate::workspace::{Workspace, text};
+
+/// The kernel that figures are of.
+const KERNEL: &str = "6.12";
+/// Name of the program inside.
+const NAME: &str = "bench";
+
+/// Boots the VM, has the bench measure inside, and lets it report what it printed.
+///
+/// # Errors
+///
+/// When the VM cannot be made, or the bench fails inside.
+pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if options.rest.iter().any(|word| word == "--help") {
+        return program::run(command(workspace, options, false).arg("--help"));
+    }
+    let kernel = setup::vm(workspace, KERNEL)?;
+    let wireguard_go = setup::wireguard_go(workspace)?;
+    // No release build: what is measured is the kernel, and the programs that it runs.
+    let mut build = workspace.cargo();
+    build.args(["build", "--quiet", "--package", "bench"]);
+    program::run(&mut build)?;
+    let program = Executable {
+        name: NAME.to_owned(),
+        path: workspace.target()?.join("debug").join(NAME),
+    };
+    let arguments = [&options.name, "--guest"].map(str::to_owned);
+    let guest = Guest {
+        steps: vec![Step {
+            program,
+            arguments: arguments.into_iter().chain(options.rest.clone()).collect(),
+        }],
+        daemons: None,
+        programs: vec![wireguard_go],
+        environment: Vec::new(),
+        clock: Clock::Instructions,
+    };
+    eprintln!("Booting {} (emulated: takes minutes)", kernel.version);
+    let console = vm::run(&kernel, &guest)?;
+    let ended = format!("{EXIT}{NAME} 0");
+    ensure!(
+        console.contains(&ended),
+        "the bench failed inside:\n{}",
+        console.join("\n")
+    );
+    let folder = testnet::Folder::new("overhead")?;
+    let file = folder.path().join("console");
+    fs::write(&file, console.join("\n")).context("keeping what the VM printed")?;
+    program::run(command(workspace, options, false).args(["--measured", text(&file)?]))
+}
