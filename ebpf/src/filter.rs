@@ -430,9 +430,7 @@ impl Judge<'_> {
         match self.by_rules(key.protocol, &key.theirs, destination, port) {
             Ok(rule) => {
                 admit_by(rule, known);
-                if !tables::forgets() {
-                    place.remember(key, known);
-                }
+                place.remember(key, known);
                 Ok(())
             }
             Err(DropReason::NoRule) if kind == PORTS && key.protocol == protocol::TCP => {

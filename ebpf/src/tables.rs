@@ -475,17 +475,6 @@ pub(crate) fn filters() -> bool {
     unsafe { (&raw const FILTER).read_volatile() != 0 }
 }
 
-/// Set by the loader: 1 remembers no admitted flow. As [`FILTER`].
-#[unsafe(no_mangle)]
-static FORGETS: u32 = 0x464f_5247;
-
-/// Whether admitted flows are not remembered.
-#[inline(always)]
-pub(crate) fn forgets() -> bool {
-    // SAFETY: as in `filters`.
-    unsafe { (&raw const FORGETS).read_volatile() != 0 }
-}
-
 /// The present, by the clock of which [`Nanos`] are.
 #[inline(always)]
 pub(crate) fn now() -> Nanos {

@@ -7,8 +7,8 @@ use aya::{
 };
 use aya_obj::{Map as MapObject, Object, ProgramSection};
 use ebpf_abi::{
-    ABI_VERSION, ABI_VERSION_SECTION, BPF_MAP_TYPE_LRU_HASH, GLOBAL_FILTER, GLOBAL_FORGETS,
-    GLOBAL_VIRTUAL_TIME, InnerMapSpec, MAPS, MapSpec, PARTS, PROGRAMS, Part, ProgramKind,
+    ABI_VERSION, ABI_VERSION_SECTION, BPF_MAP_TYPE_LRU_HASH, GLOBAL_FILTER, GLOBAL_VIRTUAL_TIME,
+    InnerMapSpec, MAPS, MapSpec, PARTS, PROGRAMS, Part, ProgramKind,
 };
 
 use crate::{DataplaneError, pins::Pins};
@@ -46,8 +46,6 @@ pub(crate) struct Features {
     pub(crate) filter: bool,
     /// Take the time from a map.
     pub(crate) virtual_time: bool,
-    /// Remember no flow that is admitted.
-    pub(crate) forgets: bool,
 }
 
 /// Creates the object's maps, or takes over the pinned ones, and relocates the programs.
@@ -56,10 +54,8 @@ pub(crate) fn load(pins: Option<&Pins>, features: Features) -> Result<Ebpf, Data
     let mut loader = EbpfLoader::new();
     let filter = u32::from(features.filter);
     let virtual_time = u32::from(features.virtual_time);
-    let forgets = u32::from(features.forgets);
     loader.override_global(GLOBAL_FILTER, &filter, true);
     loader.override_global(GLOBAL_VIRTUAL_TIME, &virtual_time, true);
-    loader.override_global(GLOBAL_FORGETS, &forgets, true);
     // The BTF of the kernel serves relocations that Rust programs do not have.
     loader.btf(None);
     if let Some(pins) = pins {

@@ -90,9 +90,6 @@ pub enum TrialKind {
     Filter,
     /// The same, and the time is what [`Trial::set_time`] says; 0 at first.
     FilterInVirtualTime,
-    /// As [`Filter`](Self::Filter), but no flow that is admitted is remembered: what it costs to judge
-    /// the first packet of one, without the costs of remembering it.
-    FilterForgetful,
 }
 
 /// The programs, loaded and attached to nothing, with maps of their own.
@@ -123,7 +120,6 @@ impl Trial {
         let features = Features {
             filter: kind != TrialKind::Count,
             virtual_time: kind == TrialKind::FilterInVirtualTime,
-            forgets: kind == TrialKind::FilterForgetful,
         };
         let mut ebpf = object::load(None, features)?;
         for name in ebpf_abi::PROGRAMS {

@@ -206,16 +206,21 @@ fn the_verifier_has_far_to_its_limit() -> Result<()> {
 /// Prints what a packet costs beyond counting it; the figures that count are those of a quiet machine.
 #[test]
 fn known_flows_and_strangers_are_judged_alike_by_few_rules_and_many() -> Result<()> {
-    const RUNS: u32 = 50_000;
+    const RUNS: u32 = 13_000;
     skip_without_bpf!();
     let (input, strangers) = (Program::Overlay(Direction::In), Program::NextFlow);
     let syn = |port| from_peer().tcp(40_000, port, SYN, b"");
     let known = from_peer().tcp(40_000, 22, ACK, b"data");
-    // Of several measurements the least disturbed.
+    // Of several measurements the least disturbed. Source ports go on where the run before ended: 5 × 13 000
+    // flows have them all once.
     let cost = |trial: &mut Trial, program, frame: &[u8], verdict| -> Result<i128> {
         let mut best = Duration::MAX;
-        for _ in 0..5 {
-            let outcome = trial.run(program, frame, Gso::default(), RUNS)?;
+        for round in 0..5u16 {
+            let mut frame = frame.to_vec();
+            if program == Program::NextFlow {
+                frame[20..22].copy_from_slice(&(round * RUNS as u16).to_be_bytes());
+            }
+            let outcome = trial.run(program, &frame, Gso::default(), RUNS)?;
             ensure!(outcome.verdict == verdict, "verdict {}", outcome.verdict);
             best = best.min(outcome.duration);
         }

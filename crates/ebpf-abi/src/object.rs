@@ -18,9 +18,6 @@ pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
 pub const GLOBAL_FILTER: &str = "FILTER";
 /// Constant of the object: 0 for the kernel's clock, 1 for the time in `CLOCK`, which tests set.
 pub const GLOBAL_VIRTUAL_TIME: &str = "VIRTUAL_TIME";
-/// Constant of the object: 0 to remember flows that are admitted, 1 to judge each packet anew, which
-/// is for measurements.
-pub const GLOBAL_FORGETS: &str = "FORGETS";
 
 /// Program on the ingress of the overlay device. Program names are at most 15 bytes: the kernel
 /// keeps no more.
