@@ -7,11 +7,12 @@
 //!   cache holds. Each is the median of five rounds, and a round the median of many short runs, each paired
 //!   with one of the counting program right before it.
 //! - *flow*, *nft*: frames written into TUN devices, 3 072 allowed flows in turn, on top of the same path
-//!   without any filter. TUN rather than veth, since the overlay has no link layer. All packets end at a
-//!   blackhole route behind the filters. Each ruleset has a namespace and a device of its own, and every
-//!   round writes all frames into each in turn: figures are medians of the differences to the path
-//!   without a filter in the same round. nftables: a chain without rules, one rule a rule, and one set
-//!   of concatenated intervals, from which elements that overlap are left out, for it refuses them.
+//!   without any filter; *beyond counting*, on top of the path whose packets are only counted. TUN rather
+//!   than veth, since the overlay has no link layer. All packets end at a blackhole route behind the
+//!   filters. Each ruleset has a namespace and a device of its own, and every round writes all frames into
+//!   two in turn: figures are medians of the differences in a round. nftables: a chain without rules, one
+//!   rule a rule, and one set of concatenated intervals, from which elements that overlap are left out, for
+//!   it refuses them.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane::{
-    Dataplane, Direction, Gso, PeerIndex, PortRange, Program, Rule, Rules, Trial, TrialKind,
+    Counters, Dataplane, Direction, Gso, PeerIndex, PortRange, Program, Rule, Rules, Trial,
+    TrialKind,
 };
 use ipnet::Ipv4Net;
 use packet::build::{ACK, Ip, SYN};
@@ -78,6 +80,8 @@ struct Figures {
     miss: Costs,
     first: Costs,
     flow: Costs,
+    /// Of flow, what filtering adds to counting.
+    filter: Costs,
     nft_empty: Costs,
     nft_linear: Costs,
     nft_set: Costs,
@@ -284,10 +288,16 @@ fn paths(count: usize, figures: &mut Figures) -> Result<()> {
     let all = frames(&rules);
     let bare = Path::new()?;
 
+    let peer = dataplane::Peer::from(PeerIndex(1));
+    let peers = [("100.64.0.0/10".parse()?, peer)];
+    let counting = Path::new()?;
+    let mut counters = counting
+        .namespace
+        .enter(|| Counters::attach(DEVICE, None))??;
+    counters.set_peers(&peers)?;
     let ours = Path::new()?;
     let mut filter = ours.namespace.enter(|| Dataplane::attach(DEVICE, None))??;
-    let peer = dataplane::Peer::from(PeerIndex(1));
-    filter.set_peers(&[("100.64.0.0/10".parse()?, peer)])?;
+    filter.set_peers(&peers)?;
     filter.set_rules(&to_rules(&rules))?;
 
     let empty = Path::new()?;
@@ -308,20 +318,23 @@ fn paths(count: usize, figures: &mut Figures) -> Result<()> {
         PATH_ROUNDS
     };
     let others = [
-        (&ours, &all, &mut figures.flow),
-        (&empty, &all, &mut figures.nft_empty),
-        (&linear, &all, &mut figures.nft_linear),
-        (&set, &kept, &mut figures.nft_set),
+        (&bare, &ours, &all, &mut figures.flow),
+        (&counting, &ours, &all, &mut figures.filter),
+        (&bare, &empty, &all, &mut figures.nft_empty),
+        (&bare, &linear, &all, &mut figures.nft_linear),
+        (&bare, &set, &kept, &mut figures.nft_set),
     ];
     let mut bases = Vec::new();
-    for (path, frames, costs) in others {
+    for (baseline, path, frames, costs) in others {
         let mut differences = Vec::new();
         // The first round warms the caches.
         for round in 0..=rounds {
-            let base = bare.round(&all)?;
+            let base = baseline.round(&all)?;
             let cost = path.round(frames)?;
             if round > 0 {
-                bases.push(base);
+                if std::ptr::eq(baseline, &bare) {
+                    bases.push(base);
+                }
                 differences.push(cost - base);
             }
         }
@@ -335,6 +348,7 @@ fn paths(count: usize, figures: &mut Figures) -> Result<()> {
         .sum();
     ensure!(dropped == 0, "the filter dropped {dropped} packets");
     // A device goes with its namespace, and what is attached to it too.
+    counting.namespace.enter(|| counters.remove())??;
     ours.namespace.enter(|| filter.remove())??;
     Ok(())
 }
@@ -453,17 +467,17 @@ fn print_table(figures: &Figures, plot: &FsPath) {
             figures.path
         );
         println!(
-            "{:>7} {:>7} {:>10} {:>12} {:>9} {:>14}  left out of the set",
-            "rules", "flow", "nft empty", "nft linear", "nft set", "linear / flow"
+            "{:>7} {:>7} {:>16} {:>10} {:>12} {:>9}  left out of the set",
+            "rules", "flow", "beyond counting", "nft empty", "nft linear", "nft set"
         );
     }
     for (count, flow) in &figures.flow {
         println!(
-            "{count:>7} {flow:>7.0} {:>10.0} {:>12.0} {:>9.0} {:>14.1}  {}",
+            "{count:>7} {flow:>7.0} {:>16.0} {:>10.0} {:>12.0} {:>9.0}  {}",
+            figures.filter[count],
             figures.nft_empty[count],
             figures.nft_linear[count],
             figures.nft_set[count],
-            figures.nft_linear[count] / flow,
             figures.left_out[count],
         );
     }
@@ -484,6 +498,7 @@ fn to_json(figures: &Figures) -> Value {
         "miss_ns": costs(&figures.miss),
         "first_ns": costs(&figures.first),
         "flow_ns": costs(&figures.flow),
+        "flow_beyond_counting_ns": costs(&figures.filter),
         "nft_empty_ns": costs(&figures.nft_empty),
         "nft_linear_ns": costs(&figures.nft_linear),
         "nft_set_ns": costs(&figures.nft_set),

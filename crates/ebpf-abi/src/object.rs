@@ -7,7 +7,7 @@ use crate::{
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
 /// stand in a folder named after it.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 /// Read-only data section that holds nothing but the object's copy of [`ABI_VERSION`], a `u32` in
 /// little endian.
 pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
