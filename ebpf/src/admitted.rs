@@ -6,7 +6,7 @@
 //! flows, which CPUs that write into one place may leave behind, from either.
 #![expect(unsafe_code, reason = "buckets are shared with other CPUs")]
 
-use core::ops::Deref;
+use core::{hint::black_box, ops::Deref};
 
 use aya_ebpf::{macros::map, maps::Array};
 use ebpf_abi::{BUCKETS, Bucket, Known, Nanos, PeerIndex, WAYS, Way};
@@ -172,6 +172,16 @@ impl<A: Words> Place<A> {
         check == cache::check(self.hash, &self.known)
     }
 
+    /// Has the verifier lose track of where the flow was found, if it was, by `tables::unknown_zero`.
+    #[inline(always)]
+    pub(crate) fn blur(&mut self, zero: u32) {
+        self.at ^= zero as usize;
+        self.known.generation ^= u64::from(zero);
+        self.known.seen ^= u64::from(zero);
+        self.known.flags ^= zero;
+        self.known.rule ^= zero;
+    }
+
     /// What is known of the flow.
     #[inline(always)]
     pub(crate) fn found(&self) -> Option<&Known> {
@@ -195,8 +205,9 @@ impl<A: Words> Place<A> {
     #[inline(always)]
     pub(crate) fn refresh(&self, now: Nanos) {
         if self.at < WAYS {
+            let at = within(self.at);
             // SAFETY: as in `of`. Another flow may have taken the place: it is kept a little longer.
-            unsafe { (&raw mut (*self.bucket).seen[self.at]).write_volatile(now) };
+            unsafe { (&raw mut (*self.bucket).seen[at]).write_volatile(now) };
         }
     }
 
@@ -216,8 +227,7 @@ impl<A: Words> Place<A> {
                 }
             }
         }
-        // Said aloud for the verifier.
-        let at = at % WAYS;
+        let at = within(at);
         let whose = u64::from(known.peer.0) | u64::from(known.flags) << 32;
         let rule = u64::from(known.rule) | u64::from(known.rules) << 32;
         // SAFETY: as in `of`; each word is written once.
@@ -239,6 +249,13 @@ impl<A: Words> Place<A> {
 #[inline(always)]
 pub(crate) fn is_fresh(known: &Known, now: Nanos) -> bool {
     now.saturating_sub(known.seen) < REFRESH
+}
+
+/// The same way of a bucket, said aloud for verifiers before 6.7, which forget comparisons with what is
+/// kept on the stack; the compiler, which does not, would leave it out.
+#[inline(always)]
+fn within(at: usize) -> usize {
+    black_box(at) % WAYS
 }
 
 /// Two numbers that are one word.

@@ -127,7 +127,7 @@ fn ordinary<A: Words>(
     let asks = kind == OPENS || kind == ECHO_REQUEST;
     let judged = match direction {
         Direction::In => {
-            let place = Place::of(key).ok_or(DropReason::NoPolicy)?;
+            let mut place = Place::of(key).ok_or(DropReason::NoPolicy)?;
             // Whatever is admitted, the answer to an echo needs our question.
             let admitted = if kind == ECHO_REPLY {
                 None
@@ -148,7 +148,9 @@ fn ordinary<A: Words>(
             {
                 return Ok(Passed::by(entry));
             }
-            first_in(key, kind, &place, opened, (generation, now))
+            let zero = tables::unknown_zero();
+            place.blur(zero);
+            first_in(key, kind ^ zero as u8, &place, opened, (generation, now))
         }
         Direction::Out => {
             let opened = tables::opened(key);
@@ -241,18 +243,21 @@ fn in_full<A: Words>(
     if destination.is_link_local() {
         return Err(DropReason::LinkLocal);
     }
+    let zero = tables::unknown_zero();
+    let index = peer.map_or(0, |peer| peer.index.0);
+    let flags = policy.set | if peer.is_some() { KNOWN_PEER } else { 0 };
     let known = Known {
         generation: policy.generation,
         seen: now,
-        expires,
-        peer: peer.map_or(PeerIndex(0), |peer| peer.index),
-        flags: policy.set | if peer.is_some() { KNOWN_PEER } else { 0 },
+        expires: expires ^ u64::from(zero),
+        peer: PeerIndex(index ^ zero),
+        flags: flags ^ zero,
         rule: 0,
         rules: policy.rules,
     };
     let judge = Judge {
         policy,
-        jailed: is_jailed(peer),
+        jailed: u32::from(is_jailed(peer)) ^ zero != 0,
         now,
         generation,
     };
@@ -316,7 +321,8 @@ impl Judge<'_> {
         }
         if packet.has_flow() && packet.protocol != protocol::TSMP {
             let key = Key::new(packet.flow(Direction::In));
-            let place = Place::of(&key).ok_or(DropReason::NoPolicy)?;
+            let mut place = Place::of(&key).ok_or(DropReason::NoPolicy)?;
+            place.blur(tables::unknown_zero());
             let may_answer = packet.kind == PORTS || packet.kind == ECHO_REPLY;
             let opened = if may_answer {
                 tables::opened(&key)
@@ -364,9 +370,10 @@ impl Judge<'_> {
         if self.live(key, tables::opened(key)).is_some() {
             return true;
         }
-        let Some(place) = Place::of(key) else {
+        let Some(mut place) = Place::of(key) else {
             return false;
         };
+        place.blur(tables::unknown_zero());
         if !place.is_live(key, self.now) {
             return false;
         }

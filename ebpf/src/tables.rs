@@ -101,6 +101,10 @@ static SCRATCH_V6: PerCpuArray<Flat<[u8; 16]>> = PerCpuArray::with_max_entries(1
 #[map]
 static CLOCK: Array<Nanos> = Array::with_max_entries(1, 0);
 
+/// Holds 0, which nobody changes.
+#[map]
+static ZERO: Array<u32> = Array::with_max_entries(1, 0);
+
 /// What a CPU last took for the present, and at which of the kernel's ticks.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -297,6 +301,15 @@ pub(crate) fn remember_fragment<A: Tables>(key: &FragmentKey<A>, known: &Known) 
 #[inline(always)]
 pub(crate) fn is_live<A>(flow: &Flow<A>, seen: Nanos, now: Nanos) -> bool {
     now.saturating_sub(seen) < idle(flow.protocol)
+}
+
+/// 0, which neither compiler nor verifier knows: a number that this is added to is any to them, so that
+/// what follows is verified once, not once for every value that the number may have.
+#[inline(always)]
+pub(crate) fn unknown_zero() -> u32 {
+    // SAFETY: the map's own value.
+    ZERO.get_ptr(0)
+        .map_or(0, |zero| unsafe { zero.read_volatile() })
 }
 
 /// The number that what is remembered has to have, or one that nothing has.
