@@ -38,7 +38,7 @@ pub(crate) fn boot(kernel: &Kernel, archive: &Path, clock: Clock) -> Result<Vec<
             "-cpu",
             "Haswell-noTSX,-cx16,-pcid,-x2apic,-tsc-deadline,-invpcid",
             "-m",
-            "2G",
+            "3G",
         ])
         .args([
             "-nodefaults",
