@@ -177,16 +177,20 @@ fn ten_thousand_rules_are_in_force_within_two_seconds() -> Result<()> {
     skip_without_bpf!();
     let mut trial = Trial::load_as(TrialKind::Filter)?;
     let rules = common::many_rules(10_000);
+    let limit = scaled(Duration::from_secs(2));
     let mut best = Duration::MAX;
-    // Once more if the machine was busy with other tests.
-    for _ in 0..3 {
+    for _ in 0..10 {
+        if best < limit {
+            break;
+        }
+        // Again if the machine was busy with other tests.
         trial.set_rules(&Rules::default())?;
         let begin = Instant::now();
         trial.set_rules(&rules)?;
         best = best.min(begin.elapsed());
     }
     println!("10 000 rules in force after {best:?}");
-    ensure!(best < scaled(Duration::from_secs(2)), "{best:?}");
+    ensure!(best < limit, "{best:?}");
     Ok(())
 }
 

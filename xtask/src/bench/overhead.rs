@@ -1,6 +1,7 @@
 //! `bench overhead`: measured in a VM whose clock counts instructions, reported here.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -28,11 +29,13 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let wireguard_go = setup::wireguard_go(workspace)?;
     // No release build: what is measured is the kernel, and the programs that it runs.
     let mut build = workspace.cargo();
-    build.args(["build", "--quiet", "--package", "bench"]);
+    // Of the whole workspace: the artifacts are then those that the tests are built with.
+    build.args(["build", "--quiet", "--workspace", "--bin", NAME]);
     program::run(&mut build)?;
+    let path = workspace.target()?.join("debug").join(NAME);
     let program = Executable {
         name: NAME.to_owned(),
-        path: workspace.target()?.join("debug").join(NAME),
+        path: path.clone(),
     };
     let arguments = [&options.name, "--guest"].map(str::to_owned);
     let guest = Guest {
@@ -56,5 +59,9 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let folder = testnet::Folder::new("overhead")?;
     let file = folder.path().join("console");
     fs::write(&file, console.join("\n")).context("keeping what the VM printed")?;
-    program::run(command(workspace, options, false).args(["--measured", text(&file)?]))
+    let mut report = Command::new(path);
+    report
+        .args([options.name.as_str(), "--measured", text(&file)?])
+        .args(options.json.then_some("--json"));
+    program::run(&mut report)
 }
