@@ -1,7 +1,8 @@
 //! The filtering programs against the reference model of `policy`: random policies, random packets in
 //! virtual time, the same verdict and the same reason for each.
 //!
-//! `FILTER_POLICIES` sets how many policies, `FILTER_SEED` the first seed. A failure prints its seed.
+//! `FILTER_POLICIES` sets how many policies, `FILTER_PACKETS` how many packets each, `FILTER_SEED` the first
+//! seed. A failure prints its seed.
 
 mod common;
 #[path = "common/random.rs"]
@@ -32,7 +33,7 @@ use packet::{
 use policy::filter::{self, AcceptReason, Filter, Local, PeerApi, Verdict};
 use random::{Random, v4, v6};
 
-const PACKETS: usize = 100;
+const PACKETS: u64 = 100;
 const THREADS: u64 = 16;
 /// Longer than any flow lives.
 const BETWEEN_POLICIES: u64 = 6 * 24 * 3600 * SECOND;
@@ -49,6 +50,7 @@ fn programs_and_model_agree() -> Result<()> {
     };
     let policies = number("FILTER_POLICIES", 1000)?;
     let seed = number("FILTER_SEED", 1)?;
+    let packets = number("FILTER_PACKETS", PACKETS)?;
     let next = AtomicU64::new(0);
     let threads = AtomicU64::new(0);
     // Each with programs of its own. To change rules waits for the kernel: many may wait at once.
@@ -67,8 +69,12 @@ fn programs_and_model_agree() -> Result<()> {
             }
             // Keys of peers expire at whole seconds.
             let begin = end.next_multiple_of(SECOND) + BETWEEN_POLICIES;
-            end = compare(&mut trial, seed + policy, begin, &mut tally)
-                .with_context(|| format!("FILTER_SEED={} FILTER_POLICIES=1", seed + policy))?;
+            end = compare(&mut trial, seed + policy, packets, begin, &mut tally).with_context(
+                || {
+                    let seed = seed + policy;
+                    format!("FILTER_SEED={seed} FILTER_POLICIES=1 FILTER_PACKETS={packets}")
+                },
+            )?;
         }
     };
     let mut tally = Tally::default();
@@ -215,7 +221,13 @@ impl Tally {
 }
 
 /// Runs one random policy and its packets through both. Returns the time of the last.
-fn compare(trial: &mut Trial, seed: u64, begin: u64, tally: &mut Tally) -> Result<u64> {
+fn compare(
+    trial: &mut Trial,
+    seed: u64,
+    packets: u64,
+    begin: u64,
+    tally: &mut Tally,
+) -> Result<u64> {
     let mut random = Random::new(seed);
     let mut setting = Setting::random(&mut random, begin);
     let peers = setting.peers.clone();
@@ -231,8 +243,10 @@ fn compare(trial: &mut Trial, seed: u64, begin: u64, tally: &mut Tally) -> Resul
     let mut now = begin;
     let mut traffic = Traffic::default();
     let mut hits = BTreeMap::new();
-    for step in 0..PACKETS {
-        if random.one_in(40) {
+    // A policy changes as often, however many packets it judges: that takes longer than the packets.
+    let change = 40 * packets.div_ceil(PACKETS) as usize;
+    for step in 0..packets {
+        if random.one_in(change) {
             let before = setting.rules();
             setting.change(&mut random);
             if setting.rules() != before {
