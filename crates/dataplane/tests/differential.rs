@@ -1,8 +1,8 @@
 //! The filtering programs against the reference model of `policy`: random policies, random packets in
 //! virtual time, the same verdict and the same reason for each.
 //!
-//! `FILTER_POLICIES` sets how many policies, `FILTER_PACKETS` how many packets each, `FILTER_SEED` the first
-//! seed. A failure prints its seed.
+//! `FILTER_POLICIES` sets how many policies, `FILTER_PACKETS` how many packets for each, `FILTER_SEED` the
+//! first seed; a failure prints its seed.
 
 mod common;
 #[path = "common/random.rs"]
@@ -69,7 +69,7 @@ fn programs_and_model_agree() -> Result<()> {
             }
             // Keys of peers expire at whole seconds.
             let begin = end.next_multiple_of(SECOND) + BETWEEN_POLICIES;
-            end = compare(&mut trial, seed + policy, packets, begin, &mut tally).with_context(
+            end = compare(&mut trial, (seed + policy, packets), begin, &mut tally).with_context(
                 || {
                     let seed = seed + policy;
                     format!("FILTER_SEED={seed} FILTER_POLICIES=1 FILTER_PACKETS={packets}")
@@ -223,8 +223,7 @@ impl Tally {
 /// Runs one random policy and its packets through both. Returns the time of the last.
 fn compare(
     trial: &mut Trial,
-    seed: u64,
-    packets: u64,
+    (seed, packets): (u64, u64),
     begin: u64,
     tally: &mut Tally,
 ) -> Result<u64> {
