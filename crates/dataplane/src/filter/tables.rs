@@ -19,14 +19,6 @@ use std::{
     thread,
 };
 
-use super::{
-    bulk,
-    classes::{Addresses, ClassTables},
-};
-use crate::{
-    DataplaneError, Drops,
-    tables::{reading, typed, writing},
-};
 use aya::{
     Ebpf, Pod,
     maps::{Array, Map, MapData, MapError, lpm_trie::Key},
@@ -37,6 +29,15 @@ use ebpf_abi::{
     Class, Count, ENDS, GENERATION, HOSTS_V4, HOSTS_V6, InnerMapSpec, MEMBERS, MapSpec, NETS_V4,
     NETS_V6, PAIRS, POLICY, POLICY_IDS, PORT_LISTS, Policy, RULE_HITS, SEED, SETS, Side,
     address_table, rule_slot,
+};
+
+use super::{
+    bulk,
+    classes::{Addresses, ClassTables},
+};
+use crate::{
+    DataplaneError, Drops,
+    tables::{reading, typed, writing},
 };
 
 /// The maps of rules of one loaded object.
