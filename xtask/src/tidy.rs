@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("derp-proto", &["keys"]),
     ("disco-proto", &["keys"]),
     ("noise-io", &["control-proto", "keys"]),
-    ("node-core", &["control-proto", "keys"]),
+    ("node-core", &["control-proto", "disco-proto", "keys"]),
     ("netlink", &["keys"]),
     ("settings", &[]),
     ("policy", &["control-proto", "packet"]),

@@ -8,6 +8,7 @@
 pub mod derp;
 mod desired;
 pub mod endpoints;
+pub mod paths;
 
 pub use derp::{DerpMap, RegionId};
 pub use desired::{DEFAULT_MTU, DEFAULT_ROUTES, Desired, DesiredPeer, Exit, ExitNode, Options};

@@ -1,0 +1,427 @@
+//! One peer's path: its probes, what they proved, and for how long that is trusted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use disco_proto::disco::{Message, TxId};
+use keys::{DiscoPublic, NodePublic};
+
+use super::candidates::{Candidates, usable};
+use super::choice::{Proved, better};
+use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Via};
+use crate::RegionId;
+
+/// Sending nothing for longer than this makes a peer idle.
+const ACTIVE: Duration = Duration::from_secs(45);
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const TRUST: Duration = Duration::from_millis(6500);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const ROUND_INTERVAL: Duration = Duration::from_secs(60);
+/// A path this quick is not worth looking for a better one.
+const GOOD_ENOUGH: Duration = Duration::from_millis(5);
+/// How long a ping that somebody asked for may take.
+const ASKED_TIMEOUT: Duration = Duration::from_secs(10);
+/// Trust left to a path that is sent to without an answer: a few round trips, within these bounds.
+const SUSPICION: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(1));
+/// Most pings of one peer on their way; each has a record here.
+const MAX_SENT: usize = 256;
+/// Most pings of one peer that somebody waits for.
+const MAX_ASKED: usize = 16;
+
+/// What a peer needs of its surroundings.
+pub(super) struct Context<'a> {
+    pub(super) now: Now,
+    pub(super) node: NodePublic,
+    pub(super) ids: &'a mut (dyn FnMut() -> TxId + Send),
+    pub(super) own: &'a mut Own,
+    pub(super) commands: &'a mut VecDeque<Command>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    via: Via,
+    at: Now,
+    /// Somebody waits for the answer.
+    asked: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    key: NodePublic,
+    disco: Option<DiscoPublic>,
+    home: Option<RegionId>,
+    expired: bool,
+    candidates: Candidates,
+    best: Option<Proved>,
+    trust_until: Now,
+    last_round: Option<Now>,
+    last_call: Option<Now>,
+    /// When WireGuard last sent, as far as we were told.
+    last_sent: Option<Now>,
+    heartbeat: Option<Now>,
+    /// When a suspected path is probed once more.
+    reprobe: Option<Now>,
+    sent: BTreeMap<TxId, Sent>,
+    asked: BTreeMap<u64, Now>,
+    pub(super) route: Route,
+    /// The timer that [`super::Paths`] keeps for this peer.
+    pub(super) armed: Option<Now>,
+}
+
+impl Peer {
+    pub(super) fn new(key: NodePublic) -> Self {
+        Self {
+            key,
+            disco: None,
+            home: None,
+            expired: false,
+            candidates: Candidates::default(),
+            best: None,
+            trust_until: Now::default(),
+            last_round: None,
+            last_call: None,
+            last_sent: None,
+            heartbeat: None,
+            reprobe: None,
+            sent: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            route: Route::Relayed,
+            armed: None,
+        }
+    }
+
+    pub(super) fn disco(&self) -> Option<DiscoPublic> {
+        self.disco
+    }
+
+    pub(super) fn asked(&self, id: TxId) -> bool {
+        self.sent.contains_key(&id)
+    }
+
+    pub(super) fn configure(&mut self, context: &mut Context<'_>, peer: PeerPaths) {
+        self.home = peer.home;
+        self.expired = peer.expired;
+        self.candidates.set_map(&peer.endpoints);
+        self.set_disco(context, peer.disco);
+        if self.expired {
+            self.forget();
+            self.heartbeat = None;
+        }
+    }
+
+    pub(super) fn set_disco(&mut self, context: &mut Context<'_>, disco: Option<DiscoPublic>) {
+        if self.disco != disco {
+            self.disco = disco;
+            self.restart(context);
+        }
+    }
+
+    /// Forgets what was proved; an active peer starts looking at once.
+    pub(super) fn restart(&mut self, context: &mut Context<'_>) {
+        self.forget();
+        if self.heartbeat.is_some() {
+            self.round(context, true);
+        }
+    }
+
+    fn forget(&mut self) {
+        self.best = None;
+        self.trust_until = Now::default();
+        self.last_round = None;
+        self.reprobe = None;
+        self.sent.clear();
+        self.candidates.forget_measurements();
+    }
+
+    pub(super) fn active(&mut self, context: &mut Context<'_>, sent: Now) {
+        self.last_sent = self.last_sent.max(Some(sent));
+        if self.heartbeat.is_some() || self.expired || context.now.since(sent) > ACTIVE {
+            return;
+        }
+        self.heartbeat = Some(context.now + HEARTBEAT);
+        if self.trusted(context.now).is_none() {
+            self.round(context, true);
+        }
+    }
+
+    pub(super) fn suspect(&mut self, context: &mut Context<'_>) {
+        let Some(best) = self.trusted(context.now) else {
+            return;
+        };
+        if self.reprobe.is_some() {
+            return;
+        }
+        let grace = (best.latency * 3).clamp(SUSPICION.0, SUSPICION.1);
+        self.trust_until = self.trust_until.min(context.now + grace);
+        // Twice, so that one lost probe does not condemn the path.
+        self.reprobe = Some(context.now + grace / 2);
+        self.probe(context, Via::Udp(best.address), None, 0);
+    }
+
+    pub(super) fn roamed(&mut self, context: &mut Context<'_>, seen: SocketAddr) {
+        if self.route == Route::Direct(seen) {
+            return;
+        }
+        let route = self.route;
+        context.commands.push_back(Command::SetRoute {
+            peer: self.key,
+            route,
+        });
+        if self.candidates.heard(context.now, seen, None) {
+            self.answer_probe(context, seen);
+        }
+    }
+
+    pub(super) fn pinged(
+        &mut self,
+        context: &mut Context<'_>,
+        source: SocketAddr,
+        id: TxId,
+        is_it: bool,
+    ) {
+        if self.candidates.heard(context.now, source, Some(id)) && is_it {
+            self.answer_probe(context, source);
+        }
+    }
+
+    /// Probes an address that the peer was heard from, if we need a path: the peer's NAT is open to us
+    /// right now, and a heartbeat may come too late.
+    fn answer_probe(&mut self, context: &mut Context<'_>, address: SocketAddr) {
+        let candidate = self.candidates.get_mut(address);
+        let recent = candidate
+            .and_then(|c| c.last_ping)
+            .is_some_and(|at| context.now.since(at) < PING_INTERVAL);
+        if self.heartbeat.is_some() && self.trusted(context.now).is_none() && !recent {
+            self.probe(context, Via::Udp(address), None, 0);
+        }
+    }
+
+    pub(super) fn called(&mut self, context: &mut Context<'_>, endpoints: &[SocketAddr]) {
+        self.candidates.set_called(context.now, endpoints);
+        self.round(context, false);
+    }
+
+    pub(super) fn pong(&mut self, context: &mut Context<'_>, id: TxId, via: Via) {
+        let Some(sent) = self.sent.remove(&id) else {
+            return;
+        };
+        let latency = context.now.since(sent.at);
+        if let Some(ping) = sent.asked
+            && self.asked.remove(&ping).is_some()
+        {
+            context.commands.push_back(Command::PingAnswered {
+                ping,
+                peer: self.key,
+                via: sent.via,
+                latency,
+            });
+        }
+        // The address that was pinged is proved, whatever address the pong came from; over a relay
+        // nothing is.
+        let (Via::Udp(address), Via::Udp(_)) = (sent.via, via) else {
+            return;
+        };
+        if let Some(candidate) = self.candidates.get_mut(address) {
+            candidate.answered = Some(context.now);
+        }
+        let proved = Proved { address, latency };
+        let current = self.best.filter(|best| {
+            best.address != address && self.trusted(context.now).is_some() && !better(proved, *best)
+        });
+        if current.is_none() {
+            self.best = Some(proved);
+            self.trust_until = context.now + TRUST;
+            self.reprobe = None;
+        }
+    }
+
+    pub(super) fn ping_asked(&mut self, context: &mut Context<'_>, ping: u64, size: u16) {
+        if self.expired || self.disco.is_none() || self.asked.len() >= MAX_ASKED {
+            let peer = self.key;
+            context
+                .commands
+                .push_back(Command::PingExpired { ping, peer });
+            return;
+        }
+        self.asked.insert(ping, context.now + ASKED_TIMEOUT);
+        if let Some(best) = self.trusted(context.now) {
+            self.probe(context, Via::Udp(best.address), Some(ping), size);
+        } else {
+            if let Some(home) = self.home {
+                self.probe(context, Via::Derp(home, self.key), Some(ping), size);
+            }
+            for address in self.candidates.due(context.now, Duration::ZERO) {
+                self.probe(context, Via::Udp(address), Some(ping), size);
+            }
+            self.call_me_maybe(context);
+        }
+        self.active(context, context.now);
+    }
+
+    pub(super) fn timeout(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let trusted = self.trusted(now).is_some();
+        let best = self.best.map(|best| Via::Udp(best.address));
+        let mut best_lost = false;
+        self.sent.retain(|_, sent| {
+            let lost = now.since(sent.at) >= PING_TIMEOUT;
+            best_lost |= lost && Some(sent.via) == best;
+            !lost
+        });
+        if best_lost && !trusted {
+            self.best = None;
+        }
+        let peer = self.key;
+        self.asked.retain(|&ping, until| {
+            let over = *until <= now;
+            if over {
+                context
+                    .commands
+                    .push_back(Command::PingExpired { ping, peer });
+            }
+            !over
+        });
+        if self.reprobe.is_some_and(|at| at <= now) {
+            self.reprobe = None;
+            if let Some(best) = self.trusted(now) {
+                self.probe(context, Via::Udp(best.address), None, 0);
+            }
+        }
+        if self.heartbeat.is_some_and(|at| at <= now) {
+            self.beat(context);
+        }
+    }
+
+    fn beat(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let quiet = self.last_sent.map_or(Duration::MAX, |at| now.since(at));
+        if quiet > ACTIVE {
+            self.heartbeat = None;
+            context.commands.push_back(Command::WatchActivity(self.key));
+            return;
+        }
+        self.heartbeat = Some(now + HEARTBEAT);
+        if quiet >= HEARTBEAT {
+            context.commands.push_back(Command::ReadActivity(self.key));
+        }
+        if let Some(best) = self.best {
+            self.probe(context, Via::Udp(best.address), None, 0);
+        }
+        let wanted = match (self.trusted(now), self.last_round) {
+            (None, _) | (_, None) => true,
+            (Some(best), _) if best.latency <= GOOD_ENOUGH => false,
+            (_, Some(at)) => now.since(at) >= ROUND_INTERVAL,
+        };
+        if wanted {
+            self.round(context, true);
+        }
+    }
+
+    /// Pings every candidate that was not pinged lately; our pings leave before the CallMeMaybe, so
+    /// that our NAT is open when the peer answers it.
+    fn round(&mut self, context: &mut Context<'_>, call: bool) {
+        if self.expired || self.disco.is_none() {
+            return;
+        }
+        let now = context.now;
+        self.candidates.expire(now);
+        self.last_round = Some(now);
+        let due = self.candidates.due(now, PING_INTERVAL);
+        for address in &due {
+            self.probe(context, Via::Udp(*address), None, 0);
+        }
+        // A peer that nobody told us an address of can still be asked to ping ours.
+        let lost = self.candidates.len() == 0
+            && self
+                .last_call
+                .is_none_or(|at| now.since(at) >= PING_INTERVAL);
+        if call && (!due.is_empty() || lost) {
+            self.call_me_maybe(context);
+        }
+    }
+
+    /// Offers our endpoints to the peer, after a re-STUN if they are not fresh.
+    pub(super) fn call_me_maybe(&mut self, context: &mut Context<'_>) {
+        let (Some(home), Some(disco), false) = (self.home, self.disco, self.expired) else {
+            return;
+        };
+        let now = context.now;
+        self.last_call = Some(now);
+        let own = &mut *context.own;
+        if own.learned.is_none_or(|at| now.since(at) > ENDPOINTS_FRESH) {
+            own.waiting.insert(self.key);
+            if own.asked.is_none_or(|at| now.since(at) >= RESTUN_PATIENCE) {
+                own.asked = Some(now);
+                context.commands.push_back(Command::ReStun);
+            }
+            return;
+        }
+        context.commands.push_back(Command::Send {
+            via: Via::Derp(home, self.key),
+            disco,
+            message: Message::CallMeMaybe {
+                endpoints: own.endpoints.clone(),
+            },
+        });
+    }
+
+    fn probe(&mut self, context: &mut Context<'_>, via: Via, asked: Option<u64>, padding: u16) {
+        let Some(disco) = self.disco else { return };
+        if self.expired || self.sent.len() >= MAX_SENT {
+            return;
+        }
+        if let Via::Udp(address) = via {
+            if !usable(address) {
+                return;
+            }
+            if let Some(candidate) = self.candidates.get_mut(address) {
+                candidate.last_ping = Some(context.now);
+            }
+        }
+        let id = (context.ids)();
+        let at = context.now;
+        self.sent.insert(id, Sent { via, at, asked });
+        context.commands.push_back(Command::Send {
+            via,
+            disco,
+            message: Message::Ping {
+                id,
+                node: Some(context.node),
+                padding,
+            },
+        });
+    }
+
+    fn trusted(&self, now: Now) -> Option<Proved> {
+        self.best.filter(|_| now <= self.trust_until)
+    }
+
+    /// Tells the shell if the peer is to be reached another way from now on.
+    pub(super) fn settle(&mut self, context: &mut Context<'_>) {
+        let route = match self.best {
+            None => Route::Relayed,
+            Some(best) if context.now <= self.trust_until => Route::Direct(best.address),
+            Some(best) => Route::Both(best.address),
+        };
+        if route != self.route {
+            self.route = route;
+            context.commands.push_back(Command::SetRoute {
+                peer: self.key,
+                route,
+            });
+        }
+    }
+
+    /// When something is to be done next.
+    pub(super) fn due(&self) -> Option<Now> {
+        // Trust holds up to and including its last instant.
+        let lapse = matches!(self.route, Route::Direct(_))
+            .then(|| self.trust_until + Duration::from_nanos(1));
+        let lost = self.sent.values().map(|sent| sent.at + PING_TIMEOUT).min();
+        let over = self.asked.values().min().copied();
+        let all = [lapse, lost, over, self.heartbeat, self.reprobe];
+        all.into_iter().flatten().min()
+    }
+}

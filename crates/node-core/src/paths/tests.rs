@@ -1,0 +1,346 @@
+//! The rules of disco.md §4–§6 one by one, in virtual time.
+
+use super::*;
+
+const A: &str = "192.0.2.1:41641";
+const B: &str = "10.0.0.1:41641";
+const HOME: RegionId = RegionId(7);
+
+fn peer() -> NodePublic {
+    NodePublic::from_bytes([1; 32])
+}
+
+fn disco() -> DiscoPublic {
+    DiscoPublic::from_bytes([11; 32])
+}
+
+fn at(millis: u64) -> Now {
+    Now(Duration::from_millis(millis))
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn config(endpoints: &[&str]) -> PeerPaths {
+    PeerPaths {
+        disco: Some(disco()),
+        home: Some(HOME),
+        endpoints: endpoints.iter().map(|a| address(a)).collect(),
+        expired: false,
+    }
+}
+
+fn machine() -> Paths {
+    let mut count = 0u64;
+    Paths::new(NodePublic::from_bytes([9; 32]), move || {
+        count += 1;
+        let mut id = [0; 12];
+        id[..8].copy_from_slice(&count.to_be_bytes());
+        TxId(id)
+    })
+}
+
+/// One peer with these endpoints, and our own endpoints fresh at zero.
+fn with_peer(endpoints: &[&str]) -> Paths {
+    let mut paths = machine();
+    paths.own_endpoints(at(0), vec![address("198.51.100.1:1")]);
+    paths.set_peer(at(0), peer(), config(endpoints));
+    assert_eq!(paths.next_command(), None);
+    paths
+}
+
+fn commands(paths: &mut Paths) -> Vec<Command> {
+    std::iter::from_fn(|| paths.next_command()).collect()
+}
+
+fn pings(commands: &[Command]) -> Vec<(Via, TxId)> {
+    let ping = |command: &Command| match command {
+        Command::Send {
+            via,
+            message: Message::Ping { id, .. },
+            ..
+        } => Some((*via, *id)),
+        _ => None,
+    };
+    commands.iter().filter_map(ping).collect()
+}
+
+fn calls(commands: &[Command]) -> usize {
+    let call = |c: &&Command| {
+        matches!(
+            c,
+            Command::Send {
+                message: Message::CallMeMaybe { .. },
+                ..
+            }
+        )
+    };
+    commands.iter().filter(call).count()
+}
+
+fn pong(paths: &mut Paths, now: Now, (via, id): (Via, TxId)) {
+    let source = address("203.0.113.1:1");
+    paths.message(now, via, disco(), Message::Pong { id, source });
+}
+
+/// A peer whose path to [`A`] was proved at 20 ms.
+fn direct() -> Paths {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    let sent = pings(&commands(&mut paths));
+    pong(&mut paths, at(20), sent[0]);
+    assert_eq!(paths.route(&peer()), Some(Route::Direct(address(A))));
+    commands(&mut paths);
+    paths
+}
+
+/// Runs timers up to `until` while packets are sent all the time, and nothing answers.
+fn run(paths: &mut Paths, until: Now) -> Vec<(Now, Command)> {
+    let mut seen = Vec::new();
+    while let Some(now) = paths.next_timeout().filter(|at| *at <= until) {
+        paths.activity(now, peer(), now);
+        paths.timeout(now);
+        seen.extend(commands(paths).into_iter().map(|c| (now, c)));
+    }
+    seen
+}
+
+#[test]
+fn the_first_packet_pings_every_candidate_and_then_calls() {
+    let mut paths = with_peer(&[A, B]);
+    paths.activity(at(0), peer(), at(0));
+    let sent = commands(&mut paths);
+    assert_eq!(pings(&sent).len(), 2);
+    // §5.3: pings leave before the CallMeMaybe.
+    assert!(matches!(
+        sent.last(),
+        Some(Command::Send {
+            via: Via::Derp(HOME, _),
+            message: Message::CallMeMaybe { .. },
+            ..
+        })
+    ));
+}
+
+#[test]
+fn stale_endpoints_are_learned_anew_before_they_are_offered() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(28_000), peer(), at(28_000));
+    let sent = commands(&mut paths);
+    assert!(sent.contains(&Command::ReStun));
+    assert_eq!(calls(&sent), 0);
+    paths.own_endpoints(at(28_100), vec![address("198.51.100.1:2")]);
+    assert_eq!(calls(&commands(&mut paths)), 1);
+}
+
+#[test]
+fn a_path_is_used_after_its_pong_and_trusted_for_six_and_a_half_seconds() {
+    let mut paths = direct();
+    let seen = run(&mut paths, at(12_000));
+    let routes: Vec<_> = seen
+        .into_iter()
+        .filter_map(|(now, c)| match c {
+            Command::SetRoute { route, .. } => Some((now, route)),
+            _ => None,
+        })
+        .collect();
+    // §5.1 and §5.5: both ways once trust lapsed, the relay alone once the next ping is lost.
+    let lapse = at(6520) + Duration::from_nanos(1);
+    assert_eq!(routes[0], (lapse, Route::Both(address(A))));
+    assert_eq!(routes[1], (at(8000), Route::Relayed));
+}
+
+#[test]
+fn heartbeats_go_every_three_seconds_and_end_45_after_the_last_packet() {
+    let mut paths = direct();
+    let mut beats = 0;
+    while let Some(now) = paths.next_timeout() {
+        assert!(now < at(60_000), "a timer is left");
+        paths.timeout(now);
+        for ping in pings(&commands(&mut paths)) {
+            beats += 1;
+            pong(&mut paths, now, ping);
+        }
+    }
+    assert_eq!(beats, 15);
+    // §17: the next packet finds a synthetic endpoint that sends both ways.
+    assert_eq!(paths.route(&peer()), Some(Route::Both(address(A))));
+}
+
+#[test]
+fn sending_without_an_answer_brings_the_relay_back_within_a_second() {
+    let mut paths = direct();
+    paths.unanswered(at(100), peer());
+    assert_eq!(pings(&commands(&mut paths)).len(), 1);
+    let seen = run(&mut paths, at(1100));
+    let both = Route::Both(address(A));
+    assert!(seen.iter().any(|(_, c)| *c
+        == Command::SetRoute {
+            peer: peer(),
+            route: both
+        }));
+}
+
+#[test]
+fn an_answered_suspicion_leaves_the_path_alone() {
+    let mut paths = direct();
+    paths.unanswered(at(100), peer());
+    let sent = pings(&commands(&mut paths));
+    pong(&mut paths, at(120), sent[0]);
+    let seen = run(&mut paths, at(2900));
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+#[test]
+fn a_pong_counts_once_and_only_for_the_key_that_was_asked() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    let sent = pings(&commands(&mut paths));
+    let source = address(A);
+    let other = DiscoPublic::from_bytes([12; 32]);
+    let id = sent[0].1;
+    paths.message(at(1), sent[0].0, other, Message::Pong { id, source });
+    pong(&mut paths, at(1), (sent[0].0, TxId([7; 12])));
+    assert_eq!(paths.route(&peer()), Some(Route::Relayed));
+    pong(&mut paths, at(2), sent[0]);
+    pong(&mut paths, at(3), sent[0]);
+    let ignored = paths.ignored();
+    assert_eq!((ignored.unknown_sender, ignored.unmatched_pong), (1, 2));
+}
+
+#[test]
+fn an_idle_peer_answers_pings_and_sends_none() {
+    let mut paths = with_peer(&[A]);
+    let id = TxId([5; 12]);
+    let ping = Message::Ping {
+        id,
+        node: Some(peer()),
+        padding: 0,
+    };
+    paths.message(at(0), Via::Udp(address(B)), disco(), ping);
+    let sent = commands(&mut paths);
+    let pong = Message::Pong {
+        id,
+        source: address(B),
+    };
+    let answer = Command::Send {
+        via: Via::Udp(address(B)),
+        disco: disco(),
+        message: pong,
+    };
+    assert_eq!(sent, [answer]);
+    assert_eq!(paths.next_timeout(), None);
+}
+
+#[test]
+fn an_active_peer_without_a_path_pings_back_where_it_was_pinged_from() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    commands(&mut paths);
+    let ping = Message::Ping {
+        id: TxId([5; 12]),
+        node: None,
+        padding: 0,
+    };
+    paths.message(at(9), Via::Udp(address(B)), disco(), ping);
+    let sent = pings(&commands(&mut paths));
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].0, Via::Udp(address(B)));
+}
+
+#[test]
+fn a_call_is_answered_with_pings_and_never_with_a_call() {
+    let mut paths = with_peer(&[]);
+    let call = Message::CallMeMaybe {
+        endpoints: vec![address(A), address("[fe80::1]:1")],
+    };
+    paths.message(at(0), Via::Udp(address(A)), disco(), call.clone());
+    assert_eq!(paths.ignored().misplaced, 1);
+    paths.message(at(0), Via::Derp(HOME, peer()), disco(), call);
+    let sent = commands(&mut paths);
+    assert_eq!((pings(&sent).len(), calls(&sent)), (1, 0));
+}
+
+#[test]
+fn our_own_synthetic_endpoints_are_no_candidates() {
+    let mut paths = with_peer(&["127.64.0.2:41641", "127.127.9.9:1"]);
+    paths.activity(at(0), peer(), at(0));
+    assert_eq!(pings(&commands(&mut paths)), []);
+}
+
+#[test]
+fn a_new_disco_key_forgets_the_path_and_resets_the_session_unless_told_inside() {
+    let mut paths = direct();
+    paths.disco_key_told(at(30), peer(), DiscoPublic::from_bytes([12; 32]));
+    assert_eq!(paths.route(&peer()), Some(Route::Relayed));
+    assert!(!commands(&mut paths).contains(&Command::ResetSession(peer())));
+
+    let mut paths = direct();
+    let newer = PeerPaths {
+        disco: Some(DiscoPublic::from_bytes([12; 32])),
+        ..config(&[A])
+    };
+    paths.set_peer(at(30), peer(), newer);
+    assert_eq!(paths.route(&peer()), Some(Route::Relayed));
+    assert!(commands(&mut paths).contains(&Command::ResetSession(peer())));
+    assert!(!paths.knows(&disco()));
+}
+
+#[test]
+fn a_stolen_endpoint_is_set_again_at_once() {
+    let mut paths = direct();
+    paths.kernel_endpoint(at(30), peer(), address(B));
+    let route = Route::Direct(address(A));
+    assert_eq!(
+        commands(&mut paths),
+        [Command::SetRoute {
+            peer: peer(),
+            route
+        }]
+    );
+}
+
+#[test]
+fn another_network_puts_every_peer_back_on_the_relay() {
+    let mut paths = direct();
+    paths.underlay_changed(at(30));
+    let sent = commands(&mut paths);
+    assert_eq!(sent.first(), Some(&Command::ReStun));
+    assert_eq!(paths.route(&peer()), Some(Route::Relayed));
+    assert_eq!(pings(&sent).len(), 1);
+}
+
+#[test]
+fn a_ping_that_was_asked_for_is_answered_or_expires() {
+    let mut paths = direct();
+    paths.ping(at(30), peer(), 42, 0);
+    let sent = pings(&commands(&mut paths));
+    pong(&mut paths, at(40), sent[0]);
+    assert!(
+        commands(&mut paths)
+            .iter()
+            .any(|c| matches!(c, Command::PingAnswered { ping: 42, .. }))
+    );
+
+    paths.ping(at(50), peer(), 43, 0);
+    let seen = run(&mut paths, at(10_100));
+    let expired = Command::PingExpired {
+        ping: 43,
+        peer: peer(),
+    };
+    assert!(seen.contains(&(at(10_050), expired)));
+}
+
+#[test]
+fn memory_and_pings_stay_bounded_whatever_a_peer_sends() {
+    let mut paths = with_peer(&[A]);
+    for round in 0..50u16 {
+        let endpoints = (1..=200u16).map(|n| SocketAddr::from(([192, 0, 2, 9], round * 200 + n)));
+        let call = Message::CallMeMaybe {
+            endpoints: endpoints.collect(),
+        };
+        paths.message(at(u64::from(round)), Via::Derp(HOME, peer()), disco(), call);
+    }
+    assert!(pings(&commands(&mut paths)).len() <= 256);
+}
