@@ -91,7 +91,8 @@ pub enum Command {
         /// What to say.
         message: Message,
     },
-    /// Reach the peer's WireGuard this way from now on.
+    /// Reach the peer's WireGuard this way from now on. Said again with each heartbeat: WireGuard moves
+    /// to wherever the peer's packets come from (disco.md §17.1).
     SetRoute {
         /// The peer.
         peer: NodePublic,
@@ -102,10 +103,6 @@ pub enum Command {
     ReStun,
     /// The peer's process restarted: drop its WireGuard session.
     ResetSession(NodePublic),
-    /// Call [`Paths::activity`] with the time of the last packet sent to this peer.
-    ReadActivity(NodePublic),
-    /// The peer is idle: call [`Paths::activity`] at the next packet.
-    WatchActivity(NodePublic),
     /// A ping that somebody asked for was answered.
     PingAnswered {
         /// As [`Paths::ping`] was told.
@@ -261,7 +258,8 @@ impl Paths {
         }
     }
 
-    /// A packet for this peer was sent by WireGuard, last at `sent`.
+    /// A packet for this peer was sent by WireGuard, last at `sent`. What goes to an idle peer takes the
+    /// synthetic endpoint, where the agent sees it; of an [active](Self::active) one only counters tell.
     pub fn activity(&mut self, now: Now, key: NodePublic, sent: Now) {
         self.with(now, key, |peer, context| peer.active(context, sent));
     }
@@ -272,10 +270,16 @@ impl Paths {
         self.with(now, key, Peer::suspect);
     }
 
-    /// WireGuard moved the peer's endpoint by itself: the chosen one is set again, the new address
-    /// is only a candidate (disco.md §17.4).
-    pub fn kernel_endpoint(&mut self, now: Now, key: NodePublic, seen: SocketAddr) {
-        self.with(now, key, |peer, context| peer.roamed(context, seen));
+    /// Takes over the direct path that a former process of this node used: trusted like one that has
+    /// just been proved, since a dead one costs less than a live one forgotten.
+    pub fn adopt(&mut self, now: Now, key: NodePublic, address: SocketAddr) {
+        self.with(now, key, |peer, context| peer.adopt(context, address));
+    }
+
+    /// Peers that packets were lately sent to: the ones whose activity has to be told.
+    pub fn active(&self) -> impl Iterator<Item = NodePublic> {
+        let is_active = |key: &NodePublic| self.peers.get(key).is_some_and(Peer::is_active);
+        self.timers.iter().map(|(_, key)| *key).filter(is_active)
     }
 
     /// Takes our own endpoints, in the order in which they are offered; also the answer to

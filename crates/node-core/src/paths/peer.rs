@@ -160,18 +160,23 @@ impl Peer {
         self.probe(context, Via::Udp(best.address), None, 0);
     }
 
-    pub(super) fn roamed(&mut self, context: &mut Context<'_>, seen: SocketAddr) {
-        if self.route == Route::Direct(seen) {
+    pub(super) fn adopt(&mut self, context: &mut Context<'_>, address: SocketAddr) {
+        if self.expired || self.disco.is_none() || !usable(address) {
             return;
         }
-        let route = self.route;
-        context.commands.push_back(Command::SetRoute {
-            peer: self.key,
-            route,
+        self.candidates.heard(context.now, address, None);
+        self.best = Some(Proved {
+            address,
+            latency: GOOD_ENOUGH,
         });
-        if self.candidates.heard(context.now, seen, None) {
-            self.answer_probe(context, seen);
-        }
+        self.trust_until = context.now + TRUST;
+        self.heartbeat = Some(context.now + HEARTBEAT);
+        self.last_sent = Some(context.now);
+        self.round(context, true);
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.heartbeat.is_some()
     }
 
     pub(super) fn pinged(
@@ -299,13 +304,15 @@ impl Peer {
         let quiet = self.last_sent.map_or(Duration::MAX, |at| now.since(at));
         if quiet > ACTIVE {
             self.heartbeat = None;
-            context.commands.push_back(Command::WatchActivity(self.key));
+            // What is sent next is seen, and takes both ways.
+            self.trust_until = self.trust_until.min(now);
             return;
         }
         self.heartbeat = Some(now + HEARTBEAT);
-        if quiet >= HEARTBEAT {
-            context.commands.push_back(Command::ReadActivity(self.key));
-        }
+        context.commands.push_back(Command::SetRoute {
+            peer: self.key,
+            route: self.route,
+        });
         if let Some(best) = self.best {
             self.probe(context, Via::Udp(best.address), None, 0);
         }
@@ -395,14 +402,14 @@ impl Peer {
     }
 
     fn trusted(&self, now: Now) -> Option<Proved> {
-        self.best.filter(|_| now <= self.trust_until)
+        self.best.filter(|_| now < self.trust_until)
     }
 
     /// Tells the shell if the peer is to be reached another way from now on.
     pub(super) fn settle(&mut self, context: &mut Context<'_>) {
         let route = match self.best {
             None => Route::Relayed,
-            Some(best) if context.now <= self.trust_until => Route::Direct(best.address),
+            Some(best) if context.now < self.trust_until => Route::Direct(best.address),
             Some(best) => Route::Both(best.address),
         };
         if route != self.route {
@@ -416,9 +423,7 @@ impl Peer {
 
     /// When something is to be done next.
     pub(super) fn due(&self) -> Option<Now> {
-        // Trust holds up to and including its last instant.
-        let lapse = matches!(self.route, Route::Direct(_))
-            .then(|| self.trust_until + Duration::from_nanos(1));
+        let lapse = matches!(self.route, Route::Direct(_)).then_some(self.trust_until);
         let lost = self.sent.values().map(|sent| sent.at + PING_TIMEOUT).min();
         let over = self.asked.values().min().copied();
         let all = [lapse, lost, over, self.heartbeat, self.reprobe];

@@ -146,9 +146,14 @@ fn a_path_is_used_after_its_pong_and_trusted_for_six_and_a_half_seconds() {
         })
         .collect();
     // §5.1 and §5.5: both ways once trust lapsed, the relay alone once the next ping is lost.
-    let lapse = at(6520) + Duration::from_nanos(1);
-    assert_eq!(routes[0], (lapse, Route::Both(address(A))));
-    assert_eq!(routes[1], (at(8000), Route::Relayed));
+    let (direct, both) = (Route::Direct(address(A)), Route::Both(address(A)));
+    let expected = [
+        (at(3000), direct),
+        (at(6000), direct),
+        (at(6520), both),
+        (at(8000), Route::Relayed),
+    ];
+    assert_eq!(routes[..4], expected);
 }
 
 #[test]
@@ -288,17 +293,49 @@ fn a_new_disco_key_forgets_the_path_and_resets_the_session_unless_told_inside() 
 }
 
 #[test]
-fn a_stolen_endpoint_is_set_again_at_once() {
+fn each_heartbeat_sets_the_endpoint_again_that_wireguard_may_have_moved() {
     let mut paths = direct();
-    paths.kernel_endpoint(at(30), peer(), address(B));
+    let set = |(_, command): &(Now, Command)| match command {
+        Command::SetRoute { route, .. } => Some(*route),
+        _ => None,
+    };
+    let seen = run(&mut paths, at(3_000));
     let route = Route::Direct(address(A));
-    assert_eq!(
-        commands(&mut paths),
-        [Command::SetRoute {
-            peer: peer(),
-            route
-        }]
-    );
+    assert_eq!(seen.iter().filter_map(set).collect::<Vec<_>>(), [route]);
+}
+
+#[test]
+fn what_is_sent_to_an_idle_peer_takes_the_endpoint_where_it_is_seen() {
+    let mut paths = direct();
+    let mut last = None;
+    while let Some(now) = paths.next_timeout() {
+        paths.timeout(now);
+        for command in commands(&mut paths) {
+            if let Command::Send {
+                via,
+                message: Message::Ping { id, .. },
+                ..
+            } = command
+            {
+                pong(&mut paths, now, (via, id));
+            }
+            last = Some(now);
+        }
+    }
+    assert_eq!(paths.route(&peer()), Some(Route::Both(address(A))));
+    assert!(last <= Some(at(51_000)), "{last:?}");
+    assert_eq!(paths.active().count(), 0);
+}
+
+#[test]
+fn the_path_of_a_former_process_is_used_and_proved_anew() {
+    let mut paths = with_peer(&[]);
+    paths.adopt(at(0), peer(), address(A));
+    assert_eq!(paths.route(&peer()), Some(Route::Direct(address(A))));
+    let sent = pings(&commands(&mut paths));
+    assert_eq!(sent[0].0, Via::Udp(address(A)));
+    run(&mut paths, at(7_000));
+    assert_eq!(paths.route(&peer()), Some(Route::Both(address(A))));
 }
 
 #[test]
