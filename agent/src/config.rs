@@ -34,6 +34,10 @@ pub struct Settings {
     pub shield: Option<ShieldName>,
     /// Address of the Prometheus endpoint. Default: none.
     pub metrics: Option<SocketAddr>,
+    /// `false`: peers are only reached through relays. Default `true`.
+    pub direct: Option<bool>,
+    /// Addresses with ports at which peers can reach this node, beside those that it finds. Default: none.
+    pub endpoints: Option<Vec<SocketAddr>>,
 }
 
 /// [`EngineChoice`] as it is written in flags and files.
@@ -97,6 +101,10 @@ pub struct Config {
     pub shield: ShieldMode,
     /// Address of the Prometheus endpoint, if wanted.
     pub metrics: Option<SocketAddr>,
+    /// Direct paths are looked for.
+    pub direct: bool,
+    /// Endpoints at which we can be reached, as the operator knows.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// Why the settings are not usable. The message names the source and the fix.
@@ -127,6 +135,8 @@ impl Settings {
             wireguard: self.wireguard.or(fallback.wireguard),
             shield: self.shield.or(fallback.shield),
             metrics: self.metrics.or(fallback.metrics),
+            direct: self.direct.or(fallback.direct),
+            endpoints: self.endpoints.or(fallback.endpoints),
         }
     }
 
@@ -147,6 +157,8 @@ impl Settings {
             engine: self.wireguard.unwrap_or(EngineName::Auto).into(),
             shield: self.shield.map_or_else(ShieldMode::default, Into::into),
             metrics: self.metrics,
+            direct: self.direct.unwrap_or(true),
+            endpoints: self.endpoints.unwrap_or_default(),
             device,
         })
     }

@@ -141,6 +141,8 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
         port: config.port,
         wireguard: config.engine,
         shield: config.shield,
+        direct: config.direct,
+        endpoints: config.endpoints.clone(),
     };
     let (engine, handle) = Engine::new(engine_config, state)?;
     tracing::info!(
@@ -211,6 +213,8 @@ fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, Config
         wireguard: args.wireguard,
         shield: args.shield,
         metrics: args.metrics,
+        direct: args.direct,
+        endpoints: Some(args.endpoints).filter(|endpoints| !endpoints.is_empty()),
     };
     flags.or(file).into_config()
 }

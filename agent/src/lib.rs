@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod net;
 mod netcheck;
 pub mod offload;
+mod paths;
 pub mod prefs;
 pub mod privileges;
 mod relayed;

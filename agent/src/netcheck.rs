@@ -1,10 +1,9 @@
-//! How far each relay region is: STUN over a socket of its own, HTTPS where UDP does not get through.
+//! How far each relay region is, and how we look from there: STUN from WireGuard's port, HTTPS where UDP
+//! does not get through.
 //!
-//! Source: protocol/disco.md §8, §9. Once disco shares WireGuard's port, STUN will too; until then
-//! the mapping learned here serves to tell whether UDP works and whether a NAT varies it.
+//! Source: protocol/disco.md §8, §9.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,11 +13,10 @@ use futures_util::future::join_all;
 use node_core::derp::{Node, Region};
 use node_core::{DerpMap, RegionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::derp::{addresses, host_header, open_tls};
-use crate::underlay;
+use crate::paths::Wire;
 
 /// Time for STUN.
 const STUN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -44,6 +42,8 @@ pub(crate) struct Report {
     pub(crate) v6: BTreeMap<RegionId, Duration>,
     /// Our address as each IPv4 STUN server saw it.
     pub(crate) mapped: BTreeMap<SocketAddr, SocketAddr>,
+    /// Our address as an IPv6 STUN server saw it.
+    pub(crate) mapped_v6: Option<SocketAddr>,
     /// The host has IPv6 at all.
     pub(crate) os_has_ipv6: bool,
 }
@@ -66,6 +66,7 @@ impl Report {
             mut v4,
             mut v6,
             mut mapped,
+            mapped_v6,
             os_has_ipv6,
         } = newer;
         // One answer alone does not tell whether a NAT varies its mapping.
@@ -85,8 +86,21 @@ impl Report {
             v4,
             v6,
             mapped,
+            mapped_v6,
             os_has_ipv6,
         };
+    }
+
+    /// Our own addresses as servers saw them: IPv4 first.
+    pub(crate) fn mapped_addresses(&self) -> Vec<SocketAddr> {
+        let mut v4: Vec<SocketAddr> = Vec::new();
+        for address in self.mapped.values() {
+            if !v4.contains(address) {
+                v4.push(*address);
+            }
+        }
+        v4.extend(self.mapped_v6);
+        v4
     }
 
     /// True if two servers saw us under different addresses; unknown with less than two answers.
@@ -121,11 +135,11 @@ struct Probe {
     server: SocketAddr,
 }
 
-/// Measures the regions of `map`.
-pub(crate) async fn run(map: &DerpMap, plan: Plan<'_>) -> Report {
+/// Measures the regions of `map` from WireGuard's port.
+pub(crate) async fn run(map: &DerpMap, plan: Plan<'_>, wire: &Wire) -> Report {
     let regions = tries(map, &plan);
     let servers = resolve(map, &regions).await;
-    let mut report = measure(schedule(&regions, &servers)).await;
+    let mut report = measure(schedule(&regions, &servers), wire).await;
     if !report.udp {
         report.v4 = measure_https(map, &regions).await;
     }
@@ -219,11 +233,10 @@ fn schedule(regions: &BTreeMap<RegionId, Vec<Duration>>, servers: &Servers) -> V
 }
 
 /// Sends the probes and gathers the answers.
-async fn measure(probes: Vec<Probe>) -> Report {
-    let v4 = underlay::open_udp(false).ok();
-    let v6 = underlay::open_udp(true).ok();
+async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
+    let mut answers = wire.stun_answers();
     let mut report = Report {
-        os_has_ipv6: v6.is_some(),
+        os_has_ipv6: wire.has_ipv6(),
         ..Report::default()
     };
     let start = Instant::now();
@@ -247,8 +260,7 @@ async fn measure(probes: Vec<Probe>) -> Report {
                     continue;
                 }
                 let id = stun::TxId(rand::random());
-                let socket = if family.1 { &v6 } else { &v4 };
-                match send(socket, id, probe.server).await {
+                match wire.send(&stun::request(id), probe.server).await {
                     Ok(()) => {
                         sent.insert(id, (probe, Instant::now()));
                     }
@@ -258,12 +270,14 @@ async fn measure(probes: Vec<Probe>) -> Report {
                     }
                 }
             }
-            (id, mapped) = receive(&v4, &v6) => {
+            Some((id, mapped, heard)) = answers.recv() => {
                 let Some((probe, at)) = sent.remove(&id) else { continue };
                 let family = (probe.region, probe.server.is_ipv6());
                 let latencies = if family.1 { &mut report.v6 } else { &mut report.v4 };
-                latencies.entry(probe.region).or_insert_with(|| at.elapsed());
-                if !family.1 {
+                latencies.entry(probe.region).or_insert_with(|| heard - at);
+                if family.1 {
+                    report.mapped_v6 = Some(mapped);
+                } else {
                     report.mapped.insert(probe.server, mapped);
                 }
                 report.udp = true;
@@ -277,33 +291,6 @@ async fn measure(probes: Vec<Probe>) -> Report {
         }
     }
     report
-}
-
-async fn send(socket: &Option<UdpSocket>, id: stun::TxId, server: SocketAddr) -> io::Result<()> {
-    let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-    socket.send_to(&stun::request(id), server).await.map(|_| ())
-}
-
-/// Waits for the next STUN response on either socket; what is none is passed over.
-async fn receive(v4: &Option<UdpSocket>, v6: &Option<UdpSocket>) -> (stun::TxId, SocketAddr) {
-    async fn one(socket: &Option<UdpSocket>) -> (stun::TxId, SocketAddr) {
-        let Some(socket) = socket else {
-            return pending().await;
-        };
-        let mut buffer = [0; 1500];
-        loop {
-            // An error is an ICMP answer to an earlier request; others may still be answered.
-            if let Ok((len, _)) = socket.recv_from(&mut buffer).await
-                && let Ok(response) = stun::parse_response(&buffer[..len])
-            {
-                return response;
-            }
-        }
-    }
-    tokio::select! {
-        response = one(v4) => response,
-        response = one(v6) => response,
-    }
 }
 
 /// Measures the first DERP node of each region by an HTTPS request, connection set-up not counted.

@@ -9,6 +9,7 @@
 //! is bound to `lo`, nothing outside reaches it. Reads are batched (recvmmsg), packets of one size
 //! towards WireGuard leave in one call (UDP_SEGMENT).
 
+mod beside;
 mod delivery;
 
 use std::io::{self, IoSliceMut};
@@ -22,13 +23,25 @@ use tokio::net::UdpSocket;
 
 use crate::derp::Manager;
 use crate::net::peers::Peers;
+use crate::paths::{Event, Handle, Wire};
 
+pub(crate) use beside::Beside;
+use beside::Table;
 pub(crate) use delivery::{Delivery, Inbound};
 
 /// Longest outer WireGuard packet that we carry: what WireGuard makes of the largest overlay MTU here.
 const MAX_DATAGRAM_LEN: usize = 2048;
 /// Room for bursts of WireGuard while a relay's TLS works.
 const SOCKET_BUFFER_LEN: usize = 2 << 20;
+
+/// Where packets from WireGuard go.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    pub(crate) peers: Peers,
+    pub(crate) relays: Manager,
+    pub(crate) paths: Handle,
+    pub(crate) wire: std::sync::Arc<Wire>,
+}
 
 /// The socket between WireGuard and the relays.
 #[derive(Debug)]
@@ -37,6 +50,7 @@ pub(crate) struct Relayed {
     state: UdpSocketState,
     port: u16,
     wireguard: SocketAddr,
+    beside: Table,
 }
 
 impl Relayed {
@@ -64,6 +78,7 @@ impl Relayed {
             socket,
             state,
             wireguard: SocketAddr::from((Ipv4Addr::LOCALHOST, wireguard_port)),
+            beside: Table::default(),
         })
     }
 
@@ -72,8 +87,13 @@ impl Relayed {
         self.port
     }
 
+    /// Sets what a peer's relayed packets meet beside the relay; `address` is its synthetic one.
+    pub(crate) fn set_beside(&self, address: Ipv4Addr, beside: Option<Beside>) {
+        self.beside.set(address, beside);
+    }
+
     /// Carries packets from WireGuard to the relays until the socket fails.
-    pub(crate) async fn serve(&self, peers: &Peers, relays: &Manager) -> io::Error {
+    pub(crate) async fn serve(&self, to: &Outbound) -> io::Error {
         let mut buffers = vec![0; BATCH_SIZE * MAX_DATAGRAM_LEN];
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         loop {
@@ -86,7 +106,7 @@ impl Relayed {
                     .recv((&self.socket).into(), &mut slices, &mut metas)
             });
             match received.await {
-                Ok(count) => self.forward(&metas[..count], &buffers, peers, relays),
+                Ok(count) => self.forward(&metas[..count], &buffers, to).await,
                 // ICMP errors of earlier sends: WireGuard's port was closed for a moment.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                 Err(error) => return error,
@@ -94,8 +114,8 @@ impl Relayed {
         }
     }
 
-    fn forward(&self, metas: &[RecvMeta], buffers: &[u8], peers: &Peers, relays: &Manager) {
-        let table = peers.snapshot();
+    async fn forward(&self, metas: &[RecvMeta], buffers: &[u8], to: &Outbound) {
+        let table = to.peers.snapshot();
         let mut buffers = buffers;
         for run in metas.chunk_by(|a, b| a.dst_ip == b.dst_ip) {
             let (filled, rest) = buffers.split_at(run.len() * MAX_DATAGRAM_LEN);
@@ -106,15 +126,27 @@ impl Relayed {
             let Some(peer) = table.by_address(address) else {
                 continue;
             };
-            let packets = run
-                .iter()
-                .zip(filled.chunks(MAX_DATAGRAM_LEN))
-                .filter(|(meta, _)| meta.stride > 0 && self.is_wireguards(meta.addr))
-                .flat_map(|(meta, buffer)| {
-                    buffer[..meta.len.min(buffer.len())].chunks(meta.stride)
-                });
+            let packets = || {
+                run.iter()
+                    .zip(filled.chunks(MAX_DATAGRAM_LEN))
+                    .filter(|(meta, _)| meta.stride > 0 && self.is_wireguards(meta.addr))
+                    .flat_map(|(meta, buffer)| {
+                        buffer[..meta.len.min(buffer.len())].chunks(meta.stride)
+                    })
+            };
+            if packets().next().is_some() && peer.is_worth_telling() {
+                to.paths.try_tell(Event::Sent(peer.key));
+            }
             // Without a relay the packets are lost, as on any network.
-            relays.send(&peer.key, peer.home, packets);
+            to.relays.send(&peer.key, peer.home, packets());
+            let Some(Beside::Mirror(address)) = self.beside.of(peer.address) else {
+                continue;
+            };
+            for packet in packets() {
+                if let Err(error) = to.wire.send(packet, address).await {
+                    tracing::trace!(%error, "a packet was sent by the relay only");
+                }
+            }
         }
     }
 
@@ -125,6 +157,9 @@ impl Relayed {
 
     /// Hands packets of one size from one peer to WireGuard.
     async fn inject(&self, source: Ipv4Addr, packets: &[u8], size: usize) -> io::Result<()> {
+        if let Some(Beside::Source { from, to }) = self.beside.of(source) {
+            return self.beside.inject(from, to, packets.chunks(size));
+        }
         let transmit = Transmit {
             destination: self.wireguard,
             ecn: None,

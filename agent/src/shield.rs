@@ -157,6 +157,21 @@ impl Shields {
         }
     }
 
+    /// Has what comes from `trusted` pass in a flood, on every device that has a shield.
+    pub(crate) fn trust(&mut self, trusted: &[SocketAddr]) {
+        let trusted: Vec<Trusted> = trusted.iter().map(|at| (*at).into()).collect();
+        for shield in self.attached.values_mut() {
+            if let Err(error) = shield.set_trusted(&trusted) {
+                let reason = error_text(&error);
+                tracing::warn!(
+                    reason,
+                    device = shield.ifname(),
+                    "a shield trusts as it did before"
+                );
+            }
+        }
+    }
+
     /// Takes all shields away, also those that an earlier process left.
     pub(crate) fn remove(&mut self, pins: Option<&Path>) -> Result<(), DataplaneError> {
         self.problem = None;

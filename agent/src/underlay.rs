@@ -1,6 +1,7 @@
 //! Sockets of the underlay: marked, so that policy routing never sends them into the overlay.
 
 pub(crate) mod trust;
+pub(crate) mod udp;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -39,17 +40,20 @@ pub(crate) async fn connect_tcp(remote: SocketAddr) -> io::Result<TcpStream> {
         .await
 }
 
-/// Opens a UDP socket on a free port, of the family of IPv4 or IPv6.
+/// Opens a UDP socket on `port`, or on a free one (0), of the family of IPv4 or IPv6.
 ///
 /// # Errors
 ///
 /// Whatever the system answered; EAFNOSUPPORT where the host has no IPv6.
-pub(crate) fn open_udp(ipv6: bool) -> io::Result<UdpSocket> {
+pub(crate) fn open_udp_on(ipv6: bool, port: u16) -> io::Result<UdpSocket> {
     let (domain, address) = if ipv6 {
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         (Domain::IPV6, any)
     } else {
-        (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+        (
+            Domain::IPV4,
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+        )
     };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if ipv6 {

@@ -363,6 +363,7 @@ impl Node {
         let identity = state.identity().unwrap();
         let disco = identity.disco.public();
         let config = ControlConfig {
+            endpoints: Vec::new(),
             server: ServerUrl::parse(&format!("http://{}", server.address)).unwrap(),
             hostinfo: hostinfo(hostname, &identity.log_id),
             accept_new_key,

@@ -289,6 +289,8 @@ impl Daemon {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         let config = EngineConfig {
+            direct: false,
+            endpoints: Vec::new(),
             device: "unused0".to_owned(),
             port: 0,
             wireguard: EngineChoice::Embedded,

@@ -75,6 +75,13 @@ pub struct DaemonArgs {
     /// Where floods of WireGuard handshakes are held off [default: tcx].
     #[arg(long, value_name = "WHERE", env = "TAILRACE_SHIELD")]
     pub shield: Option<ShieldName>,
+    /// Look for direct paths to peers; false: reach them through relays only.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub direct: Option<bool>,
+    /// Tell peers that this node can be reached at this address and port, beside those that it finds; may be
+    /// given several times.
+    #[arg(long = "endpoint", value_name = "ADDR:PORT")]
+    pub endpoints: Vec<SocketAddr>,
     /// Serve Prometheus metrics on this address.
     #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_METRICS")]
     pub metrics: Option<SocketAddr>,
@@ -163,9 +170,16 @@ pub struct IpArgs {
 pub struct PingArgs {
     /// Name, address or id of the peer.
     pub peer: String,
-    /// How many pings.
-    #[arg(short, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How many pings at most.
+    #[arg(short, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub count: u32,
+    /// End with the first pong that came straight from the peer [default: true]. Asked for by name, none at
+    /// all is a failure.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub until_direct: Option<bool>,
+    /// Bytes of padding in each ping.
+    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=8_000))]
+    pub size: u16,
     /// Send ordinary pings through the tunnel instead of asking the peer's agent.
     #[arg(long)]
     pub icmp: bool,

@@ -17,7 +17,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, CliError> {
     let ip = address(client, &args.peer).await?;
     let kind = if args.icmp { "ICMP" } else { "disco" };
-    let path = format!("ping?ip={ip}&type={kind}");
+    let path = format!("ping?ip={ip}&type={kind}&size={}", args.size);
+    let until_direct = args.until_direct.unwrap_or(true) && !args.icmp;
     let mut answered = 0;
     let mut ticks = tokio::time::interval(INTERVAL);
     for _ in 0..args.count {
@@ -33,6 +34,15 @@ pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, Cl
             return Ok(ExitCode::FAILURE);
         }
         answered += u32::from(result.err.is_empty());
+        if until_direct && !result.endpoint.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if until_direct && answered > 0 {
+        eprintln!("no direct path found");
+        if args.until_direct == Some(true) {
+            return Ok(ExitCode::FAILURE);
+        }
     }
     Ok(if answered > 0 {
         ExitCode::SUCCESS

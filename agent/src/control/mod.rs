@@ -25,6 +25,7 @@ mod task;
 mod update;
 mod url;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use control_proto::tailcfg::{Hostinfo, MapResponse, NetInfo};
@@ -32,6 +33,7 @@ use keys::{DiscoPublic, NodePrivate};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::net::EndpointKind;
 use crate::state::{Identity, StateDir, StateError};
 
 pub use error::ControlError;
@@ -55,6 +57,8 @@ pub struct ControlConfig {
     pub accept_new_key: bool,
     /// How to begin.
     pub start: Login,
+    /// Where this node can be reached, as far as that is known.
+    pub endpoints: Vec<(SocketAddr, EndpointKind)>,
 }
 
 /// How to become, or stay, authorised.
@@ -118,6 +122,7 @@ pub(crate) enum Command {
 struct HostState {
     hostinfo: Hostinfo,
     disco: DiscoPublic,
+    endpoints: Vec<(SocketAddr, EndpointKind)>,
 }
 
 /// A running client; dropping it stops it.
@@ -142,6 +147,7 @@ impl Control {
         let (host, host_receiver) = watch::channel(HostState {
             hostinfo: config.hostinfo,
             disco,
+            endpoints: config.endpoints,
         });
         let session = session::Session::new(
             config.server,
@@ -209,6 +215,15 @@ impl Control {
         self.host.send_if_modified(|state| {
             let changed = state.hostinfo.net_info.as_ref() != Some(&net_info);
             state.hostinfo.net_info = Some(net_info);
+            changed
+        });
+    }
+
+    /// Tells the server where this node can be reached, in the order in which peers should try.
+    pub fn set_endpoints(&self, endpoints: Vec<(SocketAddr, EndpointKind)>) {
+        self.host.send_if_modified(|state| {
+            let changed = state.endpoints != endpoints;
+            state.endpoints = endpoints;
             changed
         });
     }

@@ -54,6 +54,12 @@ fn request(node_key: &NodePrivate, state: HostState) -> MapRequest {
         disco_key: state.disco,
         compress: Compress::Zstd,
         hostinfo: Some(state.hostinfo),
+        endpoint_types: state
+            .endpoints
+            .iter()
+            .map(|(_, kind)| kind.number())
+            .collect(),
+        endpoints: state.endpoints.into_iter().map(|(at, _)| at).collect(),
         omit_peers: true,
         ..MapRequest::default()
     }

@@ -263,11 +263,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use keys::DiscoPrivate;
     use node_core::derp::Region;
 
     use super::*;
-    use crate::net::disco::Disco;
     use crate::net::peers::Peers;
     use crate::relayed::Relayed;
 
@@ -277,7 +275,7 @@ mod tests {
         let inbound = Inbound {
             relayed: Arc::new(Relayed::bind(None, 41641).unwrap()),
             peers: Peers::default(),
-            disco: Arc::new(Disco::new(DiscoPrivate::generate())),
+            paths: crate::paths::channel().0,
         };
         Manager::new(inbound).0
     }

@@ -266,12 +266,8 @@ async fn handle(
 ) -> Option<End> {
     match frame {
         Frame::RecvPacket { source, packet } => {
-            let handled = delivery.handle(source, packet).await;
-            if handled.away_from_home {
+            if delivery.handle(source, packet).await {
                 shared.learn_route(source, link.region);
-            }
-            if let Some(reply) = handled.reply {
-                link.send(source, &reply);
             }
         }
         Frame::Ping(data) => link.queue.push_control(Frame::Pong(data)),

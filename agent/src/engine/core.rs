@@ -1,6 +1,7 @@
 //! The engine's task: [`Engine`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::expiry::Expiry;
 use super::{Command, Handle, Notice, Refusal, SharedNet};
 use crate::control::{Control, ControlError, Event, Login};
-use crate::net::{EngineChoice, NetEvent, ShieldMode};
+use crate::net::{EndpointKind, EngineChoice, NetEvent, ShieldMode};
 use crate::prefs::Prefs;
 use crate::state::{StateDir, StateError};
 
@@ -36,6 +37,10 @@ pub struct EngineConfig {
     pub wireguard: EngineChoice,
     /// Where floods of handshakes are held off.
     pub shield: ShieldMode,
+    /// Direct paths are looked for.
+    pub direct: bool,
+    /// Endpoints at which we can be reached, as the operator knows.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// Decides what this node does; see the module.
@@ -78,6 +83,8 @@ pub struct Engine {
     pub(super) net_events: Option<mpsc::Receiver<NetEvent>>,
     pub(super) net_health: BTreeMap<&'static str, String>,
     pub(super) net_info: Option<NetInfo>,
+    /// Where we can be reached, as the data plane told last.
+    pub(super) own_endpoints: Vec<(SocketAddr, EndpointKind)>,
     pub(super) net_error: Option<String>,
     pub(super) net_retry_at: Option<Instant>,
     pub(super) relay_connected: bool,
@@ -173,6 +180,7 @@ impl Engine {
             net_events: None,
             net_health: BTreeMap::new(),
             net_info: None,
+            own_endpoints: Vec::new(),
             net_error: None,
             net_retry_at: None,
             relay_connected: false,
@@ -281,6 +289,12 @@ impl Engine {
                     control.set_net_info((*net_info).clone());
                 }
                 self.net_info = Some(*net_info);
+            }
+            NetEvent::Endpoints(endpoints) => {
+                if let Some((control, _)) = &self.control {
+                    control.set_endpoints(endpoints.clone());
+                }
+                self.own_endpoints = endpoints;
             }
             NetEvent::DerpConnected(region) => {
                 tracing::debug!(%region, "relay connected");

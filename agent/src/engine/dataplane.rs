@@ -59,6 +59,8 @@ impl Engine {
                     state_dir: self.state.path().to_owned(),
                     shield: self.config.shield,
                     disco: identity.disco,
+                    direct: self.config.direct,
+                    endpoints: self.config.endpoints.clone(),
                 })
                 .await?;
                 self.net_events = Some(events);

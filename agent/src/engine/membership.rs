@@ -118,6 +118,7 @@ impl Engine {
         hostinfo.net_info.clone_from(&self.net_info);
         let identity = self.state.identity()?;
         let config = ControlConfig {
+            endpoints: self.own_endpoints.clone(),
             server,
             hostinfo,
             accept_new_key,

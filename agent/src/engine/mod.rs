@@ -24,7 +24,7 @@ use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 use crate::control::{ControlError, Login, ServerUrl, fetch_server_key};
 use crate::localapi::{BackendState, PingResult, StartOptions};
-use crate::net::{Net, NetError, Reports};
+use crate::net::{Net, NetError, PingPath, Reports};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::StateError;
 
@@ -197,12 +197,17 @@ impl Handle {
             .ok_or(Refusal::UnknownPeer(ip))
     }
 
-    /// Asks a peer's agent for a sign of life. No answer is a result, not an error.
+    /// Asks a peer's agent for a sign of life, in a message with `size` bytes of padding. No answer is a result, not an error.
     ///
     /// # Errors
     ///
     /// [`Refusal::UnknownPeer`].
-    pub async fn ping(&self, ip: IpAddr, timeout: Duration) -> Result<PingResult, Refusal> {
+    pub async fn ping(
+        &self,
+        ip: IpAddr,
+        size: u16,
+        timeout: Duration,
+    ) -> Result<PingResult, Refusal> {
         let snapshot = self.ask(Command::Snapshot).await?;
         let (mut result, key) = snapshot.ping_target(ip).ok_or(Refusal::UnknownPeer(ip))?;
         if result.is_local_ip {
@@ -214,14 +219,19 @@ impl Handle {
             None => Err(NetError::Down),
         };
         let reply = match pinger {
-            Ok(pinger) => pinger.ping(&key, timeout).await,
+            Ok(pinger) => pinger.ping(&key, size, timeout).await,
             Err(error) => Err(error),
         };
         match reply {
             Ok(reply) => {
                 result.latency_seconds = reply.latency.as_secs_f64();
-                result.derp_region_id = u32::from(reply.region.0);
-                result.derp_region_code = reply.region_code;
+                match reply.path {
+                    PingPath::Direct(endpoint) => result.endpoint = endpoint.to_string(),
+                    PingPath::Relay { region, code } => {
+                        result.derp_region_id = u32::from(region.0);
+                        result.derp_region_code = code;
+                    }
+                }
             }
             Err(error) => result.err = error.to_string(),
         }

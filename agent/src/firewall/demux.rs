@@ -4,20 +4,19 @@
 //! of what is not WireGuard's, and send from its port. Both decide by the first word of the payload.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
+
+use crate::underlay::udp;
 
 /// WireGuard's message types 1 to 4 have no bit of this in their first payload word (network byte order); 0xfc would
 /// take its data packets, type 4.
 pub const NOT_WIREGUARD: u32 = 0xf8ff_ffff;
 
-const UDP_HEADER: usize = 8;
 /// The longest IPv4 header with a UDP header: room that a receive buffer needs beside the payload.
-const HEADROOM: usize = 60 + UDP_HEADER;
-/// Longest UDP payload.
-const LONGEST: usize = 65_507;
+const HEADROOM: usize = 60 + udp::HEADER;
 
 /// Where the agent sends and receives its datagrams.
 #[derive(Debug)]
@@ -34,6 +33,15 @@ pub enum Demux {
 }
 
 impl Demux {
+    /// True if it reaches IPv6 too.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        match self {
+            Demux::Rewritten { v6, .. } => v6.is_some(),
+            Demux::Raw(raw) => raw.v6.is_some(),
+        }
+    }
+
     /// Waits for a datagram; copies its payload to `buffer` (what does not fit is cut off) and returns its length
     /// and sender. Nothing is lost when the future is dropped.
     ///
@@ -133,7 +141,7 @@ impl Raw {
     }
 
     async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<()> {
-        if payload.len() > LONGEST {
+        if payload.len() > udp::LONGEST {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let socket = if to.is_ipv4() {
@@ -141,23 +149,12 @@ impl Raw {
         } else {
             present(self.v6.as_ref())?
         };
-        let source = self.source(to)?;
-        let segment = segment((source, self.port), to, payload);
+        let source = udp::source_to(to, self.mark)?;
+        let segment = udp::segment(SocketAddr::new(source, self.port), to, payload);
         // An IPv6 raw socket takes a port for a protocol number.
         let mut destination = to;
         destination.set_port(0);
         socket.send_to(&segment, destination).await.map(drop)
-    }
-
-    /// The address that the kernel will send from: the checksum covers it.
-    fn source(&self, to: SocketAddr) -> io::Result<IpAddr> {
-        let probe = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
-        probe.set_mark(self.mark)?;
-        probe.connect(&to.into())?;
-        match probe.local_addr()?.as_socket() {
-            Some(address) => Ok(address.ip()),
-            None => Err(io::ErrorKind::AddrNotAvailable.into()),
-        }
     }
 }
 
@@ -217,50 +214,7 @@ fn parse(packet: &[u8], ipv4: bool, port: u16) -> Option<(u16, &[u8])> {
     let word = |at: usize| Some(u16::from_be_bytes([*udp.get(at)?, *udp.get(at + 1)?]));
     // A datagram longer than the buffer is cut off by the kernel.
     let end = usize::from(word(4)?).min(udp.len());
-    let payload = udp.get(UDP_HEADER..end)?;
+    let payload = udp.get(udp::HEADER..end)?;
     let kind = u32::from_be_bytes(payload.first_chunk().copied()?);
     (word(2)? == port && kind & NOT_WIREGUARD != 0).then_some((word(0)?, payload))
-}
-
-/// A UDP header with its checksum, and `payload` (at most [`LONGEST`] bytes).
-fn segment(from: (IpAddr, u16), to: SocketAddr, payload: &[u8]) -> Vec<u8> {
-    let length = (UDP_HEADER + payload.len()) as u16;
-    let mut segment = Vec::with_capacity(usize::from(length));
-    segment.extend(from.1.to_be_bytes());
-    segment.extend(to.port().to_be_bytes());
-    segment.extend(length.to_be_bytes());
-    segment.extend([0, 0]);
-    segment.extend(payload);
-    let sum = sum(from.0) + sum(to.ip()) + u64::from(length) + 17 + sum_of(&segment);
-    let folded = fold(sum);
-    // Zero would say: no checksum.
-    let checksum = if folded == 0xffff { 0xffff } else { !folded };
-    segment[6..8].copy_from_slice(&checksum.to_be_bytes());
-    segment
-}
-
-fn sum(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => sum_of(&Ipv4Addr::octets(&address)),
-        IpAddr::V6(address) => sum_of(&Ipv6Addr::octets(&address)),
-    }
-}
-
-fn sum_of(bytes: &[u8]) -> u64 {
-    bytes
-        .chunks(2)
-        .map(|pair| {
-            u64::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]))
-        })
-        .sum()
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }

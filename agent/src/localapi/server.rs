@@ -34,6 +34,8 @@ use crate::metrics;
 const MAX_REQUEST: usize = 1 << 20;
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of padding in a ping.
+const MAX_PING_SIZE: u16 = 8_000;
 /// How long a ping waits for its pong.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -375,7 +377,21 @@ async fn set_endpoint(query: &Query, engine: &Handle) -> Result<(), Failure> {
 async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
     let ip = address(query)?;
     match query.get("type") {
-        Some("disco") => Ok(engine.ping(ip, PING_TIMEOUT).await?),
+        Some("disco") => {
+            let size = match query.get("size") {
+                None | Some("") => 0,
+                Some(size) => size
+                    .parse()
+                    .ok()
+                    .filter(|size| *size <= MAX_PING_SIZE)
+                    .ok_or_else(|| {
+                        Failure::bad_request(format!(
+                            "size {size:?} is not a number of bytes up to {MAX_PING_SIZE}"
+                        ))
+                    })?,
+            };
+            Ok(engine.ping(ip, size, PING_TIMEOUT).await?)
+        }
         Some("ICMP") => {
             let mut result = engine.ping_target(ip).await?;
             if result.is_local_ip {

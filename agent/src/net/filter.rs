@@ -135,6 +135,25 @@ impl Guard {
     }
 
     /// What the programs count, by peer.
+    /// True if eBPF programs judge.
+    pub(super) fn is_ebpf(&self) -> bool {
+        matches!(self, Self::Ebpf(..))
+    }
+
+    /// What the programs counted of one peer.
+    pub(super) fn count_of(&self, peer: PeerIndex) -> Option<PeerCounters> {
+        let Self::Ebpf(dataplane, ..) = self else {
+            return None;
+        };
+        let count = locked(dataplane).counters().read_of(peer);
+        count.unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "a peer's packet counters not read");
+            None
+        })
+    }
+
+    /// What the programs counted of every peer.
     pub(super) fn counts(&self) -> BTreeMap<PeerIndex, PeerCounters> {
         let Self::Ebpf(dataplane, ..) = self else {
             return BTreeMap::new();

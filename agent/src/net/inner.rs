@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex};
+use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex, Pinning};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
 use netlink::links::Kind;
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, links, wireguard};
 use node_core::endpoints::Endpoints;
+use node_core::paths::Route;
 use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
 
@@ -27,6 +28,7 @@ use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
+use crate::paths::{self, Event, Wire};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::shield::{self, Shields};
@@ -45,8 +47,18 @@ pub(super) struct Inner {
     pub(super) port: u16,
     pub(super) state_dir: PathBuf,
     pub(super) endpoints: Endpoints,
-    /// Endpoints that replace the relayed ones: set by hand, or left by a former agent.
+    /// Endpoints that replace all others: set by hand.
     pub(super) direct: BTreeMap<NodePublic, SocketAddr>,
+    /// How peers are reached, if not only through relays.
+    pub(super) routes: BTreeMap<NodePublic, Route>,
+    /// Paths of a former agent that the path machine has not been told of yet.
+    pub(super) adopted: BTreeMap<NodePublic, SocketAddr>,
+    /// Direct paths are looked for.
+    pub(super) wants_direct: bool,
+    /// Keeps relayed packets from moving WireGuard's endpoints.
+    pub(super) pinning: Option<Pinning>,
+    pub(super) paths: paths::Handle,
+    pub(super) wire: Arc<Wire>,
     pub(super) peers: Peers,
     pub(super) relayed: Arc<Relayed>,
     pub(super) relays: Manager,
@@ -93,6 +105,7 @@ impl Inner {
     ) -> Result<(), NetError> {
         self.assign_endpoints(desired)?;
         self.relays.configure(key, &desired.derp_map);
+        self.tell_paths(key, desired).await;
         let rules = Arc::new(filter.rules());
         let before = self.applied.as_ref().map(|applied| &applied.rules);
         let changed = before != Some(&rules);
@@ -144,6 +157,7 @@ impl Inner {
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
         self.arrange_shields().await?;
+        self.arrange_pinning().await;
         let switches = self.switches();
         forwarding::arrange(&self.state_dir, &switches).map_err(|source| NetError::Socket {
             operation: "setting the host's forwarding sysctls",
@@ -153,7 +167,16 @@ impl Inner {
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
     async fn arrange_netfilter(&self) -> Result<(), NetError> {
-        let (Some(firewall), Some(applied)) = (&self.firewall, &self.applied) else {
+        let Some(applied) = &self.applied else {
+            return Ok(());
+        };
+        let shared = self.firewall.is_some() && applied.netfilter.manage;
+        let raw = self.wire.set_raw(self.wants_direct && !shared);
+        raw.map_err(|source| NetError::Socket {
+            operation: "sharing WireGuard's port without netfilter",
+            source,
+        })?;
+        let Some(firewall) = &self.firewall else {
             return Ok(());
         };
         let Netfilter {
@@ -169,7 +192,7 @@ impl Inner {
             device: self.device.clone(),
             divert,
             wireguard_port: self.port,
-            agent_port: None,
+            agent_port: self.wants_direct.then(|| self.wire.port()),
             forwards: !served.is_empty() || forwarding::is_on(),
             uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
@@ -183,7 +206,7 @@ impl Inner {
     async fn arrange_shields(&mut self) -> Result<(), NetError> {
         let overlay = self.guard.device().unwrap_or_default();
         let devices = shield::devices(&self.netlink, overlay).await?;
-        let trusted: Vec<SocketAddr> = self.direct.values().copied().collect();
+        let trusted = self.trusted();
         let pins = self.shield_pins();
         self.shields.arrange(&devices, &trusted, pins.as_deref());
         Ok(())
@@ -229,6 +252,7 @@ impl Inner {
             Some(endpoint) => self.direct.insert(peer, endpoint),
             None => self.direct.remove(&peer),
         };
+        self.set_beside(&peer);
         self.reapply().await
     }
 
@@ -247,6 +271,12 @@ impl Inner {
         self.offload.send_modify(|config| config.forwards = None);
         self.relays.stop();
         self.peers.replace(std::iter::empty());
+        self.routes.clear();
+        let nobody = Event::Peers {
+            node: NodePublic::from_bytes([0; 32]),
+            peers: Vec::new(),
+        };
+        self.paths.tell(nobody).await;
         self.take_device_down().await?;
         let pins = self.shield_pins();
         let removed = self.shields.remove(pins.as_deref());
@@ -292,6 +322,7 @@ impl Inner {
         let present: BTreeSet<NodePublic> = desired.peers.keys().copied().collect();
         self.endpoints.retain(&present);
         self.direct.retain(|key, _| present.contains(key));
+        self.routes.retain(|key, _| present.contains(key));
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;
@@ -305,11 +336,8 @@ impl Inner {
         let peers = desired.peers.iter();
         peers
             .map(|(key, peer)| {
-                let address = self.endpoints.address(key);
-                let relayed = address.map(|ip| SocketAddr::from((ip, self.relayed.port())));
-                let endpoint = self.direct.get(key).copied().or(relayed);
                 let peer = wireguard::Peer {
-                    endpoint,
+                    endpoint: self.endpoint(key),
                     allowed_ips: peer.allowed_ips.iter().copied().collect(),
                 };
                 (*key, peer)
@@ -514,6 +542,7 @@ impl Inner {
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),
+            junk: self.wire.junk(),
         }
     }
 }
@@ -568,6 +597,6 @@ fn guarded(index: PeerIndex, Restriction { jailed, expires }: Restriction) -> da
 }
 
 /// The peer's number in the counters: its place in 127.64.0.0/10, stable as its address is.
-fn peer_index(address: Ipv4Addr) -> PeerIndex {
+pub(super) fn peer_index(address: Ipv4Addr) -> PeerIndex {
     PeerIndex(address.to_bits() & 0x3f_ffff)
 }

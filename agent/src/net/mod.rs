@@ -1,6 +1,6 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
-pub(crate) mod disco;
+mod direct;
 mod drops;
 mod error;
 pub(crate) mod filter;
@@ -9,6 +9,7 @@ pub(crate) mod peers;
 mod ping;
 mod rejects;
 mod repair;
+mod reroute;
 mod status;
 mod steward;
 
@@ -25,32 +26,34 @@ use keys::{DiscoPrivate, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links, wireguard};
 use node_core::endpoints::Endpoints;
+use node_core::paths::Route;
 use node_core::{DEFAULT_MTU, Desired};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
 use crate::offload;
-use crate::relayed::{Inbound, Relayed};
+use crate::paths::{self, Core, Surroundings, Wire};
+use crate::relayed::{Inbound, Outbound, Relayed};
 use crate::router::forwarding;
 use crate::shield::{self, Shields};
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 use crate::{router, underlay};
-use disco::Disco;
 use filter::Guard;
 use inner::Inner;
 use peers::Peers;
 use steward::{Assignment, Steward};
 
+pub use crate::paths::{Junk, Kind as EndpointKind};
 pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
 pub use ping::Pinger;
 pub use status::{
-    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingReply, RelayStatus,
+    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply, RelayStatus,
 };
 
 /// Events that may wait for the agent.
@@ -83,6 +86,10 @@ pub struct NetConfig {
     pub state_dir: PathBuf,
     /// Our disco key.
     pub disco: DiscoPrivate,
+    /// Direct paths are looked for; without them every peer is reached through relays.
+    pub direct: bool,
+    /// Endpoints at which we can be reached, as the operator knows.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// What the operator wants of the host's netfilter.
@@ -115,7 +122,7 @@ pub struct Net {
     relays: Manager,
     peers: Peers,
     reports: Reports,
-    disco: Arc<Disco>,
+    paths: paths::Handle,
     assignment: watch::Sender<Option<Assignment>>,
     tasks: Vec<AbortHandle>,
 }
@@ -155,11 +162,11 @@ impl Net {
         let (tunnel, engine_reason) = choose_engine(&netlink, &config, &reports).await?;
         let leftover = Kernel::leftover(&netlink, &config.device).await?;
         let mut endpoints = Endpoints::default();
-        let mut direct = BTreeMap::new();
+        let mut former = BTreeMap::new();
         let mut relay_port = None;
         match &leftover {
             Some(device) if tunnel.engine() == Engine::Kernel => {
-                relay_port = adopt(device, &mut endpoints, &mut direct);
+                relay_port = adopt(device, &mut endpoints, &mut former);
                 tracing::info!(
                     device = config.device,
                     peers = device.peers.len(),
@@ -180,12 +187,41 @@ impl Net {
             })?;
         let relayed = Arc::new(relayed);
         let peers = Peers::default();
-        let disco = Arc::new(Disco::new(config.disco));
+        let wire = Wire::open(config.port).map_err(|source| NetError::Socket {
+            operation: "opening the agent's UDP sockets",
+            source,
+        })?;
+        let wire = Arc::new(wire);
+        let (paths, path_events) = paths::channel();
         let (relays, notices) = Manager::new(Inbound {
             relayed: relayed.clone(),
             peers: peers.clone(),
-            disco: disco.clone(),
+            paths: paths.clone(),
         });
+        let (orders, order_receiver) = mpsc::unbounded_channel();
+        let restun = Arc::new(Notify::new());
+        let core = Core::new(Surroundings {
+            disco: config.disco,
+            direct: config.direct,
+            wire: wire.clone(),
+            relays: relays.clone(),
+            orders,
+            restun: restun.clone(),
+        });
+        let outbound = Outbound {
+            peers: peers.clone(),
+            relays: relays.clone(),
+            paths: paths.clone(),
+            wire: wire.clone(),
+        };
+        // What a former agent chose is taken over, and proved anew; without a search for paths it stays as
+        // if set by hand.
+        let (direct, routes, adopted) = if config.direct {
+            let routes = former.iter().map(|(key, at)| (*key, Route::Direct(*at)));
+            (BTreeMap::new(), routes.collect(), former)
+        } else {
+            (former, BTreeMap::new(), BTreeMap::new())
+        };
         let (events_sender, events) = mpsc::channel(MAX_EVENTS);
         let (assignment, assignments) = watch::channel(None);
         let firewall = match Firewall::new() {
@@ -202,6 +238,17 @@ impl Net {
         let trouble = firewall.as_ref().map(Firewall::trouble);
         let (offload, offloads) = watch::channel(offload::Config::default());
         let obstacles = firewall.as_ref().map(Firewall::obstacles);
+        let steward = Steward::new(steward::Surroundings {
+            relays: relays.clone(),
+            events: events_sender.clone(),
+            wire: wire.clone(),
+            netlink: netlink.clone(),
+            device: config.device.clone(),
+            port: config.port,
+            explicit: config.endpoints,
+            paths: paths.clone(),
+            restun,
+        });
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -211,6 +258,12 @@ impl Net {
             state_dir: config.state_dir,
             endpoints,
             direct,
+            routes,
+            adopted,
+            wants_direct: config.direct,
+            pinning: None,
+            paths: paths.clone(),
+            wire: wire.clone(),
             peers: peers.clone(),
             relayed: relayed.clone(),
             relays: relays.clone(),
@@ -224,13 +277,20 @@ impl Net {
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
-        let steward = Steward::new(relays.clone(), events_sender.clone());
+        let (listener, listens) = (wire, paths.clone());
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
             tokio::spawn(rejects::run(config.device, reports.clone())),
             tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
-            tokio::spawn(carry(relayed, peers.clone(), relays.clone())),
+            tokio::spawn(carry(relayed, outbound)),
+            tokio::spawn(core.run(path_events)),
+            tokio::spawn(async move { listener.listen(listens).await }),
+            tokio::spawn(reroute::run(
+                Arc::downgrade(&inner),
+                order_receiver,
+                paths.clone(),
+            )),
             tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
             tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
         ];
@@ -239,7 +299,7 @@ impl Net {
             relays,
             peers,
             reports,
-            disco,
+            paths,
             assignment,
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
@@ -340,13 +400,13 @@ impl Net {
     ///
     /// [`NetError::Down`] while nothing is applied.
     pub async fn pinger(&self) -> Result<Pinger, NetError> {
-        let inner = self.inner.lock().await;
-        let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
+        if self.inner.lock().await.applied.is_none() {
+            return Err(NetError::Down);
+        }
         Ok(Pinger {
-            our_key: applied.key.public(),
             relays: self.relays.clone(),
             peers: self.peers.clone(),
-            disco: self.disco.clone(),
+            paths: self.paths.clone(),
         })
     }
 
@@ -374,7 +434,7 @@ impl Net {
     ///
     /// As there, and [`NetError::Down`].
     pub async fn ping(&self, peer: &NodePublic, wait: Duration) -> Result<PingReply, NetError> {
-        self.pinger().await?.ping(peer, wait).await
+        self.pinger().await?.ping(peer, 0, wait).await
     }
 
     /// Removes what an earlier run of the agent left, without taking it over first; nothing there is fine.
@@ -495,7 +555,7 @@ fn adopt(
 
 /// A mark is what every socket of ours needs, and what only CAP_NET_ADMIN may set.
 fn check_permission() -> Result<(), NetError> {
-    match underlay::open_udp(false) {
+    match underlay::open_udp_on(false, 0) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(NetError::NotPermitted)
@@ -525,9 +585,9 @@ fn check_port(port: u16) -> Result<(), NetError> {
 }
 
 /// Carries packets between WireGuard and the relays, whatever happens to the socket.
-async fn carry(relayed: Arc<Relayed>, peers: Peers, relays: Manager) {
+async fn carry(relayed: Arc<Relayed>, to: Outbound) {
     loop {
-        let error = relayed.serve(&peers, &relays).await;
+        let error = relayed.serve(&to).await;
         tracing::warn!(%error, "relay socket failed, going on");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

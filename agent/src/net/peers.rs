@@ -2,10 +2,18 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::time::Instant;
 
-use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
+use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
+
+/// Between two words about packets to one peer, in milliseconds.
+const TELL_EVERY: u64 = 1_000;
+
+/// Where the clock of [`Peer::is_worth_telling`] starts.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// One peer.
 #[derive(Debug)]
@@ -18,8 +26,8 @@ pub(crate) struct Peer {
     pub(crate) home: Option<RegionId>,
     /// Disco key.
     pub(crate) disco: Option<DiscoPublic>,
-    /// Secret shared with it, computed when first needed: one costs a curve multiplication.
-    shared: OnceLock<DiscoShared>,
+    /// When it was last worth telling of packets to it, in milliseconds; 0 for never.
+    told: AtomicU64,
 }
 
 impl Peer {
@@ -35,14 +43,19 @@ impl Peer {
             address,
             home,
             disco,
-            shared: OnceLock::new(),
+            told: AtomicU64::new(0),
         }
     }
 
-    /// Returns the secret shared with the peer, if it has a disco key.
-    pub(crate) fn shared(&self, ours: &DiscoPrivate) -> Option<&DiscoShared> {
-        let theirs = self.disco.as_ref()?;
-        Some(self.shared.get_or_init(|| ours.shared(theirs)))
+    /// Says whether it is news that something was sent to the peer: at most once a second.
+    pub(crate) fn is_worth_telling(&self) -> bool {
+        let now = START.elapsed().as_millis() as u64 + 1;
+        let told = self.told.load(Ordering::Relaxed);
+        let is_news = told == 0 || now.saturating_sub(told) >= TELL_EVERY;
+        if is_news {
+            self.told.store(now, Ordering::Relaxed);
+        }
+        is_news
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -85,7 +98,7 @@ impl Peers {
             .clone()
     }
 
-    /// Replaces the table; peers that did not change keep their computed secrets.
+    /// Replaces the table; peers that did not change stay as they are.
     pub(crate) fn replace(&self, peers: impl Iterator<Item = Peer>) {
         let old = self.snapshot();
         let mut table = Table::default();

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use keys::NodePublic;
 use node_core::RegionId;
 
-use super::{FilterStatus, ShieldStatus};
+use super::{EndpointKind, FilterStatus, Junk, ShieldStatus};
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,6 +59,8 @@ pub struct NetStatus {
     pub relays: Vec<RelayStatus>,
     /// Every peer of the device.
     pub peers: BTreeMap<NodePublic, PeerStatus>,
+    /// Datagrams to WireGuard's port that led to nothing.
+    pub junk: Junk,
 }
 
 /// The home relay region.
@@ -123,10 +125,22 @@ pub struct PeerStatus {
 pub struct PingReply {
     /// Round trip.
     pub latency: Duration,
-    /// Region by which ping and pong went.
-    pub region: RegionId,
-    /// Short name of that region.
-    pub region_code: String,
+    /// The way that ping and pong went.
+    pub path: PingPath,
+}
+
+/// The way of a ping.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PingPath {
+    /// Straight to this endpoint.
+    Direct(SocketAddr),
+    /// By a relay.
+    Relay {
+        /// Number of the region.
+        region: RegionId,
+        /// Its short name.
+        code: String,
+    },
 }
 
 /// What the data plane tells the rest of the agent.
@@ -134,6 +148,8 @@ pub struct PingReply {
 pub enum NetEvent {
     /// Home region or connectivity changed in a way that control should know.
     NetInfo(Box<tailcfg::NetInfo>),
+    /// Where we can be reached, in the order in which it is offered.
+    Endpoints(Vec<(SocketAddr, EndpointKind)>),
     /// A relay region was connected.
     DerpConnected(RegionId),
     /// A health warning appeared (`Some`) or went away (`None`).

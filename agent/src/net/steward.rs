@@ -1,19 +1,23 @@
 //! The task that keeps the home region right and tells what changed: netcheck, selection, events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control_proto::tailcfg;
+use netlink::{Netlink, addresses, links};
 use node_core::{DerpMap, RegionId};
 use rand::Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{self, sleep_until};
 
-use super::{NetEvent, RelayStatus};
+use super::{EndpointKind, NetEvent, RelayStatus};
 use crate::derp::home::{HomeSelector, Measured};
 use crate::derp::{Manager, Notice};
 use crate::netcheck::{self, Plan, Report};
+use crate::paths::{Endpoints, Event, Found, Handle, Wire};
 
 /// Between incremental checks, at random in this range (protocol/disco.md §16).
 const CHECK_EVERY: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
@@ -34,11 +38,32 @@ pub(super) struct Assignment {
     pub(super) seed: u64,
 }
 
+/// What the steward works with.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) relays: Manager,
+    pub(super) events: mpsc::Sender<NetEvent>,
+    pub(super) wire: Arc<Wire>,
+    pub(super) netlink: Arc<Netlink>,
+    /// The overlay device, whose addresses are no endpoints.
+    pub(super) device: String,
+    /// WireGuard's port.
+    pub(super) port: u16,
+    /// Endpoints that the operator set.
+    pub(super) explicit: Vec<SocketAddr>,
+    pub(super) paths: Handle,
+    /// Our own endpoints are asked for.
+    pub(super) restun: Arc<Notify>,
+}
+
 /// The steward's state.
 #[derive(Debug)]
 pub(super) struct Steward {
-    relays: Manager,
-    events: mpsc::Sender<NetEvent>,
+    with: Surroundings,
+    endpoints: Endpoints,
+    /// Addresses of the underlay, as last seen.
+    local: Option<BTreeSet<IpAddr>>,
+    told_endpoints: Option<Vec<(SocketAddr, EndpointKind)>>,
     selector: HomeSelector,
     report: Report,
     last_full: Option<Instant>,
@@ -50,10 +75,12 @@ pub(super) struct Steward {
 }
 
 impl Steward {
-    pub(super) fn new(relays: Manager, events: mpsc::Sender<NetEvent>) -> Self {
+    pub(super) fn new(with: Surroundings) -> Self {
         Self {
-            relays,
-            events,
+            with,
+            endpoints: Endpoints::default(),
+            local: None,
+            told_endpoints: None,
             selector: HomeSelector::default(),
             report: Report::default(),
             last_full: None,
@@ -74,6 +101,8 @@ impl Steward {
         let mut check: Option<(Instant, JoinHandle<Report>)> = None;
         let mut due = time::Instant::now();
         let mut tick = time::interval(GRACE / 4);
+        let restun = self.with.restun.clone();
+        let mut again = false;
         loop {
             let assignment = assignments.borrow().clone();
             tokio::select! {
@@ -103,13 +132,21 @@ impl Steward {
                         check = Some((began, self.start_check(map)));
                     }
                 }
+                () = restun.notified() => {
+                    // What is under way may have asked before there was a reason to.
+                    again = check.is_some();
+                    due = time::Instant::now();
+                }
                 Some(report) = finished(&mut check) => {
                     let began = check.take().map_or_else(Instant::now, |(began, _)| began);
                     if let Some(assignment) = assignment {
                         self.handle_report(began, report, &assignment).await;
                     }
                     let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
-                    due = time::Instant::now() + pause;
+                    due = time::Instant::now();
+                    if !std::mem::take(&mut again) {
+                        due += pause;
+                    }
                 }
                 _ = tick.tick() => self.watch_connection(assignment.is_some()).await,
             }
@@ -128,13 +165,14 @@ impl Steward {
         }
         let home = self.selector.home();
         let last = self.report.clone();
+        let wire = self.with.wire.clone();
         tokio::spawn(async move {
             let plan = if full {
                 Plan::Full
             } else {
                 Plan::Incremental { home, last: &last }
             };
-            netcheck::run(&map, plan).await
+            netcheck::run(&map, plan, &wire).await
         })
     }
 
@@ -143,7 +181,7 @@ impl Steward {
         let home_heard = self
             .selector
             .home()
-            .and_then(|home| self.relays.last_heard(home));
+            .and_then(|home| self.with.relays.last_heard(home));
         let measured = Measured {
             began,
             latencies: &latencies,
@@ -158,9 +196,55 @@ impl Steward {
             let code = home.map_or("none", |home| assignment.map.code(home));
             tracing::info!(home = code, "home relay chosen");
         }
-        self.relays.set_home(home);
+        self.with.relays.set_home(home);
+        let mapped = report.mapped_addresses();
         self.report.merge(report);
+        self.tell_endpoints(mapped).await;
         self.tell_net_info(home).await;
+    }
+
+    /// Tells the path machine where we can be reached, and control if that is news.
+    async fn tell_endpoints(&mut self, mapped: Vec<SocketAddr>) {
+        let local = match self.local_addresses().await {
+            Ok(local) => local,
+            Err(error) => {
+                tracing::warn!(%error, "addresses of this host not read");
+                self.local.clone().unwrap_or_default()
+            }
+        };
+        if self.local.as_ref().is_some_and(|old| *old != local) {
+            tracing::info!("this host's addresses changed");
+            self.endpoints.forget();
+            self.with.paths.tell(Event::UnderlayChanged).await;
+        }
+        let found = Found {
+            mapped,
+            varies: self.report.mapping_varies() == Some(true),
+            local: local.iter().copied().collect(),
+            port: self.with.port,
+            explicit: self.with.explicit.clone(),
+        };
+        self.local = Some(local);
+        let offered = self.endpoints.update(Instant::now(), &found);
+        let addresses = offered.iter().map(|(address, _)| *address).collect();
+        self.with.paths.tell(Event::OwnEndpoints(addresses)).await;
+        if self.told_endpoints.as_ref() != Some(&offered) {
+            self.told_endpoints = Some(offered.clone());
+            self.tell(NetEvent::Endpoints(offered)).await;
+        }
+    }
+
+    /// The addresses by which others might reach this host: not the overlay's, none of one link only.
+    async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>, netlink::Error> {
+        let overlay = links::get(&self.with.netlink, &self.with.device).await?;
+        let overlay = overlay.map_or(0, |link| link.index);
+        let found = addresses::dump_others(&self.with.netlink, overlay).await?;
+        let usable = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local() && self.with.wire.has_ipv6(),
+        };
+        let addresses = found.into_iter().map(|(_, net)| net.addr());
+        Ok(addresses.filter(usable).collect())
     }
 
     /// Sends the network information if it changed in more than latencies.
@@ -202,7 +286,7 @@ impl Steward {
 
     /// Passes on what the connected relays say about their health, all in one warning.
     async fn tell_unwell(&mut self) {
-        let text = unwell(&self.relays.status());
+        let text = unwell(&self.with.relays.status());
         if text != self.told_unwell {
             self.told_unwell.clone_from(&text);
             self.tell_health(RELAY_UNWELL, text).await;
@@ -214,7 +298,7 @@ impl Steward {
         // A connection that another map or key ended tells nothing more.
         self.tell_unwell().await;
         let connected =
-            !assigned || (self.selector.home().is_some() && self.relays.is_home_connected());
+            !assigned || (self.selector.home().is_some() && self.with.relays.is_home_connected());
         if connected {
             self.unconnected_since = None;
             if std::mem::take(&mut self.told_unconnected) {
@@ -226,6 +310,7 @@ impl Steward {
         if since.elapsed() >= GRACE && !self.told_unconnected {
             self.told_unconnected = true;
             let problem = self
+                .with
                 .relays
                 .status()
                 .into_iter()
@@ -242,7 +327,8 @@ impl Steward {
         self.selector.reset();
         self.report = Report::default();
         self.told = None;
-        self.relays.set_home(None);
+        self.told_endpoints = None;
+        self.with.relays.set_home(None);
     }
 
     async fn tell_health(&self, key: &'static str, text: Option<String>) {
@@ -250,7 +336,7 @@ impl Steward {
     }
 
     async fn tell(&self, event: NetEvent) {
-        if self.events.send(event).await.is_err() {
+        if self.with.events.send(event).await.is_err() {
             tracing::trace!("nobody listens to network events");
         }
     }

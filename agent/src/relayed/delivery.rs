@@ -7,8 +7,8 @@ use keys::NodePublic;
 use node_core::RegionId;
 
 use super::{MAX_DATAGRAM_LEN, Relayed};
-use crate::net::disco::Disco;
 use crate::net::peers::Peers;
+use crate::paths::{Event, Handle};
 
 /// Most bytes in one UDP_SEGMENT send.
 const MAX_SEGMENTS_LEN: usize = 60_000;
@@ -20,8 +20,8 @@ pub(crate) struct Inbound {
     pub(crate) relayed: Arc<Relayed>,
     /// Who may send.
     pub(crate) peers: Peers,
-    /// Answers pings.
-    pub(crate) disco: Arc<Disco>,
+    /// Takes disco messages.
+    pub(crate) paths: Handle,
 }
 
 impl Inbound {
@@ -49,32 +49,27 @@ pub(crate) struct Delivery {
     packets: Vec<u8>,
 }
 
-/// What a relay connection has to know about a packet that it delivered.
-#[derive(Debug, Default)]
-pub(crate) struct Handled {
-    /// The peer's home is another region.
-    pub(crate) away_from_home: bool,
-    /// A datagram to send back.
-    pub(crate) reply: Option<Vec<u8>>,
-}
-
 impl Delivery {
-    /// Takes one packet off the relay. Follow a batch of packets with [`Self::flush`].
-    pub(crate) async fn handle(&mut self, source: NodePublic, packet: &[u8]) -> Handled {
+    /// Takes one packet off the relay; true if it came from a peer whose home is another region. Follow a
+    /// batch of packets with [`Self::flush`].
+    pub(crate) async fn handle(&mut self, source: NodePublic, packet: &[u8]) -> bool {
         let table = self.inbound.peers.snapshot();
         let Some(peer) = table.by_key(&source) else {
-            return Handled::default();
-        };
-        let mut handled = Handled {
-            away_from_home: peer.home != Some(self.region),
-            reply: None,
+            return false;
         };
         if derp_proto::is_disco(packet) {
-            handled.reply = self.inbound.disco.handle(self.region, peer, packet);
+            let event = Event::Relayed {
+                region: self.region,
+                from: source,
+                datagram: packet.to_vec(),
+            };
+            if !self.inbound.paths.try_tell(event) {
+                tracing::trace!("a disco message from a relay is lost");
+            }
         } else if is_wireguard(packet) && packet.len() <= MAX_DATAGRAM_LEN {
             self.push(peer.address, packet).await;
         }
-        handled
+        peer.home != Some(self.region)
     }
 
     async fn push(&mut self, source: Ipv4Addr, packet: &[u8]) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -113,6 +114,13 @@ impl Embedded {
             port,
             mark,
         })
+    }
+
+    async fn change(&mut self, changes: Vec<Change>) -> Result<(), NetError> {
+        match &mut self.running {
+            Some(running) => running.apply(changes).await,
+            None => Ok(()),
+        }
     }
 
     async fn stop(&mut self) {
@@ -271,6 +279,22 @@ impl Tunnel for Embedded {
             applied
         }
         .boxed()
+    }
+
+    fn redirect<'a>(
+        &'a mut self,
+        endpoints: &'a [(NodePublic, SocketAddr)],
+    ) -> BoxFuture<'a, Result<(), NetError>> {
+        async move {
+            let changes = endpoints.iter();
+            let changes = changes.map(|(peer, endpoint)| Change::SetEndpoint(*peer, *endpoint));
+            self.change(changes.collect()).await
+        }
+        .boxed()
+    }
+
+    fn forget<'a>(&'a mut self, peer: &'a NodePublic) -> BoxFuture<'a, Result<(), NetError>> {
+        async move { self.change(vec![Change::RemovePeer(*peer)]).await }.boxed()
     }
 
     fn peers(&self) -> BoxFuture<'_, Result<BTreeMap<NodePublic, PeerState>, NetError>> {

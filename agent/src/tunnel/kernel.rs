@@ -1,13 +1,14 @@
 //! The kernel's WireGuard, configured through netlink.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use keys::NodePublic;
 use netlink::links::Kind;
-use netlink::wireguard::{self, Device};
+use netlink::wireguard::{self, Change, Device};
 use netlink::{Error, Netlink, links};
 
 use super::{Gate, PeerState, Tunnel};
@@ -63,6 +64,13 @@ impl Kernel {
         }
     }
 
+    async fn change(&self, changes: &[Change]) -> Result<(), NetError> {
+        match wireguard::apply(&self.netlink, &self.device, changes).await {
+            Err(Error::NoDevice { .. }) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     async fn ensure_device(&self) -> Result<(), NetError> {
         match links::get(&self.netlink, &self.device).await? {
             Some(link) if link.kind == Kind::WireGuard => Ok(()),
@@ -98,6 +106,24 @@ impl Tunnel for Kernel {
             Ok(())
         }
         .boxed()
+    }
+
+    fn redirect<'a>(
+        &'a mut self,
+        endpoints: &'a [(NodePublic, SocketAddr)],
+    ) -> BoxFuture<'a, Result<(), NetError>> {
+        async move {
+            let changes = endpoints.iter();
+            let changes: Vec<Change> = changes
+                .map(|(peer, endpoint)| Change::SetEndpoint(*peer, *endpoint))
+                .collect();
+            self.change(&changes).await
+        }
+        .boxed()
+    }
+
+    fn forget<'a>(&'a mut self, peer: &'a NodePublic) -> BoxFuture<'a, Result<(), NetError>> {
+        async move { self.change(&[Change::RemovePeer(*peer)]).await }.boxed()
     }
 
     fn peers(&self) -> BoxFuture<'_, Result<BTreeMap<NodePublic, PeerState>, NetError>> {

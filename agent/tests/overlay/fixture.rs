@@ -125,6 +125,7 @@ impl Overlay {
                     allowed_ips: node.addresses.clone(),
                     disco: Some(node.disco.public()),
                     home_derp: Some(REGION),
+                    endpoints: Vec::new(),
                 };
                 (node.key.public(), peer)
             })
@@ -386,6 +387,9 @@ fn config(disco: DiscoPrivate, engine: EngineChoice) -> NetConfig {
         shield: ShieldMode::default(),
         state_dir: std::env::temp_dir(),
         disco,
+        // What is relayed is what is looked at here.
+        direct: false,
+        endpoints: Vec::new(),
     }
 }
 

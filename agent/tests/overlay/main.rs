@@ -6,7 +6,7 @@ mod fixture;
 
 use std::time::Duration;
 
-use agent::net::{Engine, EngineChoice, FilterPlace, NetError, NetStatus};
+use agent::net::{Engine, EngineChoice, FilterPlace, NetError, NetStatus, PingPath};
 use anyhow::{Context, Result, bail, ensure};
 use fixture::{ALICE, BOB, Overlay, START};
 use testnet::wait_until;
@@ -22,7 +22,10 @@ fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
         overlay.ping(BOB, ALICE)?;
 
         let reply = overlay.disco_ping(ALICE, BOB)?;
-        assert_eq!(reply.region_code, "lab");
+        let PingPath::Relay { code, .. } = reply.path else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(code, "lab");
         let status = overlay.status(ALICE)?;
         let peer = &status.peers[&overlay.key(BOB)];
         assert!(peer.rx_bytes > 0 && peer.tx_bytes > 0, "{peer:?}");

@@ -165,6 +165,15 @@ impl Counters {
         self.tables.read()
     }
 
+    /// Reads the counters of one peer, summed over the CPUs; `None` if it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_of(&self, peer: PeerIndex) -> Result<Option<PeerCounters>, DataplaneError> {
+        self.tables.read_of(peer)
+    }
+
     /// Reads the totals by direction and reason. Every packet that passed the device is counted
     /// under exactly one reason.
     ///

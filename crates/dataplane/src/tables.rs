@@ -164,13 +164,21 @@ impl Tables {
 
     /// Reads every peer's counters, summed over the CPUs.
     pub(crate) fn read(&self) -> Result<BTreeMap<PeerIndex, PeerCounters>, DataplaneError> {
-        let sum = |peer: &PeerIndex| {
-            let per_cpu = self.counts.get(peer, 0).map_err(reading(&PEER_COUNTS))?;
-            let mut sum = PeerCounters::default();
-            per_cpu.iter().for_each(|counters| sum += *counters);
-            Ok((*peer, sum))
-        };
-        self.counted.iter().map(sum).collect()
+        let of = |peer: &PeerIndex| Ok((*peer, self.count(peer)?));
+        self.counted.iter().map(of).collect()
+    }
+
+    /// Reads the counters of one peer, if it has any.
+    pub(crate) fn read_of(&self, peer: PeerIndex) -> Result<Option<PeerCounters>, DataplaneError> {
+        let known = self.counted.get(&peer);
+        known.map(|peer| self.count(peer)).transpose()
+    }
+
+    fn count(&self, peer: &PeerIndex) -> Result<PeerCounters, DataplaneError> {
+        let per_cpu = self.counts.get(peer, 0).map_err(reading(&PEER_COUNTS))?;
+        let mut sum = PeerCounters::default();
+        per_cpu.iter().for_each(|counters| sum += *counters);
+        Ok(sum)
     }
 
     /// Reads the totals of what passed, or would have but for the filter's reasons to drop.

@@ -1,7 +1,7 @@
 //! The desired state of this node: [`Desired`], computed from the network map.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
 
 use control_proto::Timestamp;
@@ -122,6 +122,8 @@ pub struct DesiredPeer {
     pub disco: Option<DiscoPublic>,
     /// Region by which the peer is reached.
     pub home_derp: Option<RegionId>,
+    /// Where it may be reached without a relay, as the network map has it.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 impl Desired {
@@ -183,6 +185,7 @@ impl Desired {
                 allowed_ips,
                 disco: Some(node.disco_key).filter(|key| !key.is_zero()),
                 home_derp: home(node),
+                endpoints: node.endpoints.clone(),
             };
             // The same key under two numbers is an error of the server; the first one stands.
             desired.peers.entry(node.key).or_insert(peer);

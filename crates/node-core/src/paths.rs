@@ -184,6 +184,11 @@ impl Paths {
         }
     }
 
+    /// Takes another node key of ours, which later pings name.
+    pub fn set_node(&mut self, node: NodePublic) {
+        self.node = node;
+    }
+
     /// Adds a peer, or takes over what a newer map says of it.
     ///
     /// Another disco key means that the peer's process restarted: its paths and its session start
@@ -221,6 +226,11 @@ impl Paths {
             self.timers.remove(&(at, key));
         }
         self.own.waiting.remove(&key);
+    }
+
+    /// Every peer's key.
+    pub fn peers(&self) -> impl Iterator<Item = NodePublic> {
+        self.peers.keys().copied()
     }
 
     /// Says whether a datagram from this disco key is worth opening.

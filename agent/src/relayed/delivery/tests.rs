@@ -43,7 +43,7 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
     let inbound = Inbound {
         relayed: relayed.clone(),
         peers,
-        disco: Arc::new(Disco::new(keys::DiscoPrivate::generate())),
+        paths: crate::paths::channel().0,
     };
 
     let mut delivery = inbound.delivery(RegionId(1));

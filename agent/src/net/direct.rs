@@ -1,0 +1,215 @@
+//! Direct paths as the data plane has them: WireGuard's endpoints, the pinned sources, who is trusted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use dataplane::Pinning;
+use keys::{NodePrivate, NodePublic};
+use netlink::rules::UNDERLAY_MARK;
+use node_core::Desired;
+use node_core::paths::{PeerPaths, Route};
+
+use super::inner::{Inner, peer_index};
+use super::reroute::Traffic;
+use super::{Engine, NetError};
+use crate::error_text::error_text;
+use crate::paths::{Event, Order};
+use crate::relayed::Beside;
+use crate::underlay::udp;
+
+impl Inner {
+    /// Tells the path machine who we are and who our peers are.
+    pub(super) async fn tell_paths(&mut self, key: &NodePrivate, desired: &Desired) {
+        let peers = desired.peers.iter();
+        let peers = peers
+            .map(|(key, peer)| {
+                let paths = PeerPaths {
+                    disco: peer.disco,
+                    home: peer.home_derp,
+                    endpoints: peer.endpoints.clone(),
+                    expired: false,
+                };
+                (*key, paths)
+            })
+            .collect();
+        let node = key.public();
+        self.paths.tell(Event::Peers { node, peers }).await;
+        for (peer, address) in std::mem::take(&mut self.adopted) {
+            self.paths.tell(Event::Adopted(peer, address)).await;
+        }
+    }
+
+    /// Does what the path machine has decided; the last word on each peer counts.
+    pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
+        let mut changed = BTreeSet::new();
+        let mut restarted = BTreeSet::new();
+        for order in orders {
+            match *order {
+                Order::Route(peer, route) => {
+                    self.routes.insert(peer, route);
+                    changed.insert(peer);
+                }
+                Order::Reset(peer) => {
+                    restarted.insert(peer);
+                }
+            }
+        }
+        if self.applied.is_none() {
+            return Ok(());
+        }
+        let mut endpoints = Vec::with_capacity(changed.len());
+        for peer in changed {
+            // What is relayed has to look like coming from the new endpoint before it is one.
+            self.set_beside(&peer);
+            endpoints.extend(self.endpoint(&peer).map(|endpoint| (peer, endpoint)));
+        }
+        self.tunnel.redirect(&endpoints).await?;
+        self.shields.trust(&self.trusted());
+        if !restarted.is_empty() {
+            for peer in restarted {
+                self.tunnel.forget(&peer).await?;
+            }
+            self.reapply().await?;
+        }
+        Ok(())
+    }
+
+    /// Where WireGuard sends what is for a peer.
+    pub(super) fn endpoint(&self, peer: &NodePublic) -> Option<SocketAddr> {
+        let address = self.endpoints.address(peer);
+        let relayed = address.map(|ip| SocketAddr::from((ip, self.relayed.port())));
+        self.chosen(peer).or(relayed)
+    }
+
+    /// The direct endpoint in use: set by hand, or proved.
+    fn chosen(&self, peer: &NodePublic) -> Option<SocketAddr> {
+        let routed = match self.routes.get(peer) {
+            Some(Route::Direct(address)) => Some(*address),
+            _ => None,
+        };
+        self.direct.get(peer).copied().or(routed)
+    }
+
+    /// Who may begin handshakes in a flood.
+    pub(super) fn trusted(&self) -> Vec<SocketAddr> {
+        let routed = self.routes.values().filter_map(|route| match route {
+            Route::Direct(address) | Route::Both(address) => Some(*address),
+            Route::Relayed => None,
+        });
+        self.direct.values().copied().chain(routed).collect()
+    }
+
+    /// Sets what a peer's relayed packets meet: a copy on the direct path, or that path's source.
+    pub(super) fn set_beside(&mut self, peer: &NodePublic) {
+        let Some(address) = self.endpoints.address(peer) else {
+            return;
+        };
+        let chosen = self.chosen(peer);
+        let pinned = self.pin(address, chosen);
+        let beside = match (chosen, self.routes.get(peer)) {
+            (Some(from), _) if !pinned => self
+                .arrives_at(from)
+                .map(|to| Beside::Source { from, to })
+                .inspect_err(|error| tracing::debug!(%from, %error, "no way to a chosen endpoint"))
+                .ok(),
+            (None, Some(Route::Both(address))) => Some(Beside::Mirror(*address)),
+            _ => None,
+        };
+        self.relayed.set_beside(address, beside);
+    }
+
+    /// Has the program on `lo` give a peer's relayed packets the chosen source; false if it cannot.
+    fn pin(&mut self, address: Ipv4Addr, chosen: Option<SocketAddr>) -> bool {
+        let source: Option<SocketAddrV4> = match chosen {
+            Some(SocketAddr::V4(source)) => Some(source),
+            _ => None,
+        };
+        let Some(pinning) = &mut self.pinning else {
+            return false;
+        };
+        match pinning.set(address, source) {
+            Ok(()) => source.is_some(),
+            Err(error) => {
+                let reason = error_text(&error);
+                tracing::warn!(
+                    reason,
+                    "a relayed peer's source is not pinned in the kernel"
+                );
+                false
+            }
+        }
+    }
+
+    /// The address of ours at which packets from an endpoint arrive: WireGuard remembers it.
+    fn arrives_at(&self, from: SocketAddr) -> std::io::Result<SocketAddr> {
+        let ip = match from {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => udp::source_to(from, UNDERLAY_MARK)?,
+        };
+        Ok(SocketAddr::new(ip, self.port))
+    }
+
+    /// Attaches the program that pins sources, where that can be; raw sockets do its work otherwise.
+    pub(super) async fn arrange_pinning(&mut self) {
+        if self.pinning.is_some() || !self.wants_pinning() {
+            return;
+        }
+        let (wireguard, relay) = (self.port, self.relayed.port());
+        let attached = tokio::task::spawn_blocking(move || Pinning::attach(wireguard, relay)).await;
+        match super::filter::joined(attached) {
+            Ok(pinning) => self.pinning = Some(pinning),
+            Err(error) => {
+                let reason = error_text(&error);
+                tracing::debug!(reason, "sources of relayed packets are set by raw sockets");
+            }
+        }
+        let peers: Vec<NodePublic> = self
+            .routes
+            .keys()
+            .chain(self.direct.keys())
+            .copied()
+            .collect();
+        for peer in peers {
+            self.set_beside(&peer);
+        }
+    }
+
+    fn wants_pinning(&self) -> bool {
+        self.wants_direct || !self.direct.is_empty()
+    }
+
+    /// Packets to and from the peers that WireGuard reaches straight.
+    pub(super) async fn direct_traffic(&self) -> BTreeMap<NodePublic, Traffic> {
+        let direct = self.routes.iter();
+        let direct: Vec<NodePublic> = direct
+            .filter(|(_, route)| matches!(route, Route::Direct(_)))
+            .map(|(peer, _)| *peer)
+            .collect();
+        if direct.is_empty() {
+            return BTreeMap::new();
+        }
+        if self.guard.is_ebpf() {
+            let traffic = direct.into_iter().filter_map(|peer| {
+                let index = peer_index(self.endpoints.address(&peer)?);
+                let counters = self.guard.count_of(index)?;
+                let traffic = Traffic {
+                    sent: counters.tx_packets,
+                    received: counters.rx_packets,
+                };
+                Some((peer, traffic))
+            });
+            return traffic.collect();
+        }
+        debug_assert_eq!(self.tunnel.engine(), Engine::Embedded);
+        let states = self.tunnel.peers().await.unwrap_or_default();
+        let traffic = direct.into_iter().filter_map(|peer| {
+            let stats = states.get(&peer)?.stats;
+            let traffic = Traffic {
+                sent: stats.tx_bytes,
+                received: stats.rx_bytes,
+            };
+            Some((peer, traffic))
+        });
+        traffic.collect()
+    }
+}

@@ -1,0 +1,144 @@
+//! Carries out what the path machine decides, and watches the traffic of direct peers for it.
+
+use std::collections::BTreeMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use keys::NodePublic;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::inner::Inner;
+use crate::paths::{Event, Handle, Order};
+
+/// Between looks at the traffic of direct peers.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Looks in a row with packets to a peer and none from it that make its path suspect.
+const SUSPICIOUS: u32 = 2;
+/// A path that proved itself is suspected again only so many looks later: traffic may go one way.
+const PATIENCE: u32 = 6;
+/// Orders that are carried out together.
+const MAX_ORDERS: usize = 256;
+
+/// Packets to and from one peer.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Traffic {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+/// What one peer's traffic looked like lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watched {
+    last: Traffic,
+    /// Looks in a row with packets out and none in.
+    silent: u32,
+}
+
+/// What a look tells of one peer.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Seen {
+    /// Something was sent.
+    active: bool,
+    /// And nothing came back, long enough.
+    unanswered: bool,
+}
+
+impl Watched {
+    fn look(&mut self, now: Traffic) -> Seen {
+        let sent = now.sent > self.last.sent;
+        let received = now.received > self.last.received;
+        self.last = now;
+        self.silent = match (sent, received) {
+            (_, true) => 0,
+            (true, false) => self.silent + 1,
+            (false, false) => self.silent,
+        };
+        Seen {
+            active: sent,
+            unanswered: sent
+                && self.silent >= SUSPICIOUS
+                && (self.silent - SUSPICIOUS).is_multiple_of(PATIENCE),
+        }
+    }
+}
+
+/// Runs until the data plane is gone.
+pub(super) async fn run(
+    inner: Weak<Mutex<Inner>>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    paths: Handle,
+) {
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watched: BTreeMap<NodePublic, Watched> = BTreeMap::new();
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            count = orders.recv_many(&mut batch, MAX_ORDERS) => {
+                let Some(inner) = inner.upgrade().filter(|_| count > 0) else { return };
+                let carried_out = inner.lock().await.carry_out(&batch).await;
+                if let Err(error) = carried_out {
+                    // Said again with the next heartbeat.
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "peers are not reached as they should be");
+                }
+                batch.clear();
+            }
+            _ = looks.tick() => {
+                let Some(inner) = inner.upgrade() else { return };
+                let traffic = inner.lock().await.direct_traffic().await;
+                watched.retain(|peer, _| traffic.contains_key(peer));
+                for (peer, now) in traffic {
+                    let Some(known) = watched.get_mut(&peer) else {
+                        let first = Watched { last: now, silent: 0 };
+                        watched.insert(peer, first);
+                        continue;
+                    };
+                    let seen = known.look(now);
+                    if seen.active {
+                        paths.try_tell(Event::Sent(peer));
+                    }
+                    if seen.unanswered {
+                        paths.try_tell(Event::Unanswered(peer));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traffic(sent: u64, received: u64) -> Traffic {
+        Traffic { sent, received }
+    }
+
+    #[test]
+    fn a_second_of_packets_without_an_answer_is_suspicious_and_one_look_is_not() {
+        let mut peer = Watched::default();
+        assert!(!peer.look(traffic(1, 0)).unanswered);
+        assert!(peer.look(traffic(2, 0)).unanswered);
+    }
+
+    #[test]
+    fn traffic_in_one_direction_is_suspected_every_three_seconds_only() {
+        let mut peer = Watched::default();
+        let suspected = (1..=20).filter(|sent| peer.look(traffic(*sent, 0)).unanswered);
+        assert_eq!(suspected.collect::<Vec<_>>(), [2, 8, 14, 20]);
+    }
+
+    #[test]
+    fn an_answer_clears_it_and_silence_on_both_sides_says_nothing() {
+        let mut peer = Watched::default();
+        peer.look(traffic(1, 0));
+        assert!(!peer.look(traffic(2, 1)).unanswered);
+        assert!(!peer.look(traffic(3, 1)).unanswered);
+        for _ in 0..10 {
+            assert_eq!(peer.look(traffic(3, 1)), Seen::default());
+        }
+        assert!(peer.look(traffic(4, 1)).unanswered);
+    }
+}

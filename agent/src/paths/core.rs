@@ -1,0 +1,211 @@
+//! The task that owns the path machine: events in, datagrams and orders out.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use disco_proto::disco::{self, TxId};
+use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
+use node_core::paths::{Command, Now, Paths, PeerPaths, Via};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::{Event, Order, Pong, Wire};
+use crate::derp::Manager;
+
+/// What the task works with.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// Our disco key.
+    pub(crate) disco: DiscoPrivate,
+    /// Direct paths are wanted; without them disco goes over relays only.
+    pub(crate) direct: bool,
+    /// WireGuard's port.
+    pub(crate) wire: Arc<Wire>,
+    /// The relays.
+    pub(crate) relays: Manager,
+    /// Takes what the data plane has to do.
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
+    /// Asks for our own endpoints.
+    pub(crate) restun: Arc<Notify>,
+}
+
+impl Surroundings {
+    async fn send(&self, via: Via, datagram: &[u8]) {
+        match via {
+            Via::Udp(to) => {
+                if let Err(error) = self.wire.send(datagram, to).await {
+                    // No route there, most often: another candidate may have one.
+                    tracing::trace!(%to, %error, "disco message not sent");
+                }
+            }
+            Via::Derp(region, peer) => {
+                if !self.relays.send(&peer, Some(region), [datagram]) {
+                    tracing::debug!(%region, "no relay for a disco message");
+                }
+            }
+        }
+    }
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub(crate) struct Core {
+    with: Surroundings,
+    public: DiscoPublic,
+    began: Instant,
+    paths: Paths,
+    /// One costs a curve multiplication.
+    secrets: HashMap<DiscoPublic, DiscoShared>,
+    pings: HashMap<u64, oneshot::Sender<Option<Pong>>>,
+    last_ping: u64,
+}
+
+impl Core {
+    /// Starts without peers.
+    pub(crate) fn new(with: Surroundings) -> Self {
+        let nobody = NodePublic::from_bytes([0; 32]);
+        Self {
+            public: with.disco.public(),
+            with,
+            began: Instant::now(),
+            paths: Paths::new(nobody, || TxId(rand::random())),
+            secrets: HashMap::new(),
+            pings: HashMap::new(),
+            last_ping: 0,
+        }
+    }
+
+    /// Runs until every [`super::Handle`] is gone.
+    pub(crate) async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        loop {
+            let due = self.paths.next_timeout().map(|at| self.began + at.0);
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => return,
+                },
+                () = sleep_until(due.unwrap_or(self.began)), if due.is_some() => {
+                    let now = self.now();
+                    self.paths.timeout(now);
+                }
+            }
+            self.carry_out().await;
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now(self.began.elapsed())
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Peers { node, peers } => self.set_peers(now, node, peers),
+            Event::Adopted(peer, address) if self.with.direct => {
+                self.paths.adopt(now, peer, address);
+            }
+            Event::Datagram { from, datagram } if self.with.direct => {
+                self.open(now, Via::Udp(from), &datagram);
+            }
+            Event::Relayed {
+                region,
+                from,
+                datagram,
+            } => self.open(now, Via::Derp(region, from), &datagram),
+            Event::Sent(peer) if self.with.direct => self.paths.activity(now, peer, now),
+            Event::Unanswered(peer) => self.paths.unanswered(now, peer),
+            Event::OwnEndpoints(endpoints) => self.paths.own_endpoints(now, endpoints),
+            Event::UnderlayChanged => self.paths.underlay_changed(now),
+            Event::Ping { peer, size, answer } => {
+                self.last_ping += 1;
+                self.pings.insert(self.last_ping, answer);
+                self.paths.ping(now, peer, self.last_ping, size);
+            }
+            Event::Adopted(..) | Event::Datagram { .. } | Event::Sent(_) => {}
+        }
+    }
+
+    fn set_peers(&mut self, now: Now, node: NodePublic, peers: Vec<(NodePublic, PeerPaths)>) {
+        self.paths.set_node(node);
+        let present: HashSet<NodePublic> = peers.iter().map(|(key, _)| *key).collect();
+        let gone: Vec<NodePublic> = self
+            .paths
+            .peers()
+            .filter(|k| !present.contains(k))
+            .collect();
+        for key in gone {
+            self.paths.remove_peer(key);
+        }
+        let known: HashSet<DiscoPublic> = peers.iter().filter_map(|(_, peer)| peer.disco).collect();
+        self.secrets.retain(|key, _| known.contains(key));
+        self.with.wire.set_known(known);
+        for (key, peer) in peers {
+            self.paths.set_peer(now, key, peer);
+        }
+    }
+
+    fn open(&mut self, now: Now, via: Via, datagram: &[u8]) {
+        let Some(envelope) = disco::parse_envelope(datagram) else {
+            return;
+        };
+        let sender = envelope.sender;
+        if !self.paths.knows(&sender) {
+            tracing::debug!(?via, "disco message under a key that no peer has");
+            return;
+        }
+        match disco::open(envelope, self.secret(sender)) {
+            Ok(message) => self.paths.message(now, via, sender, message),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(?via, error, "disco message not understood");
+            }
+        }
+    }
+
+    fn secret(&mut self, theirs: DiscoPublic) -> &DiscoShared {
+        let ours = &self.with.disco;
+        self.secrets
+            .entry(theirs)
+            .or_insert_with(|| ours.shared(&theirs))
+    }
+
+    async fn carry_out(&mut self) {
+        let public = self.public;
+        while let Some(command) = self.paths.next_command() {
+            match command {
+                Command::Send {
+                    via,
+                    disco: theirs,
+                    message,
+                } => {
+                    let is_call = matches!(message, disco::Message::CallMeMaybe { .. });
+                    if !self.with.direct && (is_call || matches!(via, Via::Udp(_))) {
+                        continue;
+                    }
+                    let datagram = disco::seal(&public, self.secret(theirs), &message);
+                    self.with.send(via, &datagram).await;
+                }
+                Command::SetRoute { peer, route } => self.order(Order::Route(peer, route)),
+                Command::ResetSession(peer) => self.order(Order::Reset(peer)),
+                Command::ReStun => self.with.restun.notify_one(),
+                Command::PingAnswered {
+                    ping, via, latency, ..
+                } => self.answer(ping, Some(Pong { via, latency })),
+                Command::PingExpired { ping, .. } => self.answer(ping, None),
+            }
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if self.with.orders.send(order).is_err() {
+            tracing::trace!("no data plane to give orders to");
+        }
+    }
+
+    fn answer(&mut self, ping: u64, pong: Option<Pong>) {
+        if let Some(asker) = self.pings.remove(&ping) {
+            // Whoever asked may have given up.
+            let _ = asker.send(pong);
+        }
+    }
+}

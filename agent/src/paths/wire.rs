@@ -1,0 +1,218 @@
+//! The agent's own datagrams on WireGuard's port: discovery and STUN.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use disco_proto::{disco, stun};
+use keys::DiscoPublic;
+use netlink::rules::UNDERLAY_MARK;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Event, Handle};
+use crate::firewall::demux::{Demux, Raw};
+use crate::underlay;
+
+/// Longest datagram that is read whole: what a path of MTU 9000 carries.
+const MAX_DATAGRAM_LEN: usize = 9000;
+/// STUN answers that may wait for whoever asked.
+const MAX_ANSWERS: usize = 256;
+/// Free ports that are tried until one is free in both families.
+const PORT_TRIES: usize = 16;
+
+/// A STUN server's answer, and when it came.
+pub(crate) type StunAnswer = (stun::TxId, SocketAddr, Instant);
+
+/// Datagrams that came to WireGuard's port, are not WireGuard's, and led to nothing, by reason.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Junk {
+    /// Neither STUN nor disco.
+    pub foreign: u64,
+    /// STUN that nobody asked for, or that makes no sense.
+    pub stun: u64,
+    /// Disco from a key that no peer has.
+    pub unknown_sender: u64,
+    /// More than could be handled.
+    pub overrun: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    foreign: AtomicU64,
+    stun: AtomicU64,
+    unknown_sender: AtomicU64,
+    overrun: AtomicU64,
+}
+
+/// WireGuard's port as the agent uses it.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    demux: watch::Sender<Arc<Demux>>,
+    /// The port behind WireGuard's that the host's netfilter is told of.
+    port: u16,
+    wireguard: u16,
+    answers: Mutex<Option<mpsc::Sender<StunAnswer>>>,
+    /// Disco keys of peers: anybody else is not worth opening a box for.
+    known: RwLock<HashSet<DiscoPublic>>,
+    counters: Counters,
+}
+
+impl Wire {
+    /// Opens sockets on a free port, to share WireGuard's port `wireguard` by rewriting.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered; EPERM without CAP_NET_ADMIN.
+    pub(crate) fn open(wireguard: u16) -> io::Result<Self> {
+        let (demux, port) = rewritten()?;
+        Ok(Self {
+            demux: watch::Sender::new(Arc::new(demux)),
+            port,
+            wireguard,
+            answers: Mutex::default(),
+            known: RwLock::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The port of the sockets, for the rules that rewrite.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// True if the host has IPv6 sockets.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.demux.borrow().has_ipv6()
+    }
+
+    /// Goes by raw sockets from now on, or by rewritten ports again: as the host's netfilter may be used.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered; EPERM without CAP_NET_RAW.
+    pub(crate) fn set_raw(&self, raw: bool) -> io::Result<()> {
+        if matches!(**self.demux.borrow(), Demux::Raw(_)) == raw {
+            return Ok(());
+        }
+        let demux = if raw {
+            Demux::Raw(Raw::open(self.wireguard, UNDERLAY_MARK)?)
+        } else {
+            Demux::Rewritten {
+                v4: underlay::open_udp_on(false, self.port)?,
+                v6: underlay::open_udp_on(true, self.port).ok(),
+            }
+        };
+        self.demux.send_replace(Arc::new(demux));
+        Ok(())
+    }
+
+    /// Sends a datagram from WireGuard's port.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered.
+    pub(crate) async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<()> {
+        let demux = self.demux.borrow().clone();
+        demux.send(payload, to).await
+    }
+
+    /// Has the answers of STUN servers from now on; whoever had them before has them no more.
+    pub(crate) fn stun_answers(&self) -> mpsc::Receiver<StunAnswer> {
+        let (sender, receiver) = mpsc::channel(MAX_ANSWERS);
+        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Sets whose disco messages are handed on.
+    pub(super) fn set_known(&self, known: HashSet<DiscoPublic>) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// What led to nothing.
+    pub(crate) fn junk(&self) -> Junk {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters {
+            foreign,
+            stun,
+            unknown_sender,
+            overrun,
+        } = &self.counters;
+        Junk {
+            foreign: read(foreign),
+            stun: read(stun),
+            unknown_sender: read(unknown_sender),
+            overrun: read(overrun),
+        }
+    }
+
+    /// Reads until nobody listens any more.
+    pub(crate) async fn listen(&self, handle: Handle) {
+        let mut demuxes = self.demux.subscribe();
+        let mut buffer = vec![0; MAX_DATAGRAM_LEN];
+        loop {
+            let demux = demuxes.borrow_and_update().clone();
+            tokio::select! {
+                changed = demuxes.changed() => if changed.is_err() {
+                    return;
+                },
+                received = demux.receive(&mut buffer) => match received {
+                    Ok((len, from)) => self.sort(&handle, &buffer[..len], from),
+                    // An ICMP answer to something that was sent; nothing has come.
+                    Err(error) => tracing::trace!(%error, "an underlay socket reports"),
+                },
+            }
+        }
+    }
+
+    fn sort(&self, handle: &Handle, datagram: &[u8], from: SocketAddr) {
+        let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+        if stun::is_stun(datagram) {
+            let answer = stun::parse_response(datagram).ok();
+            let told = answer.is_some_and(|(id, mapped)| {
+                let asker = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+                let answer = (id, mapped, Instant::now());
+                asker.as_ref().is_some_and(|to| to.try_send(answer).is_ok())
+            });
+            if !told {
+                count(&self.counters.stun);
+            }
+            return;
+        }
+        let Some(envelope) = disco::parse_envelope(datagram) else {
+            count(&self.counters.foreign);
+            return;
+        };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(&envelope.sender) {
+            count(&self.counters.unknown_sender);
+            return;
+        }
+        drop(known);
+        let event = Event::Datagram {
+            from,
+            datagram: datagram.to_vec(),
+        };
+        if !handle.try_tell(event) {
+            count(&self.counters.overrun);
+        }
+    }
+}
+
+/// Sockets of both families on one free port.
+fn rewritten() -> io::Result<(Demux, u16)> {
+    let mut last = None;
+    for _ in 0..PORT_TRIES {
+        let v4 = underlay::open_udp_on(false, 0)?;
+        let port = v4.local_addr()?.port();
+        match underlay::open_udp_on(true, port) {
+            Ok(v6) => return Ok((Demux::Rewritten { v4, v6: Some(v6) }, port)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
+            // A host without IPv6.
+            Err(_) => return Ok((Demux::Rewritten { v4, v6: None }, port)),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+}
