@@ -192,6 +192,7 @@ impl SnapshotCollector<'_> {
         families.extend(filter_families(&net.filter)?);
         families.extend(forward_families(&net.forwarded)?);
         families.extend(shield_families(&net.shield)?);
+        families.extend(junk_family(&net.junk)?);
 
         let relays = GaugeVec::new(
             Opts::new(
@@ -279,6 +280,32 @@ fn forward_families(
         }
     }
     Ok([packets.collect(), bytes.collect()].concat())
+}
+
+/// Datagrams to WireGuard's port that led to nothing.
+fn junk_family(junk: &net::Junk) -> prometheus::Result<Vec<MetricFamily>> {
+    let counter = IntCounterVec::new(
+        Opts::new(
+            "tailrace_junk_datagrams_total",
+            "Datagrams to the WireGuard port that are not WireGuard's and led to nothing.",
+        ),
+        &["reason"],
+    )?;
+    let net::Junk {
+        foreign,
+        stun,
+        unknown_sender,
+        overrun,
+    } = *junk;
+    for (reason, count) in [
+        ("foreign", foreign),
+        ("stun", stun),
+        ("unknown_sender", unknown_sender),
+        ("overrun", overrun),
+    ] {
+        counter.with_label_values(&[reason]).inc_by(count);
+    }
+    Ok(counter.collect())
 }
 
 /// The shields of the WireGuard port.

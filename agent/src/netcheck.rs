@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use node_core::derp::{Node, Region};
 use node_core::{DerpMap, RegionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::derp::{addresses, host_header, open_tls};
@@ -28,29 +29,32 @@ const HTTPS_TIMEOUT: Duration = Duration::from_secs(3);
 const ENOUGH_REGIONS: usize = 3;
 /// Round trip assumed for a region not yet measured.
 const UNKNOWN_RTT: Duration = Duration::from_millis(200);
+/// STUN answers that may wait to be looked at.
+const MAX_ANSWERS: usize = 256;
 /// Longest answer to an HTTPS probe that is read.
 const MAX_RESPONSE_LEN: usize = 4 << 10;
 
 /// What one check found.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Report {
+pub struct Report {
     /// Some STUN server answered.
-    pub(crate) udp: bool,
+    pub udp: bool,
     /// Round trips over IPv4, or over HTTPS if UDP does not work.
-    pub(crate) v4: BTreeMap<RegionId, Duration>,
+    pub v4: BTreeMap<RegionId, Duration>,
     /// Round trips over IPv6.
-    pub(crate) v6: BTreeMap<RegionId, Duration>,
+    pub v6: BTreeMap<RegionId, Duration>,
     /// Our address as each IPv4 STUN server saw it.
-    pub(crate) mapped: BTreeMap<SocketAddr, SocketAddr>,
+    pub mapped: BTreeMap<SocketAddr, SocketAddr>,
     /// Our address as an IPv6 STUN server saw it.
-    pub(crate) mapped_v6: Option<SocketAddr>,
+    pub mapped_v6: Option<SocketAddr>,
     /// The host has IPv6 at all.
-    pub(crate) os_has_ipv6: bool,
+    pub os_has_ipv6: bool,
 }
 
 impl Report {
     /// The least round trip of each region.
-    pub(crate) fn latencies(&self) -> BTreeMap<RegionId, Duration> {
+    #[must_use]
+    pub fn latencies(&self) -> BTreeMap<RegionId, Duration> {
         let mut least = self.v4.clone();
         for (region, latency) in &self.v6 {
             let entry = least.entry(*region).or_insert(*latency);
@@ -92,7 +96,8 @@ impl Report {
     }
 
     /// Our own addresses as servers saw them: IPv4 first.
-    pub(crate) fn mapped_addresses(&self) -> Vec<SocketAddr> {
+    #[must_use]
+    pub fn mapped_addresses(&self) -> Vec<SocketAddr> {
         let mut v4: Vec<SocketAddr> = Vec::new();
         for address in self.mapped.values() {
             if !v4.contains(address) {
@@ -104,7 +109,8 @@ impl Report {
     }
 
     /// True if two servers saw us under different addresses; unknown with less than two answers.
-    pub(crate) fn mapping_varies(&self) -> Option<bool> {
+    #[must_use]
+    pub fn mapping_varies(&self) -> Option<bool> {
         let mut seen = self.mapped.values();
         let first = seen.next()?;
         let mut rest = seen.peekable();
@@ -234,7 +240,7 @@ fn schedule(regions: &BTreeMap<RegionId, Vec<Duration>>, servers: &Servers) -> V
 
 /// Sends the probes and gathers the answers.
 async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
-    let mut answers = wire.stun_answers();
+    let (asker, mut answers) = mpsc::channel(MAX_ANSWERS);
     let mut report = Report {
         os_has_ipv6: wire.has_ipv6(),
         ..Report::default()
@@ -259,10 +265,10 @@ async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
                 if !waiting.contains(&family) {
                     continue;
                 }
-                let id = stun::TxId(rand::random());
-                match wire.send(&stun::request(id), probe.server).await {
-                    Ok(()) => {
-                        sent.insert(id, (probe, Instant::now()));
+                let at = Instant::now();
+                match wire.ask(probe.server, &asker).await {
+                    Ok(id) => {
+                        sent.insert(id, (probe, at));
                     }
                     // No route: this family will not answer.
                     Err(_) => {

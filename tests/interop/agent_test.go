@@ -44,6 +44,7 @@ func TestAgentAndOfficialNode(t *testing.T) {
 	t.Run("streams cross both ways", n.exchangeStreams)
 	t.Run("datagrams cross both ways", n.exchangeDatagrams)
 	t.Run("pings are answered both ways", n.pingEachOther)
+	t.Run("their path becomes direct both ways", n.goDirect)
 	t.Run("traffic is counted", n.countTraffic)
 	t.Run("official tools work on the agent", n.useOfficialTools)
 	t.Run("the agent keeps its identity over kill -9", n.killAgent)
@@ -197,10 +198,6 @@ func (n *tailnet) pingEachOther(t *testing.T) {
 		result, err := n.node.Local.Ping(lab.Context(t), agentAddr, kind)
 		if err != nil || result.Err != "" {
 			t.Errorf("%s ping from the official node: %v %+v", kind, err, result)
-			continue
-		}
-		if kind == tailcfg.PingDisco && result.DERPRegionID == 0 {
-			t.Errorf("the agent answers a disco ping from %q, not over a relay", result.Endpoint)
 		}
 	}
 	for _, args := range [][]string{
@@ -210,6 +207,32 @@ func (n *tailnet) pingEachOther(t *testing.T) {
 		if out, err := n.agent.Run(args...); err != nil {
 			t.Errorf("from the agent: %v\n%s", err, out)
 		}
+	}
+}
+
+// goDirect has each side use the tunnel until it reaches the other without a relay; then both say so when
+// they are pinged.
+func (n *tailnet) goDirect(t *testing.T) {
+	for hostname, of := range map[string]watcher{"agent": n.node, "official": n.agent} {
+		lab.Eventually(t, hostname+" is reached directly", func() error {
+			n.exchangeDatagrams(t)
+			peer, err := lab.Peer(of.Status(t), hostname)
+			if err != nil {
+				return err
+			}
+			if peer.CurAddr == "" {
+				return fmt.Errorf("by relay %q", peer.Relay)
+			}
+			return nil
+		})
+	}
+	result, err := n.node.Local.Ping(lab.Context(t), n.agent.Addr(t), tailcfg.PingDisco)
+	if err != nil || result.Err != "" || result.Endpoint == "" {
+		t.Errorf("the official node pings the agent: %v %+v", err, result)
+	}
+	out, err := n.agent.Run("ping", "official", "--until-direct", "-c", "3")
+	if err != nil || strings.Contains(out, "DERP") {
+		t.Errorf("the agent pings the official node: %v\n%s", err, out)
 	}
 }
 

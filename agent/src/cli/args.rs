@@ -50,6 +50,8 @@ pub enum ClientCommand {
     Ip(IpArgs),
     /// Ask whether and how a peer answers.
     Ping(PingArgs),
+    /// Measure the relays, and how this host looks from there.
+    Netcheck(JsonArgs),
     /// Look into a running daemon, and meddle with it.
     #[command(subcommand)]
     Debug(DebugCommand),

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod debug;
+mod netcheck;
 mod ping;
 mod routes;
 mod show;
@@ -98,6 +99,7 @@ async fn run(command: ClientCommand, socket: Option<PathBuf>) -> Result<ExitCode
         ClientCommand::Status(JsonArgs { json }) => return show::status(&client(), json).await,
         ClientCommand::Ip(args) => show::ip(&client(), &args).await?,
         ClientCommand::Ping(args) => return ping::run(&client(), &args).await,
+        ClientCommand::Netcheck(args) => netcheck::run(&client(), args).await?,
         ClientCommand::Debug(command) => debug::run(&client(), command).await?,
         ClientCommand::Version(JsonArgs { json }) => {
             if json {

@@ -127,7 +127,7 @@ impl Engine {
             *slot = None;
         }
         if self.leftovers {
-            Net::remove_leftovers(&self.config.device, self.state.path()).await?;
+            Net::remove_leftovers(&self.config.device, self.config.port, self.state.path()).await?;
             self.leftovers = false;
         }
         Ok(())

@@ -24,7 +24,7 @@ use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 use crate::control::{ControlError, Login, ServerUrl, fetch_server_key};
 use crate::localapi::{BackendState, PingResult, StartOptions};
-use crate::net::{Net, NetError, PingPath, Reports};
+use crate::net::{Net, NetError, Netcheck, PingPath, Reports};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::StateError;
 
@@ -255,6 +255,18 @@ impl Handle {
         }
         match self.net.read().await.as_ref() {
             Some(net) => Ok(net.set_endpoint(key, endpoint).await?),
+            None => Err(NetError::Down.into()),
+        }
+    }
+
+    /// Measures the relays, and how this host looks from there.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Net`] while the overlay is down.
+    pub async fn netcheck(&self) -> Result<Netcheck, Refusal> {
+        match self.net.read().await.as_ref() {
+            Some(net) => Ok(net.netcheck().await?),
             None => Err(NetError::Down.into()),
         }
     }

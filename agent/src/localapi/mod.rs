@@ -11,6 +11,7 @@
 //! | `POST login-interactive` | a login URL appears in status and notifications |
 //! | `POST logout` | expires the node key |
 //! | `POST ping?ip=&type=disco\|ICMP` | [`PingResult`] |
+//! | `GET netcheck` | [`NetcheckResult`] |
 //! | `GET whois?addr=` | [`WhoIs`] |
 //! | `GET watch-ipn-bus` | [`Notify`] lines, the first at once |
 //! | `GET usermetrics`, `GET metrics` | Prometheus text |
@@ -18,6 +19,7 @@
 mod client;
 mod debug;
 mod icmp;
+mod netcheck;
 mod query;
 mod server;
 mod slots;
@@ -25,6 +27,7 @@ mod status;
 mod types;
 
 pub use client::{Client, ClientError, Lines};
+pub use netcheck::NetcheckResult;
 pub use server::{BindError, Server};
 pub use status::{status, whois};
 pub use types::{

@@ -25,7 +25,9 @@ use tokio::sync::watch;
 use super::debug;
 use super::query::Query;
 use super::slots::Slots;
-use super::{ErrorBody, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois};
+use super::{
+    ErrorBody, NetcheckResult, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois,
+};
 use crate::engine::{Handle, Notice, Refusal};
 use crate::error_text::error_text;
 use crate::metrics;
@@ -305,6 +307,10 @@ async fn route(
             Ok(no_content())
         }
         ("ping", &Method::POST) => Ok(json(&ping(&query, engine).await?)),
+        ("netcheck", &Method::GET) => {
+            let check = engine.netcheck().await?;
+            Ok(json(&NetcheckResult::from(&check)))
+        }
         ("debug-endpoint", &Method::POST) => {
             caller.check_write(engine).await?;
             set_endpoint(&query, engine).await?;
@@ -340,9 +346,9 @@ async fn route(
             Ok(response)
         }
         (
-            "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "whois"
-            | "debug-endpoint" | "debug-drops" | "debug-rules" | "serve-config" | "watch-ipn-bus"
-            | "metrics" | "usermetrics",
+            "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "netcheck"
+            | "whois" | "debug-endpoint" | "debug-drops" | "debug-rules" | "serve-config"
+            | "watch-ipn-bus" | "metrics" | "usermetrics",
             method,
         ) => Err(Failure {
             status: StatusCode::METHOD_NOT_ALLOWED,

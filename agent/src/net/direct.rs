@@ -9,6 +9,7 @@ use netlink::rules::UNDERLAY_MARK;
 use node_core::Desired;
 use node_core::paths::{PeerPaths, Route};
 
+use super::filter::joined;
 use super::inner::{Inner, peer_index};
 use super::reroute::Traffic;
 use super::{Engine, NetError};
@@ -16,6 +17,18 @@ use crate::error_text::error_text;
 use crate::paths::{Event, Order};
 use crate::relayed::Beside;
 use crate::underlay::udp;
+
+/// What keeps relayed packets from moving WireGuard's endpoints, over IPv4.
+#[derive(Debug, Default)]
+pub(super) enum Pins {
+    /// Nothing yet.
+    #[default]
+    Untried,
+    /// The program on `lo`.
+    Program(Pinning),
+    /// Raw sockets: there can be no program.
+    Sockets,
+}
 
 impl Inner {
     /// Tells the path machine who we are and who our peers are.
@@ -124,7 +137,7 @@ impl Inner {
             Some(SocketAddr::V4(source)) => Some(source),
             _ => None,
         };
-        let Some(pinning) = &mut self.pinning else {
+        let Pins::Program(pinning) = &mut self.pinning else {
             return false;
         };
         match pinning.set(address, source) {
@@ -151,18 +164,20 @@ impl Inner {
 
     /// Attaches the program that pins sources, where that can be; raw sockets do its work otherwise.
     pub(super) async fn arrange_pinning(&mut self) {
-        if self.pinning.is_some() || !self.wants_pinning() {
+        let untried = matches!(self.pinning, Pins::Untried);
+        if !untried || !self.wants_direct && self.direct.is_empty() {
             return;
         }
         let (wireguard, relay) = (self.port, self.relayed.port());
         let attached = tokio::task::spawn_blocking(move || Pinning::attach(wireguard, relay)).await;
-        match super::filter::joined(attached) {
-            Ok(pinning) => self.pinning = Some(pinning),
+        self.pinning = match joined(attached) {
+            Ok(pinning) => Pins::Program(pinning),
             Err(error) => {
                 let reason = error_text(&error);
                 tracing::debug!(reason, "sources of relayed packets are set by raw sockets");
+                Pins::Sockets
             }
-        }
+        };
         let peers: Vec<NodePublic> = self
             .routes
             .keys()
@@ -172,10 +187,6 @@ impl Inner {
         for peer in peers {
             self.set_beside(&peer);
         }
-    }
-
-    fn wants_pinning(&self) -> bool {
-        self.wants_direct || !self.direct.is_empty()
     }
 
     /// Packets to and from the peers that WireGuard reaches straight.

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use dataplane::{Dataplane, DataplaneError, PeerCounters, PeerIndex, Pinning};
+use dataplane::{Dataplane, DataplaneError, PeerIndex};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
 use netlink::links::Kind;
@@ -18,11 +18,13 @@ use node_core::paths::Route;
 use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
 
+use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
 use super::peers::{Peer, Peers};
+use super::status::peer_status;
 use super::{
-    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, OverlayTraffic,
-    PeerStatus, Reports, restore_forwarding,
+    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, Reports,
+    restore_forwarding,
 };
 use crate::derp::Manager;
 use crate::error_text::error_text;
@@ -32,10 +34,7 @@ use crate::paths::{self, Event, Wire};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::shield::{self, Shields};
-use crate::tunnel::{PeerState, Tunnel};
-
-/// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
-const SESSION_LIFE: Duration = Duration::from_secs(180);
+use crate::tunnel::Tunnel;
 
 /// Everything that [`super::Net`] applies.
 #[derive(Debug)]
@@ -56,7 +55,7 @@ pub(super) struct Inner {
     /// Direct paths are looked for.
     pub(super) wants_direct: bool,
     /// Keeps relayed packets from moving WireGuard's endpoints.
-    pub(super) pinning: Option<Pinning>,
+    pub(super) pinning: Pins,
     pub(super) paths: paths::Handle,
     pub(super) wire: Arc<Wire>,
     pub(super) peers: Peers,
@@ -272,6 +271,7 @@ impl Inner {
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.routes.clear();
+        self.pinning = Pins::Untried;
         let nobody = Event::Peers {
             node: NodePublic::from_bytes([0; 32]),
             peers: Vec::new(),
@@ -544,36 +544,6 @@ impl Inner {
             peers: peers.unwrap_or_default(),
             junk: self.wire.junk(),
         }
-    }
-}
-
-fn peer_status(
-    desired: &Desired,
-    peer: &DesiredPeer,
-    state: &PeerState,
-    counts: Option<&PeerCounters>,
-) -> PeerStatus {
-    let handshake = state.stats.last_handshake;
-    let age = handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
-    let direct = state
-        .endpoint
-        .filter(|endpoint| !endpoint.ip().is_loopback());
-    PeerStatus {
-        rx_bytes: state.stats.rx_bytes,
-        tx_bytes: state.stats.tx_bytes,
-        overlay: counts.map(|counts| OverlayTraffic {
-            rx_packets: counts.rx_packets,
-            rx_bytes: counts.rx_bytes,
-            tx_packets: counts.tx_packets,
-            tx_bytes: counts.tx_bytes,
-        }),
-        last_handshake: handshake,
-        cur_addr: direct,
-        relay: peer
-            .home_derp
-            .map_or("", |home| desired.derp_map.code(home))
-            .to_owned(),
-        active: age.is_some_and(|age| age < SESSION_LIFE),
     }
 }
 

@@ -10,42 +10,46 @@ mod ping;
 mod rejects;
 mod repair;
 mod reroute;
+mod start;
 mod status;
 mod steward;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane::{Count, Dataplane};
+use dataplane::{Count, Dataplane, Pinning};
 use ipnet::IpNet;
 use keys::{DiscoPrivate, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
-use netlink::{Netlink, addresses, links, wireguard};
+use netlink::{Netlink, addresses, links};
 use node_core::endpoints::Endpoints;
 use node_core::paths::Route;
-use node_core::{DEFAULT_MTU, Desired};
+use node_core::{DerpMap, Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
+use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::relayed::{Inbound, Outbound, Relayed};
+use crate::router;
 use crate::router::forwarding;
 use crate::shield::{self, Shields};
-use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
-use crate::{router, underlay};
+use crate::tunnel::Kernel;
+use direct::Pins;
 use filter::Guard;
 use inner::Inner;
 use peers::Peers;
+use start::{adopt, check_permission, check_port, choose_engine};
 use steward::{Assignment, Steward};
 
+pub use crate::netcheck::Report as NetcheckReport;
 pub use crate::paths::{Junk, Kind as EndpointKind};
 pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
@@ -111,6 +115,17 @@ impl Default for Netfilter {
             masquerade: true,
         }
     }
+}
+
+/// What a check of the network found.
+#[derive(Debug)]
+pub struct Netcheck {
+    /// The relays that were measured.
+    pub map: DerpMap,
+    /// The home relay at present.
+    pub home: Option<RegionId>,
+    /// What was found.
+    pub report: NetcheckReport,
 }
 
 /// The data plane of one node.
@@ -247,7 +262,7 @@ impl Net {
             port: config.port,
             explicit: config.endpoints,
             paths: paths.clone(),
-            restun,
+            restun: restun.clone(),
         });
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
@@ -261,7 +276,7 @@ impl Net {
             routes,
             adopted,
             wants_direct: config.direct,
-            pinning: None,
+            pinning: Pins::Untried,
             paths: paths.clone(),
             wire: wire.clone(),
             peers: peers.clone(),
@@ -291,7 +306,12 @@ impl Net {
                 order_receiver,
                 paths.clone(),
             )),
-            tokio::spawn(repair::run(Arc::downgrade(&inner), watcher, events_sender)),
+            tokio::spawn(repair::run(
+                Arc::downgrade(&inner),
+                watcher,
+                events_sender,
+                restun.clone(),
+            )),
             tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
         ];
         let net = Self {
@@ -349,6 +369,26 @@ impl Net {
         let overlay = link.map_or(0, |link| link.index);
         let found = addresses::dump_others(&inner.netlink, overlay).await?;
         Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    /// Measures every relay region and how this host looks from there, now.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Down`] while nothing is applied.
+    pub async fn netcheck(&self) -> Result<Netcheck, NetError> {
+        let (map, home, wire) = {
+            let inner = self.inner.lock().await;
+            let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
+            let map = applied.desired.derp_map.clone();
+            (map, self.relays.home(), inner.wire.clone())
+        };
+        let report = netcheck::run(&map, Plan::Full, &wire).await;
+        Ok(Netcheck {
+            home: home.map(|(region, _)| region),
+            map,
+            report,
+        })
     }
 
     /// Where dropped packets are reported.
@@ -442,7 +482,11 @@ impl Net {
     /// # Errors
     ///
     /// Whatever the kernel refused to remove.
-    pub async fn remove_leftovers(device: &str, state_dir: &Path) -> Result<(), NetError> {
+    pub async fn remove_leftovers(
+        device: &str,
+        port: u16,
+        state_dir: &Path,
+    ) -> Result<(), NetError> {
         let netlink = Netlink::open()?;
         let leftover = Kernel::leftover(&netlink, device).await?;
         // One with another mark is somebody else's; one without a key is ours, hardly begun.
@@ -454,6 +498,7 @@ impl Net {
             if let Ok(pins) = shield::pin_folder(device, state_dir) {
                 dataplane::Shield::remove_all(&pins).map_err(NetError::Programs)?;
             }
+            Pinning::remove_leftovers(port).map_err(NetError::Programs)?;
             tracing::info!(device, "removed what an earlier run left");
         }
         if let Ok(firewall) = Firewall::new() {
@@ -488,100 +533,12 @@ impl Drop for Net {
     }
 }
 
-/// Picks the engine and says why.
-async fn choose_engine(
-    netlink: &Arc<Netlink>,
-    config: &NetConfig,
-    reports: &Reports,
-) -> Result<(Box<dyn Tunnel>, String), NetError> {
-    let kernel = || -> Box<dyn Tunnel> { Box::new(Kernel::new(netlink.clone(), &config.device)) };
-    let embedded = || -> Box<dyn Tunnel> {
-        let gate = Gate::new(reports.clone());
-        Box::new(Embedded::new(
-            netlink.clone(),
-            &config.device,
-            DEFAULT_MTU,
-            gate,
-        ))
-    };
-    if config.engine == EngineChoice::Embedded {
-        return Ok((embedded(), "asked for by --wireguard embedded".to_owned()));
-    }
-    match (Kernel::probe(netlink, &config.device).await, config.engine) {
-        (Ok(()), EngineChoice::Kernel) => {
-            Ok((kernel(), "asked for by --wireguard kernel".to_owned()))
-        }
-        (Ok(()), _) => match dataplane::probe() {
-            Ok(()) => Ok((kernel(), "the kernel has WireGuard".to_owned())),
-            // Only a tunnel of our own can be filtered without eBPF.
-            Err(error) => Ok((embedded(), error_text(&error))),
-        },
-        (Err(error @ netlink::Error::NotPermitted { .. }), _) => Err(error.into()),
-        (Err(error), EngineChoice::Kernel) => Err(NetError::NoKernelWireGuard(error)),
-        (Err(error), _) => Ok((embedded(), error.to_string())),
-    }
-}
-
 /// Puts the host's forwarding switches back.
 fn restore_forwarding(state_dir: &Path) -> Result<(), NetError> {
     forwarding::restore(state_dir).map_err(|source| NetError::Socket {
         operation: "putting the forwarding sysctls back",
         source,
     })
-}
-
-/// Takes over the endpoints of a running device: synthetic ones, whose shared port is returned, and
-/// direct ones.
-fn adopt(
-    device: &wireguard::Device,
-    endpoints: &mut Endpoints,
-    direct: &mut BTreeMap<NodePublic, SocketAddr>,
-) -> Option<u16> {
-    let mut port = None;
-    for (key, peer) in &device.peers {
-        match peer.endpoint {
-            Some(SocketAddr::V4(relayed)) if relayed.ip().is_loopback() => {
-                endpoints.adopt(*key, *relayed.ip());
-                port = Some(relayed.port());
-            }
-            Some(endpoint) => {
-                direct.insert(*key, endpoint);
-            }
-            None => {}
-        }
-    }
-    port
-}
-
-/// A mark is what every socket of ours needs, and what only CAP_NET_ADMIN may set.
-fn check_permission() -> Result<(), NetError> {
-    match underlay::open_udp_on(false, 0) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(NetError::NotPermitted)
-        }
-        Err(source) => Err(NetError::Socket {
-            operation: "opening a UDP socket",
-            source,
-        }),
-    }
-}
-
-/// Tells early, and in plain words, that the port cannot be had.
-fn check_port(port: u16) -> Result<(), NetError> {
-    let any = [
-        IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    ];
-    for ip in any {
-        match UdpSocket::bind((ip, port)).map_err(|error| error.kind()) {
-            Err(io::ErrorKind::AddrInUse) => return Err(NetError::PortInUse { port }),
-            Err(io::ErrorKind::PermissionDenied) => return Err(NetError::PortRefused { port }),
-            // A family that this host does not have.
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Carries packets between WireGuard and the relays, whatever happens to the socket.

@@ -1,10 +1,10 @@
 //! The task that watches over what was applied: another program may remove the device, a route, a rule.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use netlink::links;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::interval;
 
 use super::NetEvent;
@@ -22,6 +22,7 @@ pub(super) async fn run(
     inner: Weak<Mutex<Inner>>,
     mut watcher: links::Watcher,
     events: mpsc::Sender<NetEvent>,
+    restun: Arc<Notify>,
 ) {
     let mut looks = interval(INSPECT_EVERY);
     let mut count: u32 = 0;
@@ -42,6 +43,10 @@ pub(super) async fn run(
         let wired = !due && inner.is_wired().await.unwrap_or(false);
         let result = if wired { Ok(()) } else { inner.reapply().await };
         drop(inner);
+        if changed {
+            // Others may have to reach us elsewhere now.
+            restun.notify_one();
+        }
         if result.is_ok() == broken {
             let text = result.as_ref().err().map(ToString::to_string);
             let key = DEVICE_BROKEN;

@@ -5,12 +5,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use control_proto::tailcfg;
-use dataplane::{Count, Forwarded, Origin};
+use dataplane::{Count, Forwarded, Origin, PeerCounters};
 use ipnet::IpNet;
 use keys::NodePublic;
-use node_core::RegionId;
+use node_core::{Desired, DesiredPeer, RegionId};
 
 use super::{EndpointKind, FilterStatus, Junk, ShieldStatus};
+use crate::tunnel::PeerState;
+
+/// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
+const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -159,4 +163,35 @@ pub enum NetEvent {
         /// What is wrong and what to do.
         text: Option<String>,
     },
+}
+
+/// What is shown of a peer, out of what the network map, the tunnel and the programs say.
+pub(super) fn peer_status(
+    desired: &Desired,
+    peer: &DesiredPeer,
+    state: &PeerState,
+    counts: Option<&PeerCounters>,
+) -> PeerStatus {
+    let handshake = state.stats.last_handshake;
+    let age = handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
+    let direct = state
+        .endpoint
+        .filter(|endpoint| !endpoint.ip().is_loopback());
+    PeerStatus {
+        rx_bytes: state.stats.rx_bytes,
+        tx_bytes: state.stats.tx_bytes,
+        overlay: counts.map(|counts| OverlayTraffic {
+            rx_packets: counts.rx_packets,
+            rx_bytes: counts.rx_bytes,
+            tx_packets: counts.tx_packets,
+            tx_bytes: counts.tx_bytes,
+        }),
+        last_handshake: handshake,
+        cur_addr: direct,
+        relay: peer
+            .home_derp
+            .map_or("", |home| desired.derp_map.code(home))
+            .to_owned(),
+        active: age.is_some_and(|age| age < SESSION_LIFE),
+    }
 }

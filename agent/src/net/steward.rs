@@ -25,6 +25,8 @@ const CHECK_EVERY: (Duration, Duration) = (Duration::from_secs(20), Duration::fr
 const FULL_EVERY: Duration = Duration::from_secs(5 * 60);
 /// A lost home is measured again, but not more often than this.
 const CHECK_GAP: Duration = Duration::from_secs(5);
+/// Our endpoints are looked for again, but not more often than this: links may flap.
+const RESTUN_GAP: Duration = Duration::from_secs(1);
 /// Without a home relay for this long, the operator is told.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -135,7 +137,8 @@ impl Steward {
                 () = restun.notified() => {
                     // What is under way may have asked before there was a reason to.
                     again = check.is_some();
-                    due = time::Instant::now();
+                    let earliest = self.last_check.map_or_else(Instant::now, |at| at + RESTUN_GAP);
+                    due = due.min(earliest.into());
                 }
                 Some(report) = finished(&mut check) => {
                     let began = check.take().map_or_else(Instant::now, |(began, _)| began);

@@ -1,8 +1,10 @@
 //! The probe plan, and a measurement against STUN servers on loopback.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use node_core::derp::{Address, Certificate};
+use tokio::net::UdpSocket;
 
 use super::*;
 
@@ -65,7 +67,11 @@ async fn regions_that_answer_are_measured() {
     }
     let map = map(&[(1, Some(ports[0])), (2, Some(ports[1]))]);
 
-    let report = run(&map, Plan::Full).await;
+    let wire = Arc::new(Wire::open(0).unwrap());
+    let (listener, (handle, _events)) = (wire.clone(), crate::paths::channel());
+    let listening = tokio::spawn(async move { listener.listen(handle).await });
+    let report = run(&map, Plan::Full, &wire).await;
+    listening.abort();
 
     assert!(report.udp);
     assert_eq!(report.v4.len(), 2);

@@ -1,10 +1,10 @@
 //! The agent's own datagrams on WireGuard's port: discovery and STUN.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use disco_proto::{disco, stun};
 use keys::DiscoPublic;
@@ -18,8 +18,8 @@ use crate::underlay;
 
 /// Longest datagram that is read whole: what a path of MTU 9000 carries.
 const MAX_DATAGRAM_LEN: usize = 9000;
-/// STUN answers that may wait for whoever asked.
-const MAX_ANSWERS: usize = 256;
+/// STUN requests under way, before those that nobody waits for are forgotten.
+const MAX_ASKED: usize = 512;
 /// Free ports that are tried until one is free in both families.
 const PORT_TRIES: usize = 16;
 
@@ -54,7 +54,8 @@ pub(crate) struct Wire {
     /// The port behind WireGuard's that the host's netfilter is told of.
     port: u16,
     wireguard: u16,
-    answers: Mutex<Option<mpsc::Sender<StunAnswer>>>,
+    /// Who asked STUN servers, by the request.
+    asked: Mutex<HashMap<stun::TxId, mpsc::Sender<StunAnswer>>>,
     /// Disco keys of peers: anybody else is not worth opening a box for.
     known: RwLock<HashSet<DiscoPublic>>,
     counters: Counters,
@@ -72,7 +73,7 @@ impl Wire {
             demux: watch::Sender::new(Arc::new(demux)),
             port,
             wireguard,
-            answers: Mutex::default(),
+            asked: Mutex::default(),
             known: RwLock::default(),
             counters: Counters::default(),
         })
@@ -119,11 +120,33 @@ impl Wire {
         demux.send(payload, to).await
     }
 
-    /// Has the answers of STUN servers from now on; whoever had them before has them no more.
-    pub(crate) fn stun_answers(&self) -> mpsc::Receiver<StunAnswer> {
-        let (sender, receiver) = mpsc::channel(MAX_ANSWERS);
-        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        receiver
+    /// Asks a STUN server how it sees us; its answer goes to `asker`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered: most often that there is no route.
+    pub(crate) async fn ask(
+        &self,
+        server: SocketAddr,
+        asker: &mpsc::Sender<StunAnswer>,
+    ) -> io::Result<stun::TxId> {
+        let id = stun::TxId(rand::random());
+        {
+            let mut asked = self.asked();
+            if asked.len() >= MAX_ASKED {
+                asked.retain(|_, asker| !asker.is_closed());
+            }
+            asked.insert(id, asker.clone());
+        }
+        let sent = self.send(&stun::request(id), server).await;
+        if sent.is_err() {
+            self.asked().remove(&id);
+        }
+        sent.map(|()| id)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<stun::TxId, mpsc::Sender<StunAnswer>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets whose disco messages are handed on.
@@ -172,9 +195,9 @@ impl Wire {
         if stun::is_stun(datagram) {
             let answer = stun::parse_response(datagram).ok();
             let told = answer.is_some_and(|(id, mapped)| {
-                let asker = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+                let asker = self.asked().remove(&id);
                 let answer = (id, mapped, Instant::now());
-                asker.as_ref().is_some_and(|to| to.try_send(answer).is_ok())
+                asker.is_some_and(|to| to.try_send(answer).is_ok())
             });
             if !told {
                 count(&self.counters.stun);

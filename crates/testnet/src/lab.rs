@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::link::Bridge;
 use crate::namespace::Namespace;
-use crate::nat::Nat;
+use crate::nat::{Nat, NatKind};
 use crate::sweep::sweep;
 
 /// The internet's prefix: 203.0.113.0/24 is reserved for documentation (RFC 5737).
@@ -67,17 +67,32 @@ impl Lab {
         })
     }
 
-    /// Adds a host behind a NAT router of its own: 192.168.1.2 and up.
+    /// Adds a host behind a home router of its own: 192.168.1.2 and up.
     ///
     /// # Errors
     ///
     /// When `ip` or `nft` refuses.
     pub fn behind_nat(&mut self, label: &str) -> Result<Host> {
+        self.behind(label, NatKind::PortRestricted)
+    }
+
+    /// As [`behind_nat`](Self::behind_nat), behind a router of this kind.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn behind(&mut self, label: &str, kind: NatKind) -> Result<Host> {
         let outside = public(FIRST_ROUTER, self.sites)?;
         self.sites += 1;
         let namespace = Namespace::new(label)?;
         let router = format!("{label}-router");
-        let nat = Nat::new(&router, &mut self.internet, outside, &namespace, self.sites)?;
+        let nat = Nat::new(
+            &router,
+            &mut self.internet,
+            outside,
+            &namespace,
+            (self.sites, kind),
+        )?;
         let address = Ipv4Addr::new(192, 168, self.sites, 2);
         Ok(Host {
             namespace,

@@ -39,7 +39,7 @@ pub use lab::{Host, Lab};
 pub use lan::Lan;
 pub use link::{Bridge, veth};
 pub use namespace::Namespace;
-pub use nat::Nat;
+pub use nat::{Nat, NatKind};
 pub use process::{Process, run};
 pub use skip::unavailable;
 pub use sweep::sweep;

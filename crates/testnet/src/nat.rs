@@ -1,4 +1,4 @@
-//! A home router: masquerades its LAN and lets nothing unasked in.
+//! Routers that translate addresses, of the kinds that home, office and carrier networks have.
 
 use std::net::Ipv4Addr;
 
@@ -7,35 +7,123 @@ use anyhow::Result;
 use crate::link::{Bridge, veth};
 use crate::namespace::Namespace;
 
-/// Masquerade outwards; inwards only answers to what went out.
-const RULES: &str = r#"
-table ip nat {
-    chain postrouting { type nat hook postrouting priority 100; policy accept
-        oifname "wan" masquerade
-    }
+/// WireGuard's port, which some kinds treat by itself.
+const PORT: u16 = 41641;
+
+/// How a router maps and whom it lets in (RFC 4787).
+///
+/// nftables makes no endpoint-dependent mapping that lets in more than answers, nor one by address alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NatKind {
+    /// One mapping for every destination; lets in anybody.
+    FullCone,
+    /// One mapping; lets in whomever was sent to, from any of its ports.
+    Restricted,
+    /// One mapping; lets in whoever was sent to, by address and port: most home routers.
+    PortRestricted,
+    /// Another mapping for each destination; lets in answers only.
+    Symmetric,
+    /// As symmetric, but somebody forwarded WireGuard's port.
+    Forwarded,
+    /// A port-restricted router behind a carrier's of the same kind.
+    Carrier,
+    /// A port-restricted router behind a carrier's symmetric one.
+    SymmetricCarrier,
+    /// Lets no UDP out.
+    NoUdp,
 }
-table ip guard {
-    chain input { type filter hook input priority 0; policy accept
+
+impl NatKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::FullCone,
+        Self::Restricted,
+        Self::PortRestricted,
+        Self::Symmetric,
+        Self::Forwarded,
+        Self::Carrier,
+        Self::SymmetricCarrier,
+        Self::NoUdp,
+    ];
+
+    /// The kind of the carrier's router, if there is one.
+    fn outer(self) -> Option<Self> {
+        match self {
+            Self::Carrier => Some(Self::PortRestricted),
+            Self::SymmetricCarrier => Some(Self::Symmetric),
+            _ => None,
+        }
+    }
+
+    /// Rules of a router before a host with the address `inside`. Inwards only answers pass, and what the
+    /// kind lets in: without that, connection tracking would keep the early packet of a hole punch, and
+    /// the late one would get another port.
+    fn rules(self, inside: Ipv4Addr) -> String {
+        let to_host = format!("dnat to {inside}:{PORT}");
+        let (random, let_in, note, out) = match self {
+            Self::FullCone => ("", format!("udp dport {PORT} {to_host}"), "", ""),
+            Self::Forwarded => ("random", format!("udp dport {PORT} {to_host}"), "", ""),
+            Self::Restricted => (
+                "",
+                format!("udp dport {PORT} ip saddr @heard {to_host}"),
+                "oifname \"wan\" meta l4proto udp update @heard { ip daddr timeout 60s }",
+                "",
+            ),
+            Self::PortRestricted | Self::Carrier | Self::SymmetricCarrier => {
+                ("", String::new(), "", "")
+            }
+            Self::Symmetric => ("random", String::new(), "", ""),
+            Self::NoUdp => ("", String::new(), "", "meta l4proto udp drop"),
+        };
+        let let_in = if let_in.is_empty() {
+            let_in
+        } else {
+            format!("iifname \"wan\" {let_in}")
+        };
+        format!(
+            r#"
+table ip nat {{
+    set heard {{ type ipv4_addr; flags dynamic,timeout; timeout 60s; }}
+    chain note {{ type filter hook postrouting priority 0; policy accept
+        {note}
+    }}
+    chain prerouting {{ type nat hook prerouting priority -100; policy accept
+        {let_in}
+    }}
+    chain postrouting {{ type nat hook postrouting priority 100; policy accept
+        oifname "wan" masquerade {random}
+    }}
+}}
+table ip guard {{
+    chain input {{ type filter hook input priority 0; policy accept
         iifname "wan" ct state established,related accept
         iifname "wan" drop
-    }
-    chain forward { type filter hook forward priority 0; policy drop
+    }}
+    chain forward {{ type filter hook forward priority 0; policy drop
+        {out}
         iifname "lan" accept
         iifname "wan" ct state established,related accept
+        iifname "wan" ct status dnat accept
+    }}
+}}
+"#
+        )
     }
 }
-"#;
 
 /// A router in a namespace of its own: `wan` on the internet, `lan` towards one host.
 #[derive(Debug)]
 pub struct Nat {
     namespace: Namespace,
+    /// The carrier's router before it.
+    _carrier: Option<Namespace>,
 }
 
 impl Nat {
     /// Puts `host` behind a new router with the public address `public` (in a /24).
     ///
-    /// The host's interface is `eth0` with `192.168.<site>.2/24`, the router its default gateway.
+    /// The host's interface is `eth0` with `192.168.<site>.2/24`, the router its default gateway; behind a
+    /// carrier the router itself has `10.64.<site>.2/24`.
     ///
     /// # Errors
     ///
@@ -45,18 +133,30 @@ impl Nat {
         internet: &mut Bridge,
         public: Ipv4Addr,
         host: &Namespace,
-        site: u8,
+        (site, kind): (u8, NatKind),
     ) -> Result<Nat> {
         let namespace = Namespace::new(label)?;
-        internet.plug(&namespace, "wan")?;
-        namespace.ip(&format!("addr add {public}/24 dev wan"))?;
-        veth((&namespace, "lan"), (host, "eth0"))?;
-        namespace.ip(&format!("addr add 192.168.{site}.1/24 dev lan"))?;
-        host.ip(&format!("addr add 192.168.{site}.2/24 dev eth0"))?;
-        host.ip(&format!("route add default via 192.168.{site}.1"))?;
-        namespace.sysctl("net/ipv4/ip_forward", "1")?;
-        namespace.nft(RULES)?;
-        Ok(Nat { namespace })
+        let carrier = match kind.outer() {
+            None => {
+                internet.plug(&namespace, "wan")?;
+                namespace.ip(&format!("addr add {public}/24 dev wan"))?;
+                None
+            }
+            Some(outer) => {
+                let carrier = Namespace::new(&format!("{label}-c"))?;
+                internet.plug(&carrier, "wan")?;
+                carrier.ip(&format!("addr add {public}/24 dev wan"))?;
+                lay(&carrier, (&namespace, "wan"), [10, 64, site])?;
+                route(&carrier, outer, Ipv4Addr::new(10, 64, site, 2))?;
+                Some(carrier)
+            }
+        };
+        lay(&namespace, (host, "eth0"), [192, 168, site])?;
+        route(&namespace, kind, Ipv4Addr::new(192, 168, site, 2))?;
+        Ok(Nat {
+            namespace,
+            _carrier: carrier,
+        })
     }
 
     /// The router's namespace.
@@ -64,4 +164,19 @@ impl Nat {
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
+}
+
+/// Lays a /24 between a router (.1, `lan`) and what is behind it (.2), whose way out it is.
+fn lay(router: &Namespace, (inner, name): (&Namespace, &str), net: [u8; 3]) -> Result<()> {
+    let [a, b, c] = net;
+    veth((router, "lan"), (inner, name))?;
+    router.ip(&format!("addr add {a}.{b}.{c}.1/24 dev lan"))?;
+    inner.ip(&format!("addr add {a}.{b}.{c}.2/24 dev {name}"))?;
+    inner.ip(&format!("route add default via {a}.{b}.{c}.1"))?;
+    Ok(())
+}
+
+fn route(router: &Namespace, kind: NatKind, inside: Ipv4Addr) -> Result<()> {
+    router.sysctl("net/ipv4/ip_forward", "1")?;
+    router.nft(&kind.rules(inside))
 }

@@ -15,7 +15,7 @@ const REKEY: Duration = Duration::from_secs(5);
 /// Pause between bursts of the flood, and initiations in each: some 10 000 a second.
 const PAUSE: Duration = Duration::from_millis(5);
 const BURST: usize = 50;
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 10;
 const PORT: u16 = 41641;
 const OPEN: u16 = 7001;
 const SHUT: u16 = 7002;

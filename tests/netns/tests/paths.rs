@@ -7,6 +7,14 @@ use netns_tests::{CONNECT, pair};
 use testnet::tailnet::{Node, Tailnet};
 use testnet::{skip_unless_available, wait_until};
 
+/// Has a router let no UDP through.
+const BLOCK: &str = "table inet block {
+    chain forward { type filter hook forward priority -10; policy accept
+        meta l4proto udp drop
+    }
+}
+";
+
 /// The endpoint by which `node` reaches the peer straight.
 fn direct(node: &Node, peer: &str) -> Result<String> {
     let peer = node.peer(peer)?;
@@ -33,7 +41,8 @@ fn nodes_behind_nat_find_a_direct_path_and_lose_nothing_on_the_way_to_it() -> Re
     ensure!(said.contains("150 received"), "{said}");
     println!("150 pings took {:?}\n{said}", begin.elapsed());
     for (node, peer) in [(alice, "bob"), (bob, "alice")] {
-        let endpoint = wait_until(CONNECT, "the path is direct", || direct(node, peer)).with_context(|| node.process().log().join("\n"))?;
+        let endpoint = wait_until(CONNECT, "the path is direct", || direct(node, peer))
+            .with_context(|| node.process().log().join("\n"))?;
         println!("{peer} is reached at {endpoint}");
     }
     let said = alice.cli(&["ping", "--until-direct", "-c", "3", &address])?;
@@ -53,10 +62,7 @@ fn blocked_udp_brings_the_relay_back_within_three_seconds() -> Result<()> {
         direct(alice, "bob")
     })?;
     let router = alice.host().nat().context("no router")?.namespace();
-    router.nft(
-        "table inet block { chain forward { type filter hook forward priority -10;\n\
-         meta l4proto udp drop; } }",
-    )?;
+    router.nft(BLOCK)?;
     let address = address.to_string();
     // Ten a second for eight seconds, each answered or not.
     let pings = [

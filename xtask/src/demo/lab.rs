@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use testnet::tailnet::{Control, ControlOptions, Engine, Node, Tailnet};
-use testnet::{Folder, Lab, run};
+use testnet::{Folder, Lab, run, wait_until};
 
 use super::Stop;
 use super::gateways::{POLICY, Site};
@@ -56,6 +56,7 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
     let (gate, office) = gateway(&mut lab, &control, "gate", 1, &routes)?;
     let (exit, outside) = gateway(&mut lab, &control, "exit", 2, "--advertise-exit-node")?;
     // Whoever joined first learns of the second: the tailnet is ready when they answer each other.
+    let first = Instant::now();
     for (from, to) in [(0, 1), (1, 0)] {
         stop.check()?;
         let address = nodes[to].ip("-4")?;
@@ -63,6 +64,16 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
         step(&what, || {
             nodes[from].reach(address, Duration::from_secs(20))
         })?;
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        stop.check()?;
+        let endpoint = go_direct(&nodes[from], &nodes[to], NODES[to])?;
+        println!(
+            "  ok     {} → {}: from the relay to {endpoint}, {:.1} s after the first packet",
+            NODES[from],
+            NODES[to],
+            first.elapsed().as_secs_f64()
+        );
     }
     Ok(Demo {
         gate,
@@ -74,6 +85,19 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
             control,
             lab,
         },
+    })
+}
+
+/// Sends until the path to a peer is direct; returns the peer's endpoint.
+fn go_direct(from: &Node, to: &Node, name: &str) -> Result<String> {
+    let address = to.ip("-4")?;
+    let what = format!("the path to {name} is direct");
+    wait_until(Duration::from_secs(20), &what, || {
+        from.ping(address)?;
+        let peer = from.peer(name)?;
+        let endpoint = peer.text("CurAddr")?;
+        ensure!(!endpoint.is_empty(), "relayed by {}", peer.text("Relay")?);
+        Ok(endpoint.to_owned())
     })
 }
 

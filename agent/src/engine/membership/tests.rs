@@ -19,6 +19,8 @@ fn engine() -> (tempfile::TempDir, Engine, Handle) {
     };
     state.save_prefs(&prefs).unwrap();
     let config = EngineConfig {
+        direct: false,
+        endpoints: Vec::new(),
         device: "unused0".to_owned(),
         port: 0,
         wireguard: EngineChoice::Embedded,
