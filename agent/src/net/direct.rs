@@ -30,6 +30,18 @@ pub(super) enum Pins {
     Sockets,
 }
 
+/// Logs a change of path: what a person asks first when something is slow.
+fn tell_path(peer: NodePublic, route: Route) {
+    let peer = peer.to_string();
+    match route {
+        Route::Direct(endpoint) => tracing::info!(peer, %endpoint, "reached directly"),
+        Route::Both(endpoint) => {
+            tracing::info!(peer, %endpoint, "reached by relay and, untrusted, directly");
+        }
+        Route::Relayed => tracing::info!(peer, "reached by relay"),
+    }
+}
+
 impl Inner {
     /// Tells the path machine who we are and who our peers are.
     pub(super) async fn tell_paths(&mut self, key: &NodePrivate, desired: &Desired) {
@@ -59,7 +71,9 @@ impl Inner {
         for order in orders {
             match *order {
                 Order::Route(peer, route) => {
-                    self.routes.insert(peer, route);
+                    if self.routes.insert(peer, route) != Some(route) {
+                        tell_path(peer, route);
+                    }
                     changed.insert(peer);
                 }
                 Order::Reset(peer) => {

@@ -222,7 +222,8 @@ impl Steward {
         }
         let found = Found {
             mapped,
-            varies: self.report.mapping_varies() == Some(true),
+            // One server alone does not tell.
+            varies: self.report.mapping_varies() != Some(false),
             local: local.iter().copied().collect(),
             port: self.with.port,
             explicit: self.with.explicit.clone(),

@@ -44,7 +44,7 @@ impl Kind {
 pub(crate) struct Found {
     /// Our addresses as STUN servers saw them, IPv4 first, the best first.
     pub(crate) mapped: Vec<SocketAddr>,
-    /// A NAT gives each destination another mapping.
+    /// A NAT may give each destination another mapping.
     pub(crate) varies: bool,
     /// Addresses of our interfaces, the overlay's not among them.
     pub(crate) local: Vec<IpAddr>,
@@ -73,7 +73,8 @@ impl Endpoints {
             offer(*address, Kind::Stun);
         }
         let first = found.mapped.iter().find(|address| address.is_ipv4());
-        if let Some(address) = first.filter(|_| found.varies) {
+        let is_translated = |address: &&SocketAddr| address.port() != found.port;
+        if let Some(address) = first.filter(is_translated).filter(|_| found.varies) {
             offer(
                 SocketAddr::new(address.ip(), found.port),
                 Kind::Stun4LocalPort,

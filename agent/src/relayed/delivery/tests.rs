@@ -1,10 +1,11 @@
 //! Shapes of packets, and the socket against a stand-in for WireGuard's.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use tokio::net::UdpSocket;
 
 use super::*;
+use crate::relayed::Beside;
 
 #[test]
 fn only_wireguard_shapes_reach_wireguard() {
@@ -67,6 +68,46 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
         let last = if *source == alice { 2 } else { 3 };
         let expected = SocketAddr::from((Ipv4Addr::new(127, 64, 0, last), relayed.port()));
         assert_eq!(from, expected);
+    }
+}
+
+#[tokio::test]
+async fn packets_of_a_direct_peer_look_as_if_they_had_come_straight() {
+    for (local, endpoint) in [
+        (
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            "203.0.113.7:41641",
+        ),
+        (
+            SocketAddr::from((Ipv6Addr::LOCALHOST, 0)),
+            "[2001:db8::7]:41641",
+        ),
+    ] {
+        let wireguard = UdpSocket::bind(local).await.unwrap();
+        let to = wireguard.local_addr().unwrap();
+        let relayed = Arc::new(Relayed::bind(None, to.port()).unwrap());
+        let peers = Peers::default();
+        let address = Ipv4Addr::new(127, 64, 0, 2);
+        let peer = crate::net::peers::Peer::new(key(1), address, None, None);
+        peers.replace(std::iter::once(peer));
+        let from: SocketAddr = endpoint.parse().unwrap();
+        relayed.set_beside(address, Some(Beside::Source { from, to }));
+        let inbound = Inbound {
+            relayed,
+            peers,
+            paths: crate::paths::channel().0,
+        };
+        let mut delivery = inbound.delivery(RegionId(1));
+        for number in 0..3 {
+            delivery.handle(key(1), &packet(number, 61)).await;
+        }
+        delivery.flush().await;
+        let mut buffer = [0; 2048];
+        for number in 0..3 {
+            let (received, source) = wireguard.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..received], packet(number, 61));
+            assert_eq!(source, from);
+        }
     }
 }
 
