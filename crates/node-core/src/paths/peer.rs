@@ -192,13 +192,18 @@ impl Peer {
     }
 
     /// Probes an address that the peer was heard from, if we need a path: the peer's NAT is open to us
-    /// right now, and a heartbeat may come too late.
+    /// right now, and a heartbeat may come too late. What went there before may have found it closed.
     fn answer_probe(&mut self, context: &mut Context<'_>, address: SocketAddr) {
-        let candidate = self.candidates.get_mut(address);
-        let recent = candidate
-            .and_then(|c| c.last_ping)
-            .is_some_and(|at| context.now.since(at) < PING_INTERVAL);
-        if self.heartbeat.is_some() && self.trusted(context.now).is_none() && !recent {
+        if self.heartbeat.is_none() || self.trusted(context.now).is_some() {
+            return;
+        }
+        let now = context.now;
+        let Some(candidate) = self.candidates.get_mut(address) else {
+            return;
+        };
+        let recent = |at| now.since(at) < PING_INTERVAL;
+        if !candidate.pinged_back.is_some_and(recent) {
+            candidate.pinged_back = Some(now);
             self.probe(context, Via::Udp(address), None, 0);
         }
     }

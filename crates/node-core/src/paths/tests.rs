@@ -255,6 +255,23 @@ fn an_active_peer_without_a_path_pings_back_where_it_was_pinged_from() {
 }
 
 #[test]
+fn a_ping_that_found_the_peers_nat_closed_is_repeated_once_it_is_open() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    assert_eq!(pings(&commands(&mut paths)).len(), 1);
+    for number in [1, 2] {
+        let ping = Message::Ping {
+            id: TxId([number; 12]),
+            node: None,
+            padding: 0,
+        };
+        let now = at(40 * u64::from(number));
+        paths.message(now, Via::Udp(address(A)), disco(), ping);
+    }
+    assert_eq!(pings(&commands(&mut paths)).len(), 1);
+}
+
+#[test]
 fn a_call_is_answered_with_pings_and_never_with_a_call() {
     let mut paths = with_peer(&[]);
     let call = Message::CallMeMaybe {
