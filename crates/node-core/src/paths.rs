@@ -214,13 +214,20 @@ impl Paths {
         });
     }
 
-    /// Forgets a peer.
+    /// Forgets a peer; pings that somebody waits for expire.
     pub fn remove_peer(&mut self, key: NodePublic) {
         self.index(key, None);
-        if let Some(at) = self.peers.remove(&key).and_then(|peer| peer.armed) {
+        self.own.waiting.remove(&key);
+        let Some(peer) = self.peers.remove(&key) else {
+            return;
+        };
+        if let Some(at) = peer.armed {
             self.timers.remove(&(at, key));
         }
-        self.own.waiting.remove(&key);
+        let expired = peer
+            .pings_asked()
+            .map(|ping| Command::PingExpired { ping, peer: key });
+        self.commands.extend(expired);
     }
 
     /// Says whether a datagram from this disco key is worth opening.

@@ -100,6 +100,11 @@ impl Peer {
         self.sent.contains_key(&id)
     }
 
+    /// The pings that somebody waits for.
+    pub(super) fn pings_asked(&self) -> impl Iterator<Item = u64> {
+        self.asked.keys().copied()
+    }
+
     pub(super) fn configure(&mut self, context: &mut Context<'_>, peer: PeerPaths) {
         self.home = peer.home;
         self.expired = peer.expired;

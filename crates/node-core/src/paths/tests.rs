@@ -387,6 +387,20 @@ fn a_ping_that_was_asked_for_is_answered_or_expires() {
 }
 
 #[test]
+fn nobody_waits_for_a_ping_to_a_peer_that_is_gone() {
+    let mut paths = direct();
+    paths.ping(at(30), peer(), 42, 0);
+    commands(&mut paths);
+    paths.remove_peer(peer());
+    let expired = Command::PingExpired {
+        ping: 42,
+        peer: peer(),
+    };
+    assert_eq!(commands(&mut paths), [expired]);
+    assert_eq!(paths.next_timeout(), None);
+}
+
+#[test]
 fn memory_and_pings_stay_bounded_whatever_a_peer_sends() {
     let mut paths = with_peer(&[A]);
     for round in 0..50u16 {
