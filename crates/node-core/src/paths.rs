@@ -136,6 +136,19 @@ pub struct Ignored {
     pub unknown_type: u64,
 }
 
+/// How much is kept.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Load {
+    /// Candidate addresses of the peer that has most of them.
+    pub candidates: usize,
+    /// Pings on their way to the peer that has most of them.
+    pub pings: usize,
+    /// Peers with a timer.
+    pub timers: usize,
+    /// Commands not taken yet.
+    pub commands: usize,
+}
+
 /// Our own endpoints, and how fresh they are.
 #[derive(Debug, Default)]
 struct Own {
@@ -358,6 +371,22 @@ impl Paths {
     #[must_use]
     pub fn ignored(&self) -> Ignored {
         self.ignored
+    }
+
+    /// Returns how much is kept; looks at every peer.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let mut load = Load {
+            timers: self.timers.len(),
+            commands: self.commands.len(),
+            ..Load::default()
+        };
+        for peer in self.peers.values() {
+            let (candidates, pings) = peer.load();
+            load.candidates = load.candidates.max(candidates);
+            load.pings = load.pings.max(pings);
+        }
+        load
     }
 
     fn ping_received(

@@ -105,6 +105,11 @@ impl Peer {
         self.asked.keys().copied()
     }
 
+    /// How many candidates it has, and how many pings are on their way.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.candidates.len(), self.sent.len())
+    }
+
     pub(super) fn configure(&mut self, context: &mut Context<'_>, peer: PeerPaths) {
         self.home = peer.home;
         self.expired = peer.expired;
