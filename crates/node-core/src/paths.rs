@@ -296,7 +296,9 @@ impl Paths {
         self.with(now, key, |peer, context| peer.adopt(context, address));
     }
 
-    /// Peers that packets were lately sent to: the ones whose activity has to be told.
+    /// Peers whose packets have to be counted, whatever their route, and activity told: those that
+    /// packets were lately sent to, and those that ping us. The kernel answers the latter where their
+    /// packets came from, past the synthetic endpoint.
     pub fn active(&self) -> impl Iterator<Item = NodePublic> {
         let is_active = |key: &NodePublic| self.peers.get(key).is_some_and(Peer::is_active);
         self.timers.iter().map(|(_, key)| *key).filter(is_active)

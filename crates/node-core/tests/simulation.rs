@@ -107,6 +107,19 @@ fn the_upgrade_loses_no_packet_and_takes_three_round_trips() {
 }
 
 #[test]
+fn after_a_rest_both_sides_are_direct_again() {
+    let mut world = pair(None, None);
+    world.run(SECOND * 5);
+    world.set_flow(0, false);
+    world.run(SECOND * 60);
+    world.set_flow(0, true);
+    world.run(SECOND * 5);
+    assert!(world.is_direct(0, 1));
+    // The first packet went both ways, and the straight copy moved the other side's endpoint.
+    assert!(world.is_direct(1, 0));
+}
+
+#[test]
 fn blocked_udp_brings_the_relay_back_in_three_seconds_and_the_path_when_it_ends() {
     let mut world = pair(None, None);
     world.run(SECOND);

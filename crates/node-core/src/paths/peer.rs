@@ -63,6 +63,9 @@ pub(super) struct Peer {
     heartbeat: Option<Now>,
     /// When a suspected path is probed once more.
     reprobe: Option<Now>,
+    /// It pings us, so its packets may have moved WireGuard's endpoint, and ours go by unseen until
+    /// somebody counts them: worth it up to then.
+    counted: Option<Now>,
     sent: BTreeMap<TxId, Sent>,
     asked: BTreeMap<u64, Now>,
     pub(super) route: Route,
@@ -85,6 +88,7 @@ impl Peer {
             last_sent: None,
             heartbeat: None,
             reprobe: None,
+            counted: None,
             sent: BTreeMap::new(),
             asked: BTreeMap::new(),
             route: Route::Relayed,
@@ -118,6 +122,7 @@ impl Peer {
         if self.expired {
             self.forget();
             self.heartbeat = None;
+            self.counted = None;
         }
     }
 
@@ -160,7 +165,8 @@ impl Peer {
         let Some(best) = self.trusted(context.now) else {
             return;
         };
-        if self.reprobe.is_some() {
+        // Nobody waits for packets from an idle peer.
+        if self.heartbeat.is_none() || self.reprobe.is_some() {
             return;
         }
         let grace = (best.latency * 3).clamp(SUSPICION.0, SUSPICION.1);
@@ -186,7 +192,7 @@ impl Peer {
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.heartbeat.is_some()
+        self.heartbeat.is_some() || self.counted.is_some()
     }
 
     pub(super) fn pinged(
@@ -196,6 +202,9 @@ impl Peer {
         id: TxId,
         is_it: bool,
     ) {
+        if is_it && !self.expired {
+            self.counted = Some(context.now + ACTIVE);
+        }
         if self.candidates.heard(context.now, source, Some(id)) && is_it {
             self.answer_probe(context, source);
         }
@@ -303,6 +312,9 @@ impl Peer {
             }
             !over
         });
+        if self.counted.is_some_and(|until| until <= now) {
+            self.counted = None;
+        }
         if self.reprobe.is_some_and(|at| at <= now) {
             self.reprobe = None;
             if let Some(best) = self.trusted(now) {
@@ -441,7 +453,14 @@ impl Peer {
         let lapse = matches!(self.route, Route::Direct(_)).then_some(self.trust_until);
         let lost = self.sent.values().map(|sent| sent.at + PING_TIMEOUT).min();
         let over = self.asked.values().min().copied();
-        let all = [lapse, lost, over, self.heartbeat, self.reprobe];
+        let all = [
+            lapse,
+            lost,
+            over,
+            self.heartbeat,
+            self.reprobe,
+            self.counted,
+        ];
         all.into_iter().flatten().min()
     }
 }

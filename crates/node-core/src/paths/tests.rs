@@ -106,6 +106,16 @@ fn run(paths: &mut Paths, until: Now) -> Vec<(Now, Command)> {
     seen
 }
 
+/// Runs timers until none is left.
+fn run_idle(paths: &mut Paths) -> Vec<Command> {
+    let mut seen = Vec::new();
+    while let Some(now) = paths.next_timeout() {
+        paths.timeout(now);
+        seen.extend(commands(paths));
+    }
+    seen
+}
+
 #[test]
 fn the_first_packet_pings_every_candidate_and_then_calls() {
     let mut paths = with_peer(&[A, B]);
@@ -235,7 +245,22 @@ fn an_idle_peer_answers_pings_and_sends_none() {
         message: pong,
     };
     assert_eq!(sent, [answer]);
-    assert_eq!(paths.next_timeout(), None);
+    assert_eq!(run_idle(&mut paths), []);
+}
+
+#[test]
+fn a_peer_that_pings_us_is_counted_while_it_does() {
+    let mut paths = with_peer(&[A]);
+    let ping = Message::Ping {
+        id: TxId([5; 12]),
+        node: Some(peer()),
+        padding: 0,
+    };
+    paths.message(at(0), Via::Udp(address(B)), disco(), ping);
+    assert_eq!(paths.active().collect::<Vec<_>>(), [peer()]);
+    commands(&mut paths);
+    assert_eq!(run_idle(&mut paths), []);
+    assert_eq!(paths.active().count(), 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What must hold at every moment, whatever happens to the world.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ pub(crate) struct Watch {
     proved: BTreeMap<(usize, SocketAddr), Duration>,
     adopted: BTreeMap<(usize, SocketAddr), Duration>,
     called: BTreeMap<usize, Duration>,
+    heard: BTreeSet<usize>,
     pub(crate) pings: u64,
 }
 
@@ -29,9 +30,13 @@ impl Watch {
         self.called.insert(peer, now);
     }
 
-    /// How many peers ever called.
-    pub(crate) fn callers(&self) -> usize {
-        self.called.len()
+    pub(crate) fn heard(&mut self, peer: usize) {
+        self.heard.insert(peer);
+    }
+
+    /// How many peers ever said something.
+    pub(crate) fn talkers(&self) -> usize {
+        self.heard.len()
     }
 
     pub(crate) fn adopted(&mut self, now: Duration, peer: usize, address: SocketAddr) {

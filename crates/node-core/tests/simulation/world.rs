@@ -399,6 +399,7 @@ impl World {
                     return;
                 }
                 let peer = index(sender.as_bytes());
+                receiver.watch.heard(peer);
                 match message {
                     Message::Pong { id, .. } => receiver.watch.pong(self.now, id, peer),
                     Message::CallMeMaybe { .. } => receiver.watch.called(self.now, peer),
@@ -655,7 +656,7 @@ impl World {
         if now.as_secs() % 10 == 0 {
             let load = node.paths.load();
             let bounded = load.candidates <= MAX_CANDIDATES && load.pings <= 256;
-            let idle = load.timers <= node.tunnels.len() + node.watch.callers();
+            let idle = load.timers <= node.tunnels.len() + node.watch.talkers();
             assert!(bounded && idle && load.commands <= 1000, "{load:?}");
         }
         if !active.is_empty() && now - node.last_stun > RESTUN {
