@@ -229,6 +229,8 @@ impl Peer {
 
     pub(super) fn called(&mut self, context: &mut Context<'_>, endpoints: &[SocketAddr]) {
         self.candidates.set_called(context.now, endpoints);
+        // Who calls may have moved: our packets would go nowhere while its own arrive over the relay.
+        self.suspect(context);
         self.round(context, false);
     }
 

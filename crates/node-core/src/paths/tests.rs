@@ -310,6 +310,24 @@ fn a_call_is_answered_with_pings_and_never_with_a_call() {
 }
 
 #[test]
+fn a_call_puts_a_trusted_path_to_the_proof() {
+    let mut paths = direct();
+    let call = Message::CallMeMaybe {
+        endpoints: vec![address(B)],
+    };
+    paths.message(at(30), Via::Derp(HOME, peer()), disco(), call);
+    let sent = pings(&commands(&mut paths));
+    let to: Vec<Via> = sent.iter().map(|(via, _)| *via).collect();
+    assert_eq!(to, [Via::Udp(address(A)), Via::Udp(address(B))]);
+    let both = Command::SetRoute {
+        peer: peer(),
+        route: Route::Both(address(A)),
+    };
+    let seen = run(&mut paths, at(1_030));
+    assert!(seen.iter().any(|(_, c)| *c == both), "{seen:?}");
+}
+
+#[test]
 fn our_own_synthetic_endpoints_are_no_candidates() {
     let mut paths = with_peer(&["127.64.0.2:41641", "127.127.9.9:1"]);
     paths.activity(at(0), peer(), at(0));
