@@ -1,5 +1,4 @@
 //! What the path machine costs at most: by what is active, and whatever it is told.
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

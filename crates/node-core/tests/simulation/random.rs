@@ -17,7 +17,7 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let wide = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        u32::try_from(wide * u64::from(end) >> 32).unwrap()
+        u32::try_from((wide * u64::from(end)) >> 32).unwrap()
     }
 
     pub(crate) fn index(&mut self, len: usize) -> usize {

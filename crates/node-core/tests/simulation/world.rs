@@ -644,16 +644,15 @@ impl World {
             {
                 node.paths.activity(Now(now), *key, Now(sent));
             }
-            if tunnel.is_direct() {
-                if tunnel.unanswered.is_some_and(|at| now - at >= SECOND) {
-                    node.paths.unanswered(Now(now), *key);
-                }
+            let silent = tunnel.unanswered.is_some_and(|at| now - at >= SECOND);
+            if tunnel.is_direct() && silent {
+                node.paths.unanswered(Now(now), *key);
             }
             if let Some(Route::Direct(address)) = node.paths.route(key) {
                 node.watch.direct(now, peer, address);
             }
         }
-        if now.as_secs() % 10 == 0 {
+        if now.as_secs().is_multiple_of(10) {
             let load = node.paths.load();
             let bounded = load.candidates <= MAX_CANDIDATES && load.pings <= 256;
             let idle = load.timers <= node.tunnels.len() + node.watch.talkers();
