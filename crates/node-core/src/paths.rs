@@ -136,6 +136,19 @@ pub struct Ignored {
     pub unknown_type: u64,
 }
 
+/// How much is kept.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Load {
+    /// Candidate addresses of the peer that has most of them.
+    pub candidates: usize,
+    /// Pings on their way to the peer that has most of them.
+    pub pings: usize,
+    /// Peers with a timer.
+    pub timers: usize,
+    /// Commands not taken yet.
+    pub commands: usize,
+}
+
 /// Our own endpoints, and how fresh they are.
 #[derive(Debug, Default)]
 struct Own {
@@ -219,13 +232,20 @@ impl Paths {
         });
     }
 
-    /// Forgets a peer.
+    /// Forgets a peer; pings that somebody waits for expire.
     pub fn remove_peer(&mut self, key: NodePublic) {
         self.index(key, None);
-        if let Some(at) = self.peers.remove(&key).and_then(|peer| peer.armed) {
+        self.own.waiting.remove(&key);
+        let Some(peer) = self.peers.remove(&key) else {
+            return;
+        };
+        if let Some(at) = peer.armed {
             self.timers.remove(&(at, key));
         }
-        self.own.waiting.remove(&key);
+        let expired = peer
+            .pings_asked()
+            .map(|ping| Command::PingExpired { ping, peer: key });
+        self.commands.extend(expired);
     }
 
     /// Every peer's key.
@@ -286,7 +306,9 @@ impl Paths {
         self.with(now, key, |peer, context| peer.adopt(context, address));
     }
 
-    /// Peers that packets were lately sent to: the ones whose activity has to be told.
+    /// Peers whose packets have to be counted, whatever their route, and activity told: those that
+    /// packets were lately sent to, and those that ping us. The kernel answers the latter where their
+    /// packets came from, past the synthetic endpoint.
     pub fn active(&self) -> impl Iterator<Item = NodePublic> {
         let is_active = |key: &NodePublic| self.peers.get(key).is_some_and(Peer::is_active);
         self.timers.iter().map(|(_, key)| *key).filter(is_active)
@@ -361,6 +383,22 @@ impl Paths {
     #[must_use]
     pub fn ignored(&self) -> Ignored {
         self.ignored
+    }
+
+    /// Returns how much is kept; looks at every peer.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let mut load = Load {
+            timers: self.timers.len(),
+            commands: self.commands.len(),
+            ..Load::default()
+        };
+        for peer in self.peers.values() {
+            let (candidates, pings) = peer.load();
+            load.candidates = load.candidates.max(candidates);
+            load.pings = load.pings.max(pings);
+        }
+        load
     }
 
     fn ping_received(

@@ -1,18 +1,39 @@
-//! The path machine of several nodes in one deterministic world with NATs and a virtual clock.
+//! The path machine of several nodes in one deterministic world with NATs, weather and a virtual clock.
+//!
+//! `SIMULATION_SEEDS=n` runs `n` seeds more than the fixed ones. A seed that fails goes into the list
+//! `REGRESSIONS` of its test.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[path = "simulation/crowd.rs"]
+mod crowd;
+#[path = "simulation/flaps.rs"]
+mod flaps;
 #[path = "simulation/nat.rs"]
 mod nat;
+#[path = "simulation/net.rs"]
+mod net;
+#[path = "simulation/predict.rs"]
+mod predict;
+#[path = "simulation/random.rs"]
+mod random;
+#[path = "simulation/tunnel.rs"]
+mod tunnel;
+#[path = "simulation/watch.rs"]
+mod watch;
 #[path = "simulation/world.rs"]
 mod world;
 
 use std::time::Duration;
 
 use nat::{Behaviour, Dependence};
+use net::Realm;
 use node_core::paths::Route;
+use predict::{both_direct, one_direct};
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
+const TENTH: Duration = Duration::from_millis(100);
+const DELAY: Duration = Duration::from_millis(5);
 
 fn behaviours() -> Vec<Option<Behaviour>> {
     let mut all = vec![None];
@@ -21,83 +42,131 @@ fn behaviours() -> Vec<Option<Behaviour>> {
             all.push(Some(Behaviour {
                 mapping,
                 filtering,
-                lifetime: SECOND * 120,
+                lifetime: SECOND * 30,
+                hairpin: false,
             }));
         }
     }
     all
 }
 
-/// Says whether a ping of `a` to the address that STUN told `b` comes back as a pong.
-fn answers(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
-    use Dependence::{AddressAndPort, Independent};
-    let stable = |side: Option<Behaviour>| side.is_none_or(|s| s.mapping == Independent);
-    let arrives = match b {
-        None => true,
-        Some(b) if b.filtering == Independent => true,
-        Some(b) if b.mapping != Independent => false,
-        Some(b) => b.filtering == Dependence::Address || stable(a),
-    };
-    arrives && (a.is_none_or(|a| a.filtering != AddressAndPort) || stable(b))
-}
-
-/// Says whether at least one of two nodes gets a direct path to the other.
-fn predicted_direct(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
-    answers(a, b) || answers(b, a)
-}
-
-fn talk(world: &mut World, time: Duration) {
-    let step = Duration::from_millis(100);
-    let mut passed = Duration::ZERO;
-    while passed < time {
-        world.traffic(0, 1);
-        world.traffic(1, 0);
-        world.run(step);
-        passed += step;
+/// Two nodes behind these NATs, where there is one, and a flow between them ten times a second.
+fn pair(a: Option<Behaviour>, b: Option<Behaviour>) -> World {
+    let mut world = World::new(0);
+    for behaviour in [a, b] {
+        let realm = behaviour.map_or(Realm::Internet, |behaviour| {
+            world.net.gateway(Realm::Internet, behaviour)
+        });
+        world.node(realm, DELAY);
     }
+    world.introduce();
+    world.flow(0, 1, TENTH);
+    world
 }
 
-fn is_direct(world: &World, from: usize, to: usize) -> bool {
-    matches!(world.route(from, to), Route::Direct(_))
+/// Seeds to run besides the fixed ones.
+fn more_seeds() -> std::ops::Range<u64> {
+    let wanted = std::env::var("SIMULATION_SEEDS").ok();
+    1000..1000 + wanted.map_or(0, |n| n.parse().unwrap())
 }
 
 #[test]
 fn every_pair_of_nats_ends_as_the_table_predicts() {
     for a in behaviours() {
         for b in behaviours() {
-            let mut world = World::new(&[a, b]);
-            talk(&mut world, SECOND * 20);
-            let direct = is_direct(&world, 0, 1) || is_direct(&world, 1, 0);
-            assert_eq!(direct, predicted_direct(a, b), "{a:?} and {b:?}");
+            let mut world = pair(a, b);
+            world.run(SECOND * 20);
+            let sides = [world.is_direct(0, 1), world.is_direct(1, 0)];
+            let predicted = (one_direct(a, b), both_direct(a, b));
+            let found = (sides != [false; 2], sides == [true; 2]);
+            assert_eq!(found, predicted, "{a:?} and {b:?}");
         }
     }
 }
 
 #[test]
+fn the_upgrade_loses_no_packet_and_takes_three_round_trips() {
+    let usual = Some(Behaviour {
+        mapping: Dependence::Independent,
+        filtering: Dependence::AddressAndPort,
+        lifetime: SECOND * 30,
+        hairpin: false,
+    });
+    for (a, b) in [(None, None), (usual, usual), (None, usual), (usual, None)] {
+        let mut world = pair(a, b);
+        world.run(SECOND * 10);
+        world.set_flow(0, false);
+        world.run(SECOND);
+        let flow = &world.flows[0];
+        assert_eq!(flow.requests, flow.replies);
+        let round_trip = Duration::from_millis(26);
+        let limit = round_trip * 3 + Duration::from_millis(50);
+        let took = flow.direct_after.unwrap();
+        assert!(took <= limit + TENTH, "{took:?} with {a:?} and {b:?}");
+    }
+}
+
+#[test]
+fn after_a_rest_both_sides_are_direct_again() {
+    let mut world = pair(None, None);
+    world.run(SECOND * 5);
+    world.set_flow(0, false);
+    world.run(SECOND * 60);
+    world.set_flow(0, true);
+    // Longer than a path is trusted that a call alone proved.
+    world.run(SECOND * 20);
+    assert!(world.is_direct(0, 1));
+    // The first packet went both ways, and the straight copy moved the other side's endpoint.
+    assert!(world.is_direct(1, 0));
+}
+
+#[test]
 fn blocked_udp_brings_the_relay_back_in_three_seconds_and_the_path_when_it_ends() {
-    let mut world = World::new(&[None, None]);
-    talk(&mut world, SECOND);
-    assert!(is_direct(&world, 0, 1));
+    let mut world = pair(None, None);
+    world.run(SECOND);
+    assert!(world.is_direct(0, 1));
     world.block_udp(1, true);
-    // The data plane needs a second to call it silence.
-    talk(&mut world, SECOND);
-    world.unanswered(0, 1);
-    world.unanswered(1, 0);
-    talk(&mut world, SECOND * 2);
-    assert!(!is_direct(&world, 0, 1));
-    assert!(!is_direct(&world, 1, 0));
-    talk(&mut world, SECOND * 10);
+    world.run(SECOND * 3);
+    assert!(!world.is_direct(0, 1));
+    assert!(!world.is_direct(1, 0));
+    world.run(SECOND * 10);
     assert_eq!(world.route(0, 1), Route::Relayed);
+    let (longest, _) = world.flows[0].longest;
+    assert!(longest <= SECOND * 3, "{longest:?}");
     world.block_udp(1, false);
-    talk(&mut world, SECOND * 10);
-    assert!(is_direct(&world, 0, 1));
+    world.run(SECOND * 10);
+    assert!(world.is_direct(0, 1));
+    assert!(world.is_direct(1, 0));
 }
 
 #[test]
 fn with_blocked_udp_nothing_is_ever_direct() {
-    let mut world = World::new(&[None, None]);
+    let mut world = pair(None, None);
     world.block_udp(0, true);
-    talk(&mut world, SECOND * 20);
-    assert!(!is_direct(&world, 0, 1));
-    assert!(!is_direct(&world, 1, 0));
+    world.run(SECOND * 20);
+    assert!(!world.is_direct(0, 1));
+    assert!(!world.is_direct(1, 0));
+}
+
+#[test]
+fn hairpin_decides_between_two_homes_behind_one_carrier_nat() {
+    for hairpin in [true, false] {
+        let usual = Behaviour {
+            mapping: Dependence::Independent,
+            filtering: Dependence::AddressAndPort,
+            lifetime: SECOND * 30,
+            hairpin,
+        };
+        let mut world = World::new(0);
+        let carrier = world.net.gateway(Realm::Internet, usual);
+        for _ in 0..2 {
+            let home = world.net.gateway(carrier, usual);
+            world.node(home, DELAY);
+        }
+        world.introduce();
+        world.flow(0, 1, TENTH);
+        world.run(SECOND * 20);
+        let direct = world.is_direct(0, 1) && world.is_direct(1, 0);
+        assert_eq!(direct, hairpin);
+    }
 }

@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     called: Option<Now>,
     got_ping: Option<(Now, Option<TxId>)>,
     pub(super) last_ping: Option<Now>,
+    /// When a ping from there was answered with one of ours.
+    pub(super) pinged_back: Option<Now>,
     pub(super) answered: Option<Now>,
 }
 
@@ -99,6 +101,7 @@ impl Candidates {
     pub(super) fn forget_measurements(&mut self) {
         for candidate in self.0.values_mut() {
             candidate.last_ping = None;
+            candidate.pinged_back = None;
             candidate.answered = None;
         }
     }

@@ -63,6 +63,9 @@ pub(super) struct Peer {
     heartbeat: Option<Now>,
     /// When a suspected path is probed once more.
     reprobe: Option<Now>,
+    /// It pings us, so its packets may have moved WireGuard's endpoint, and ours go by unseen until
+    /// somebody counts them: worth it up to then.
+    counted: Option<Now>,
     sent: BTreeMap<TxId, Sent>,
     asked: BTreeMap<u64, Now>,
     pub(super) route: Route,
@@ -85,6 +88,7 @@ impl Peer {
             last_sent: None,
             heartbeat: None,
             reprobe: None,
+            counted: None,
             sent: BTreeMap::new(),
             asked: BTreeMap::new(),
             route: Route::Relayed,
@@ -100,6 +104,16 @@ impl Peer {
         self.sent.contains_key(&id)
     }
 
+    /// The pings that somebody waits for.
+    pub(super) fn pings_asked(&self) -> impl Iterator<Item = u64> {
+        self.asked.keys().copied()
+    }
+
+    /// How many candidates it has, and how many pings are on their way.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.candidates.len(), self.sent.len())
+    }
+
     pub(super) fn configure(&mut self, context: &mut Context<'_>, peer: PeerPaths) {
         self.home = peer.home;
         self.expired = peer.expired;
@@ -108,6 +122,7 @@ impl Peer {
         if self.expired {
             self.forget();
             self.heartbeat = None;
+            self.counted = None;
         }
     }
 
@@ -150,7 +165,8 @@ impl Peer {
         let Some(best) = self.trusted(context.now) else {
             return;
         };
-        if self.reprobe.is_some() {
+        // Nobody waits for packets from an idle peer.
+        if self.heartbeat.is_none() || self.reprobe.is_some() {
             return;
         }
         let grace = (best.latency * 3).clamp(SUSPICION.0, SUSPICION.1);
@@ -176,7 +192,7 @@ impl Peer {
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.heartbeat.is_some()
+        self.heartbeat.is_some() || self.counted.is_some()
     }
 
     pub(super) fn pinged(
@@ -186,25 +202,35 @@ impl Peer {
         id: TxId,
         is_it: bool,
     ) {
+        if is_it && !self.expired {
+            self.counted = Some(context.now + ACTIVE);
+        }
         if self.candidates.heard(context.now, source, Some(id)) && is_it {
             self.answer_probe(context, source);
         }
     }
 
     /// Probes an address that the peer was heard from, if we need a path: the peer's NAT is open to us
-    /// right now, and a heartbeat may come too late.
+    /// right now, and a heartbeat may come too late. What went there before may have found it closed.
     fn answer_probe(&mut self, context: &mut Context<'_>, address: SocketAddr) {
-        let candidate = self.candidates.get_mut(address);
-        let recent = candidate
-            .and_then(|c| c.last_ping)
-            .is_some_and(|at| context.now.since(at) < PING_INTERVAL);
-        if self.heartbeat.is_some() && self.trusted(context.now).is_none() && !recent {
+        if self.heartbeat.is_none() || self.trusted(context.now).is_some() {
+            return;
+        }
+        let now = context.now;
+        let Some(candidate) = self.candidates.get_mut(address) else {
+            return;
+        };
+        let recent = |at| now.since(at) < PING_INTERVAL;
+        if !candidate.pinged_back.is_some_and(recent) {
+            candidate.pinged_back = Some(now);
             self.probe(context, Via::Udp(address), None, 0);
         }
     }
 
     pub(super) fn called(&mut self, context: &mut Context<'_>, endpoints: &[SocketAddr]) {
         self.candidates.set_called(context.now, endpoints);
+        // Who calls may have moved: our packets would go nowhere while its own arrive over the relay.
+        self.suspect(context);
         self.round(context, false);
     }
 
@@ -288,6 +314,9 @@ impl Peer {
             }
             !over
         });
+        if self.counted.is_some_and(|until| until <= now) {
+            self.counted = None;
+        }
         if self.reprobe.is_some_and(|at| at <= now) {
             self.reprobe = None;
             if let Some(best) = self.trusted(now) {
@@ -426,7 +455,14 @@ impl Peer {
         let lapse = matches!(self.route, Route::Direct(_)).then_some(self.trust_until);
         let lost = self.sent.values().map(|sent| sent.at + PING_TIMEOUT).min();
         let over = self.asked.values().min().copied();
-        let all = [lapse, lost, over, self.heartbeat, self.reprobe];
+        let all = [
+            lapse,
+            lost,
+            over,
+            self.heartbeat,
+            self.reprobe,
+            self.counted,
+        ];
         all.into_iter().flatten().min()
     }
 }

@@ -106,6 +106,16 @@ fn run(paths: &mut Paths, until: Now) -> Vec<(Now, Command)> {
     seen
 }
 
+/// Runs timers until none is left.
+fn run_idle(paths: &mut Paths) -> Vec<Command> {
+    let mut seen = Vec::new();
+    while let Some(now) = paths.next_timeout() {
+        paths.timeout(now);
+        seen.extend(commands(paths));
+    }
+    seen
+}
+
 #[test]
 fn the_first_packet_pings_every_candidate_and_then_calls() {
     let mut paths = with_peer(&[A, B]);
@@ -235,7 +245,22 @@ fn an_idle_peer_answers_pings_and_sends_none() {
         message: pong,
     };
     assert_eq!(sent, [answer]);
-    assert_eq!(paths.next_timeout(), None);
+    assert_eq!(run_idle(&mut paths), []);
+}
+
+#[test]
+fn a_peer_that_pings_us_is_counted_while_it_does() {
+    let mut paths = with_peer(&[A]);
+    let ping = Message::Ping {
+        id: TxId([5; 12]),
+        node: Some(peer()),
+        padding: 0,
+    };
+    paths.message(at(0), Via::Udp(address(B)), disco(), ping);
+    assert_eq!(paths.active().collect::<Vec<_>>(), [peer()]);
+    commands(&mut paths);
+    assert_eq!(run_idle(&mut paths), []);
+    assert_eq!(paths.active().count(), 0);
 }
 
 #[test]
@@ -255,6 +280,23 @@ fn an_active_peer_without_a_path_pings_back_where_it_was_pinged_from() {
 }
 
 #[test]
+fn a_ping_that_found_the_peers_nat_closed_is_repeated_once_it_is_open() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    assert_eq!(pings(&commands(&mut paths)).len(), 1);
+    for number in [1, 2] {
+        let ping = Message::Ping {
+            id: TxId([number; 12]),
+            node: None,
+            padding: 0,
+        };
+        let now = at(40 * u64::from(number));
+        paths.message(now, Via::Udp(address(A)), disco(), ping);
+    }
+    assert_eq!(pings(&commands(&mut paths)).len(), 1);
+}
+
+#[test]
 fn a_call_is_answered_with_pings_and_never_with_a_call() {
     let mut paths = with_peer(&[]);
     let call = Message::CallMeMaybe {
@@ -265,6 +307,24 @@ fn a_call_is_answered_with_pings_and_never_with_a_call() {
     paths.message(at(0), Via::Derp(HOME, peer()), disco(), call);
     let sent = commands(&mut paths);
     assert_eq!((pings(&sent).len(), calls(&sent)), (1, 0));
+}
+
+#[test]
+fn a_call_puts_a_trusted_path_to_the_proof() {
+    let mut paths = direct();
+    let call = Message::CallMeMaybe {
+        endpoints: vec![address(B)],
+    };
+    paths.message(at(30), Via::Derp(HOME, peer()), disco(), call);
+    let sent = pings(&commands(&mut paths));
+    let to: Vec<Via> = sent.iter().map(|(via, _)| *via).collect();
+    assert_eq!(to, [Via::Udp(address(A)), Via::Udp(address(B))]);
+    let both = Command::SetRoute {
+        peer: peer(),
+        route: Route::Both(address(A)),
+    };
+    let seen = run(&mut paths, at(1_030));
+    assert!(seen.iter().any(|(_, c)| *c == both), "{seen:?}");
 }
 
 #[test]
@@ -367,6 +427,20 @@ fn a_ping_that_was_asked_for_is_answered_or_expires() {
         peer: peer(),
     };
     assert!(seen.contains(&(at(10_050), expired)));
+}
+
+#[test]
+fn nobody_waits_for_a_ping_to_a_peer_that_is_gone() {
+    let mut paths = direct();
+    paths.ping(at(30), peer(), 42, 0);
+    commands(&mut paths);
+    paths.remove_peer(peer());
+    let expired = Command::PingExpired {
+        ping: 42,
+        peer: peer(),
+    };
+    assert_eq!(commands(&mut paths), [expired]);
+    assert_eq!(paths.next_timeout(), None);
 }
 
 #[test]

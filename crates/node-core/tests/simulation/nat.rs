@@ -1,13 +1,13 @@
 //! A NAT as RFC 4787 describes one: how it maps and whom it lets in.
 //!
-//! Knows neither sockets nor a clock; an owner carries the packets.
+//! Knows neither sockets nor a clock; an owner carries the packets and says what time it is.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// What a decision looks at of the remote end.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Dependence {
     /// Nothing: the same for every remote end.
     Independent,
@@ -21,7 +21,7 @@ impl Dependence {
     /// Every kind there is.
     pub(crate) const ALL: [Self; 3] = [Self::Independent, Self::Address, Self::AddressAndPort];
 
-    fn of(self, remote: SocketAddr) -> Option<(IpAddr, Option<u16>)> {
+    fn of(self, remote: SocketAddr) -> Remote {
         match self {
             Self::Independent => None,
             Self::Address => Some((remote.ip(), None)),
@@ -39,6 +39,24 @@ pub(crate) struct Behaviour {
     pub(crate) filtering: Dependence,
     /// How long a mapping lives after the last packet out.
     pub(crate) lifetime: Duration,
+    /// Packets from inside to the outside address come back in.
+    pub(crate) hairpin: bool,
+}
+
+/// What becomes of a packet from inside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outbound {
+    /// It leaves with this source.
+    Leaves(SocketAddr),
+    /// It turns around: a host inside gets it.
+    Hairpin {
+        /// Its source, as the receiver sees it.
+        from: SocketAddr,
+        /// The receiver.
+        to: SocketAddr,
+    },
+    /// It was for the outside address, and nobody inside may have it.
+    Dropped,
 }
 
 type Remote = Option<(IpAddr, Option<u16>)>;
@@ -52,11 +70,12 @@ struct Mapping {
     used: Duration,
 }
 
-/// One NAT with one outside address; mappings are by outside port.
+/// One NAT with one outside address.
 #[derive(Debug)]
 pub(crate) struct Nat {
     outside: IpAddr,
     behaviour: Behaviour,
+    /// By outside port.
     mappings: BTreeMap<u16, Mapping>,
     next_port: u16,
 }
@@ -71,17 +90,16 @@ impl Nat {
         }
     }
 
-    pub(crate) fn outside(&self) -> IpAddr {
-        self.outside
+    pub(crate) fn behaviour(&self) -> Behaviour {
+        self.behaviour
     }
 
-    /// Translates the source of a packet on its way out.
-    pub(crate) fn outbound(
-        &mut self,
-        now: Duration,
-        from: SocketAddr,
-        to: SocketAddr,
-    ) -> SocketAddr {
+    /// Takes a packet from inside.
+    pub(crate) fn outbound(&mut self, now: Duration, from: SocketAddr, to: SocketAddr) -> Outbound {
+        let turns = to.ip() == self.outside;
+        if turns && !self.behaviour.hairpin {
+            return Outbound::Dropped;
+        }
         self.expire(now);
         let remote = self.behaviour.mapping.of(to);
         let known = self.mappings.iter();
@@ -98,7 +116,14 @@ impl Nat {
         });
         mapping.used = now;
         mapping.sent.insert(to, now);
-        SocketAddr::new(self.outside, port)
+        let source = SocketAddr::new(self.outside, port);
+        if !turns {
+            return Outbound::Leaves(source);
+        }
+        match self.inbound(now, source, to.port()) {
+            Some(to) => Outbound::Hairpin { from: source, to },
+            None => Outbound::Dropped,
+        }
     }
 
     /// Returns the inside address that a packet from outside is for; `None` drops it.
@@ -115,6 +140,12 @@ impl Nat {
         let admitted = filtering == Dependence::Independent
             || mapping.sent.keys().any(|to| filtering.of(*to) == admitted);
         admitted.then_some(mapping.inside)
+    }
+
+    /// Loses every mapping, as by a power cut; later ones get other ports.
+    pub(crate) fn reboot(&mut self) {
+        self.mappings.clear();
+        self.next_port = self.next_port.wrapping_add(1013).max(1024);
     }
 
     fn expire(&mut self, now: Duration) {

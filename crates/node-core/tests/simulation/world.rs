@@ -1,159 +1,344 @@
-//! A world with a virtual clock: nodes behind NATs, a relay, a STUN server.
+//! A world with a virtual clock and seeded weather: nodes, relays, a control plane, and data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use disco_proto::disco::{Message, TxId};
 use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
-use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Via};
+use node_core::paths::{Command, MAX_CANDIDATES, Now, Paths, PeerPaths, Route, Via};
 
-use crate::nat::{Behaviour, Nat};
+use crate::net::{Flight, Net, Realm};
+use crate::random::Random;
+use crate::tunnel::Tunnel;
+use crate::watch::Watch;
 
-const RELAY: RegionId = RegionId(1);
-/// One way, straight and through the relay.
-const DELAY: Duration = Duration::from_millis(10);
-const RELAY_DELAY: Duration = Duration::from_millis(25);
+const SECOND: Duration = Duration::from_secs(1);
+/// One way through a relay, besides the links of both nodes.
+const RELAY_DELAY: Duration = Duration::from_millis(15);
+const LAN_DELAY: Duration = Duration::from_millis(1);
+/// The agent learns its endpoints anew so often while it has something to send.
+const RESTUN: Duration = Duration::from_secs(23);
+const STUN_SERVER: ([u8; 4], u16) = ([203, 0, 113, 1], 3478);
 
-enum Event {
-    Udp {
-        from: SocketAddr,
-        to: SocketAddr,
-        sender: usize,
+/// What happens to datagrams on the internet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    /// Of a thousand.
+    pub(crate) lost: u32,
+    /// Of a thousand.
+    pub(crate) doubled: u32,
+    /// Added at random, so that packets overtake each other.
+    pub(crate) jitter_ms: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Payload {
+    Disco {
+        sender: DiscoPublic,
+        to: DiscoPublic,
         message: Message,
     },
-    Relayed {
+    /// A packet of a flow, authenticated by WireGuard.
+    Data {
         from: usize,
         to: usize,
-        message: Message,
+        number: u64,
+        flow: usize,
+        reply: bool,
+    },
+}
+
+enum Event {
+    Udp(Flight, Payload),
+    Relayed {
+        region: RegionId,
+        from: usize,
+        to: usize,
+        payload: Payload,
     },
     Stun {
         node: usize,
+        life: u32,
     },
+    /// The network map has caught up with this node.
+    Map(usize),
+    /// A peer's disco key comes through a live session.
+    Told {
+        to: usize,
+        of: usize,
+    },
+    /// The data plane's counters are read.
+    Tick(usize),
+    Flow(usize),
+    /// The agent's process is back.
+    Back(usize),
 }
 
-struct Node {
-    paths: Paths,
-    inside: SocketAddr,
-    nat: Option<Nat>,
-    udp_blocked: bool,
+/// Requests in one direction, each of which is replied to.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    interval: Duration,
+    running: bool,
+    pub(crate) requests: u64,
+    pub(crate) replies: u64,
+    last_reply: Duration,
+    /// Longest time without a reply, excused times aside, and when it ended.
+    pub(crate) longest: (Duration, Duration),
+    /// When requests first went straight both ways.
+    pub(crate) direct_after: Option<Duration>,
+    began: Duration,
 }
 
-/// Everything that exists; node `n` has the keys `[n + 1; 32]`.
+pub(crate) struct Node {
+    pub(crate) paths: Paths,
+    disco: DiscoPublic,
+    /// How often the process started.
+    life: u32,
+    pub(crate) running: bool,
+    pub(crate) realm: Realm,
+    v4: SocketAddr,
+    pub(crate) v6: Option<SocketAddr>,
+    home: RegionId,
+    delay: Duration,
+    pub(crate) udp_blocked: bool,
+    endpoints: Vec<SocketAddr>,
+    last_stun: Duration,
+    tunnels: BTreeMap<usize, Tunnel>,
+    watch: Watch,
+    armed: Option<Duration>,
+}
+
+/// Everything that exists.
 pub(crate) struct World {
-    now: Duration,
+    pub(crate) now: Duration,
+    pub(crate) random: Random,
+    pub(crate) net: Net,
+    pub(crate) weather: Weather,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) flows: Vec<Flow>,
+    relays_down: BTreeSet<RegionId>,
+    map: Vec<PeerPaths>,
+    /// Silence before this is nobody's fault.
+    excused: Duration,
     count: u64,
-    nodes: Vec<Node>,
     events: BTreeMap<(Duration, u64), Event>,
+    timers: BTreeSet<(Duration, usize)>,
 }
 
-fn node_key(index: usize) -> NodePublic {
-    NodePublic::from_bytes([u8::try_from(index + 1).unwrap(); 32])
+fn key_bytes(index: usize, kind: u8, life: u32) -> [u8; 32] {
+    let mut bytes = [kind; 32];
+    bytes[..4].copy_from_slice(&u32::try_from(index).unwrap().to_be_bytes());
+    bytes[4..8].copy_from_slice(&life.to_be_bytes());
+    bytes
 }
 
-fn disco_key(index: usize) -> DiscoPublic {
-    DiscoPublic::from_bytes([u8::try_from(index + 101).unwrap(); 32])
+pub(crate) fn node_key(index: usize) -> NodePublic {
+    NodePublic::from_bytes(key_bytes(index, 1, 0))
 }
 
-fn index(key: NodePublic) -> usize {
-    usize::from(key.as_bytes()[0]) - 1
+fn disco_key(index: usize, life: u32) -> DiscoPublic {
+    DiscoPublic::from_bytes(key_bytes(index, 2, life))
+}
+
+fn index(bytes: &[u8; 32]) -> usize {
+    u32::from_be_bytes(*bytes.first_chunk().unwrap()) as usize
+}
+
+fn new_paths(node: usize, life: u32) -> Paths {
+    let mut count = 0u32;
+    Paths::new(node_key(node), move || {
+        count += 1;
+        let mut id = [0; 12];
+        id[..4].copy_from_slice(&u32::try_from(node).unwrap().to_be_bytes());
+        id[4..8].copy_from_slice(&life.to_be_bytes());
+        id[8..].copy_from_slice(&count.to_be_bytes());
+        TxId(id)
+    })
 }
 
 impl World {
-    /// One node per entry: behind a NAT of this behaviour, or on the open network.
-    pub(crate) fn new(behaviours: &[Option<Behaviour>]) -> Self {
-        let mut nodes = Vec::new();
-        for (number, behaviour) in behaviours.iter().enumerate() {
-            let octet = u8::try_from(number + 1).unwrap();
-            let outside = [198, 51, 100, octet];
-            let inside = if behaviour.is_some() {
-                [10, octet, 0, 2]
-            } else {
-                outside
-            };
-            let mut count = 0u32;
-            let ids = move || {
-                count += 1;
-                let mut id = [octet; 12];
-                id[..4].copy_from_slice(&count.to_be_bytes());
-                TxId(id)
-            };
-            nodes.push(Node {
-                paths: Paths::new(node_key(number), ids),
-                inside: SocketAddr::from((inside, 41641)),
-                nat: behaviour.map(|behaviour| Nat::new(outside.into(), behaviour)),
-                udp_blocked: false,
-            });
-        }
-        let all = nodes.len();
-        for (number, node) in nodes.iter_mut().enumerate() {
-            for other in (0..all).filter(|other| *other != number) {
-                let peer = PeerPaths {
-                    disco: Some(disco_key(other)),
-                    home: Some(RELAY),
-                    endpoints: Vec::new(),
-                    expired: false,
-                };
-                node.paths.set_peer(Now::default(), node_key(other), peer);
-            }
-        }
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             now: Duration::ZERO,
+            random: Random::new(seed),
+            net: Net::default(),
+            weather: Weather::default(),
+            nodes: Vec::new(),
+            flows: Vec::new(),
+            relays_down: BTreeSet::new(),
+            map: Vec::new(),
+            excused: Duration::ZERO,
             count: 0,
-            nodes,
             events: BTreeMap::new(),
+            timers: BTreeSet::new(),
         }
+    }
+
+    /// Adds a node; `delay` is one way from it to the middle of the internet.
+    pub(crate) fn node(&mut self, realm: Realm, delay: Duration) -> usize {
+        let number = self.nodes.len();
+        let disco = disco_key(number, 0);
+        let home = RegionId(u16::try_from(number % 2 + 1).unwrap());
+        self.nodes.push(Node {
+            paths: new_paths(number, 0),
+            disco,
+            life: 0,
+            running: true,
+            realm,
+            v4: self.net.join(realm, number),
+            v6: None,
+            home,
+            delay,
+            udp_blocked: false,
+            endpoints: Vec::new(),
+            last_stun: Duration::ZERO,
+            tunnels: BTreeMap::new(),
+            watch: Watch::default(),
+            armed: None,
+        });
+        self.map.push(PeerPaths {
+            disco: Some(disco),
+            home: Some(home),
+            endpoints: Vec::new(),
+            expired: false,
+        });
+        self.later(SECOND + Duration::from_millis(3), Event::Tick(number));
+        number
+    }
+
+    pub(crate) fn give_v6(&mut self, node: usize) {
+        self.nodes[node].v6 = Some(self.net.join_v6(node));
+    }
+
+    /// Tells every node of every other.
+    pub(crate) fn introduce(&mut self) {
+        for number in 0..self.nodes.len() {
+            self.read_map(number);
+        }
+    }
+
+    /// Starts a flow; `None` as interval leaves it silent until [`World::set_flow`].
+    pub(crate) fn flow(&mut self, from: usize, to: usize, interval: Duration) -> usize {
+        let number = self.flows.len();
+        self.flows.push(Flow {
+            from,
+            to,
+            interval,
+            running: true,
+            requests: 0,
+            replies: 0,
+            last_reply: self.now,
+            longest: (Duration::ZERO, self.now),
+            direct_after: None,
+            began: self.now,
+        });
+        let first = self.random.millis(0, 50);
+        self.later(first, Event::Flow(number));
+        number
+    }
+
+    pub(crate) fn set_flow(&mut self, flow: usize, running: bool) {
+        if running && !self.flows[flow].running {
+            self.flows[flow].last_reply = self.now;
+            self.later(Duration::ZERO, Event::Flow(flow));
+        }
+        self.flows[flow].running = running;
     }
 
     pub(crate) fn block_udp(&mut self, node: usize, blocked: bool) {
         self.nodes[node].udp_blocked = blocked;
     }
 
+    pub(crate) fn set_relay(&mut self, region: RegionId, up: bool) {
+        if up {
+            self.relays_down.remove(&region);
+        } else {
+            self.relays_down.insert(region);
+        }
+    }
+
+    pub(crate) fn relays_up(&self) -> bool {
+        self.relays_down.is_empty()
+    }
+
+    /// No silence up to then counts.
+    pub(crate) fn excuse(&mut self, until: Duration) {
+        self.excused = self.excused.max(until);
+    }
+
+    /// Moves a node into another network, or to another address of its own.
+    pub(crate) fn roam(&mut self, number: usize, realm: Realm) {
+        let node = &mut self.nodes[number];
+        self.net.leave(node.realm, node.v4);
+        node.realm = realm;
+        node.v4 = self.net.join(realm, number);
+        if node.v6.is_some() {
+            self.net.leave(Realm::Internet, node.v6.unwrap());
+            node.v6 = Some(self.net.join_v6(number));
+        }
+        if node.running {
+            node.watch.forget_all();
+            node.paths.underlay_changed(Now(self.now));
+            self.carry_out(number);
+        }
+    }
+
+    /// Ends a node's process and starts another one later; the kernel's WireGuard stays.
+    pub(crate) fn restart(&mut self, number: usize, away: Duration, keeps_key: bool) {
+        let node = &mut self.nodes[number];
+        if !node.running {
+            return;
+        }
+        node.running = false;
+        node.life += 1;
+        if !keeps_key {
+            node.disco = disco_key(number, node.life);
+        }
+        node.paths = new_paths(number, node.life);
+        node.watch.forget_all();
+        self.arm(number);
+        self.later(away, Event::Back(number));
+    }
+
     pub(crate) fn route(&self, from: usize, to: usize) -> Route {
         self.nodes[from].paths.route(&node_key(to)).unwrap()
     }
 
-    /// WireGuard sends from one node to the other, now.
-    pub(crate) fn traffic(&mut self, from: usize, to: usize) {
-        let now = Now(self.now);
-        self.nodes[from].paths.activity(now, node_key(to), now);
-        self.carry_out(from);
+    pub(crate) fn is_direct(&self, from: usize, to: usize) -> bool {
+        let route = self.nodes[from].paths.route(&node_key(to));
+        matches!(route, Some(Route::Direct(_)))
     }
 
-    /// The data plane reports packets without an answer.
-    pub(crate) fn unanswered(&mut self, from: usize, to: usize) {
-        self.nodes[from]
-            .paths
-            .unanswered(Now(self.now), node_key(to));
-        self.carry_out(from);
+    /// How many pings a node sent.
+    pub(crate) fn pings(&self, node: usize) -> u64 {
+        self.nodes[node].watch.pings
     }
 
     /// Lets time pass.
     pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let timer = self
-                .nodes
-                .iter()
-                .filter_map(|n| n.paths.next_timeout())
-                .min();
             let event = self.events.keys().next().map(|(at, _)| *at);
-            let next = timer.map(|at| at.0).into_iter().chain(event).min();
+            let timer = self.timers.first().map(|(at, _)| *at);
+            let next = event.into_iter().chain(timer).min();
             let Some(next) = next.filter(|at| *at <= end) else {
                 break;
             };
-            self.now = self.now.max(next);
-            while let Some(entry) = self.events.first_entry() {
-                if entry.key().0 > self.now {
-                    break;
-                }
-                let event = entry.remove();
-                self.deliver(event);
-            }
-            for number in 0..self.nodes.len() {
-                self.nodes[number].paths.timeout(Now(self.now));
+            self.now = next;
+            if timer == Some(next) {
+                let (_, number) = self.timers.pop_first().unwrap();
+                let node = &mut self.nodes[number];
+                node.armed = None;
+                node.paths.timeout(Now(next));
+                let again = node.paths.next_timeout();
+                assert!(again.is_none_or(|at| at.0 > next), "time stands still");
                 self.carry_out(number);
+            } else if let Some((_, event)) = self.events.pop_first() {
+                self.handle(event);
             }
         }
         self.now = end;
@@ -164,92 +349,389 @@ impl World {
         self.events.insert((self.now + delay, self.count), event);
     }
 
-    fn deliver(&mut self, event: Event) {
-        let now = Now(self.now);
+    fn handle(&mut self, event: Event) {
+        let now = self.now;
         match event {
-            Event::Udp {
+            Event::Udp(flight, payload) => {
+                if let Some(node) = self.net.arrive(now, flight)
+                    && !self.nodes[node].udp_blocked
+                {
+                    self.receive(node, Via::Udp(flight.from), payload);
+                }
+            }
+            Event::Relayed {
+                region,
                 from,
                 to,
+                payload,
+            } => {
+                let up = !self.relays_down.contains(&region) && self.nodes[to].running;
+                if up {
+                    self.receive(to, Via::Derp(region, node_key(from)), payload);
+                }
+            }
+            Event::Stun { node, life } => self.stun(node, life),
+            Event::Map(node) => self.publish(node),
+            Event::Told { to, of } => {
+                let disco = self.nodes[of].disco;
+                if self.nodes[to].running && self.nodes[of].running {
+                    self.nodes[to].watch_key(of, disco);
+                    let paths = &mut self.nodes[to].paths;
+                    paths.disco_key_told(Now(now), node_key(of), disco);
+                    self.carry_out(to);
+                }
+            }
+            Event::Tick(node) => self.tick(node),
+            Event::Flow(flow) => self.request(flow),
+            Event::Back(node) => self.back(node),
+        }
+    }
+
+    fn receive(&mut self, node: usize, via: Via, payload: Payload) {
+        match payload {
+            Payload::Disco {
                 sender,
+                to,
                 message,
             } => {
-                let receiver = self.nodes.iter_mut().position(|node| match &mut node.nat {
-                    None => node.inside == to,
-                    Some(nat) if nat.outside() == to.ip() => {
-                        nat.inbound(now.0, from, to.port()).is_some()
-                    }
-                    Some(_) => false,
-                });
-                let Some(receiver) = receiver.filter(|r| !self.nodes[*r].udp_blocked) else {
+                let receiver = &mut self.nodes[node];
+                if !receiver.running || receiver.disco != to || !receiver.paths.knows(&sender) {
                     return;
-                };
-                let paths = &mut self.nodes[receiver].paths;
-                paths.message(now, Via::Udp(from), disco_key(sender), message);
-                self.carry_out(receiver);
-            }
-            Event::Relayed { from, to, message } => {
-                let via = Via::Derp(RELAY, node_key(from));
-                self.nodes[to]
-                    .paths
-                    .message(now, via, disco_key(from), message);
-                self.carry_out(to);
-            }
-            Event::Stun { node: number } => {
-                let node = &mut self.nodes[number];
-                let mut endpoints = vec![node.inside];
-                if let Some(nat) = &mut node.nat
-                    && !node.udp_blocked
-                {
-                    let server = SocketAddr::from(([203, 0, 113, 1], 3478));
-                    endpoints.insert(0, nat.outbound(now.0, node.inside, server));
                 }
-                node.paths.own_endpoints(now, endpoints);
-                self.carry_out(number);
+                let peer = index(sender.as_bytes());
+                receiver.watch.heard(peer);
+                match message {
+                    Message::Pong { id, .. } => receiver.watch.pong(self.now, id, peer),
+                    Message::CallMeMaybe { .. } => receiver.watch.called(self.now, peer),
+                    _ => {}
+                }
+                receiver.paths.message(Now(self.now), via, sender, message);
+                self.carry_out(node);
+            }
+            Payload::Data {
+                from,
+                to,
+                number,
+                flow,
+                reply,
+            } => {
+                if to != node {
+                    return;
+                }
+                let source = match via {
+                    Via::Udp(source) => Some(source),
+                    Via::Derp(..) => None,
+                };
+                let tunnel = self.nodes[node].tunnels.entry(from).or_default();
+                if !tunnel.receive(number, source) {
+                    return;
+                }
+                if reply {
+                    self.replied(flow);
+                } else {
+                    self.data(to, from, flow, true);
+                }
             }
         }
     }
 
+    fn replied(&mut self, number: usize) {
+        let direct = {
+            let flow = &self.flows[number];
+            self.is_direct(flow.from, flow.to) && self.is_direct(flow.to, flow.from)
+        };
+        let flow = &mut self.flows[number];
+        flow.replies += 1;
+        let silent = self
+            .now
+            .saturating_sub(flow.last_reply.max(self.excused).max(flow.began));
+        flow.longest = flow.longest.max((silent, self.now));
+        flow.last_reply = self.now;
+        if direct && flow.direct_after.is_none() {
+            flow.direct_after = Some(self.now - flow.began);
+        }
+    }
+
+    /// Counts the silence that has not ended.
+    pub(crate) fn settle_silence(&mut self) {
+        for flow in self.flows.iter_mut().filter(|flow| flow.running) {
+            let since = flow.last_reply.max(self.excused).max(flow.began);
+            let silent = self.now.saturating_sub(since);
+            flow.longest = flow.longest.max((silent, self.now));
+        }
+    }
+
+    fn request(&mut self, number: usize) {
+        let flow = &mut self.flows[number];
+        if !flow.running {
+            return;
+        }
+        flow.requests += 1;
+        let (from, to, interval) = (flow.from, flow.to, flow.interval);
+        self.later(interval, Event::Flow(number));
+        self.data(from, to, number, false);
+    }
+
+    /// WireGuard sends a packet.
+    fn data(&mut self, from: usize, to: usize, flow: usize, reply: bool) {
+        self.count += 1;
+        let payload = Payload::Data {
+            from,
+            to,
+            number: self.count,
+            flow,
+            reply,
+        };
+        let now = self.now;
+        let node = &mut self.nodes[from];
+        let way = node.tunnels.entry(to).or_default().send(now);
+        // What takes the synthetic endpoint goes through the agent.
+        let agent = node.running && way.relayed;
+        if agent {
+            node.paths.activity(Now(now), node_key(to), Now(now));
+        }
+        if let Some(address) = way.straight.filter(|_| agent || !way.relayed) {
+            self.udp(from, address, payload.clone());
+        }
+        if agent {
+            self.relay(from, to, payload);
+            self.carry_out(from);
+        }
+    }
+
+    fn udp(&mut self, from: usize, to: SocketAddr, payload: Payload) {
+        let node = &self.nodes[from];
+        let source = if to.is_ipv4() { Some(node.v4) } else { node.v6 };
+        let realm = if to.is_ipv4() {
+            node.realm
+        } else {
+            Realm::Internet
+        };
+        let Some(source) = source.filter(|_| !node.udp_blocked) else {
+            return;
+        };
+        let delay = node.delay;
+        let Some(flight) = self.net.send(self.now, realm, source, to) else {
+            return;
+        };
+        // At home there is no weather.
+        let copies = match self.random.per_mille(self.weather.doubled) {
+            _ if flight.from == source && realm != Realm::Internet => {
+                self.later(LAN_DELAY, Event::Udp(flight, payload));
+                return;
+            }
+            true => 2,
+            false => 1,
+        };
+        for _ in 0..copies {
+            if !self.random.per_mille(self.weather.lost) {
+                let jitter = self.random.millis(0, self.weather.jitter_ms + 1);
+                let far = LAN_DELAY * 8;
+                self.later(delay + far + jitter, Event::Udp(flight, payload.clone()));
+            }
+        }
+    }
+
+    /// Relays are spoken to by TCP: they lose nothing while they are up, and ignore blocked UDP.
+    fn relay(&mut self, from: usize, to: usize, payload: Payload) {
+        let region = self.nodes[to].home;
+        if self.relays_down.contains(&region) {
+            return;
+        }
+        let delay = RELAY_DELAY + self.nodes[from].delay + self.nodes[to].delay;
+        let event = Event::Relayed {
+            region,
+            from,
+            to,
+            payload,
+        };
+        self.later(delay, event);
+    }
+
+    fn stun(&mut self, number: usize, life: u32) {
+        let node = &mut self.nodes[number];
+        if node.life != life || !node.running {
+            return;
+        }
+        node.last_stun = self.now;
+        let mut endpoints = vec![node.v4];
+        endpoints.extend(node.v6);
+        if !node.udp_blocked {
+            let server = SocketAddr::from(STUN_SERVER);
+            let seen = self.net.send(self.now, node.realm, node.v4, server);
+            endpoints.insert(0, seen.unwrap().from);
+            endpoints.dedup();
+        }
+        if endpoints != node.endpoints {
+            node.endpoints.clone_from(&endpoints);
+            let lag = self.random.millis(200, 3000);
+            self.later(lag, Event::Map(number));
+        }
+        let paths = &mut self.nodes[number].paths;
+        paths.own_endpoints(Now(self.now), endpoints);
+        self.carry_out(number);
+    }
+
+    fn publish(&mut self, number: usize) {
+        let node = &self.nodes[number];
+        self.map[number] = PeerPaths {
+            disco: Some(node.disco),
+            home: Some(node.home),
+            endpoints: node.endpoints.clone(),
+            expired: false,
+        };
+        for other in 0..self.nodes.len() {
+            if other != number && self.nodes[other].running {
+                self.tell(other, number);
+                self.carry_out(other);
+            }
+        }
+    }
+
+    fn read_map(&mut self, number: usize) {
+        for other in 0..self.nodes.len() {
+            if other != number {
+                self.tell(number, other);
+            }
+        }
+        self.carry_out(number);
+    }
+
+    fn tell(&mut self, to: usize, of: usize) {
+        let peer = self.map[of].clone();
+        let node = &mut self.nodes[to];
+        node.watch_key(of, peer.disco.unwrap());
+        node.paths.set_peer(Now(self.now), node_key(of), peer);
+    }
+
+    fn back(&mut self, number: usize) {
+        self.nodes[number].running = true;
+        self.read_map(number);
+        let node = &mut self.nodes[number];
+        for (peer, tunnel) in &mut node.tunnels {
+            if let Some(address) = tunnel.inherit() {
+                node.watch.adopted(self.now, *peer, address);
+                let paths = &mut node.paths;
+                paths.adopt(Now(self.now), node_key(*peer), address);
+            }
+        }
+        let life = node.life;
+        let peers: Vec<usize> = node.tunnels.keys().copied().collect();
+        self.later(LAN_DELAY * 40, Event::Stun { node: number, life });
+        let lag = self.random.millis(200, 5000);
+        self.later(lag, Event::Map(number));
+        for to in peers {
+            if self.random.per_mille(500) {
+                self.later(LAN_DELAY * 100, Event::Told { to, of: number });
+            }
+        }
+        self.carry_out(number);
+    }
+
+    fn tick(&mut self, number: usize) {
+        self.later(SECOND, Event::Tick(number));
+        let now = self.now;
+        let node = &mut self.nodes[number];
+        if !node.running {
+            return;
+        }
+        let active: Vec<NodePublic> = node.paths.active().collect();
+        for key in &active {
+            let peer = index(key.as_bytes());
+            let tunnel = node.tunnels.entry(peer).or_default();
+            if let Some(sent) = tunnel.last_sent
+                && now - sent < SECOND
+            {
+                node.paths.activity(Now(now), *key, Now(sent));
+            }
+            let silent = tunnel.unanswered.is_some_and(|at| now - at >= SECOND);
+            if tunnel.is_direct() && silent {
+                node.paths.unanswered(Now(now), *key);
+            }
+            if let Some(Route::Direct(address)) = node.paths.route(key) {
+                node.watch.direct(now, peer, address);
+            }
+        }
+        if now.as_secs().is_multiple_of(10) {
+            let load = node.paths.load();
+            let bounded = load.candidates <= MAX_CANDIDATES && load.pings <= 256;
+            let idle = load.timers <= node.tunnels.len() + node.watch.talkers();
+            assert!(bounded && idle && load.commands <= 1000, "{load:?}");
+        }
+        if !active.is_empty() && now - node.last_stun > RESTUN {
+            let life = node.life;
+            node.last_stun = now;
+            self.later(LAN_DELAY * 40, Event::Stun { node: number, life });
+        }
+        self.carry_out(number);
+    }
+
     fn carry_out(&mut self, number: usize) {
+        let now = self.now;
         while let Some(command) = self.nodes[number].paths.next_command() {
+            let node = &mut self.nodes[number];
             match command {
                 Command::Send {
-                    via: Via::Udp(to),
+                    via,
+                    disco,
                     message,
-                    ..
                 } => {
-                    let node = &mut self.nodes[number];
-                    if node.udp_blocked {
-                        continue;
+                    let peer = index(disco.as_bytes());
+                    if let (Message::Ping { id, .. }, Via::Udp(address)) = (&message, via) {
+                        let last_sent = node.tunnels.get(&peer).and_then(|t| t.last_sent);
+                        node.watch.ping(now, (*id, peer, address), last_sent);
                     }
-                    let from = match &mut node.nat {
-                        Some(nat) => nat.outbound(self.now, node.inside, to),
-                        None => node.inside,
-                    };
-                    self.later(
-                        DELAY,
-                        Event::Udp {
-                            from,
-                            to,
-                            sender: number,
-                            message,
-                        },
-                    );
-                }
-                Command::Send {
-                    via: Via::Derp(_, to),
-                    message,
-                    ..
-                } => {
-                    let event = Event::Relayed {
-                        from: number,
-                        to: index(to),
+                    let sender = node.disco;
+                    let payload = Payload::Disco {
+                        sender,
+                        to: disco,
                         message,
                     };
-                    self.later(RELAY_DELAY, event);
+                    match via {
+                        Via::Udp(to) => self.udp(number, to, payload),
+                        Via::Derp(_, to) => self.relay(number, index(to.as_bytes()), payload),
+                    }
                 }
-                Command::ReStun => self.later(DELAY * 2, Event::Stun { node: number }),
-                _ => {}
+                Command::SetRoute { peer, route } => {
+                    let peer = index(peer.as_bytes());
+                    if let Route::Direct(address) = route {
+                        node.watch.direct(now, peer, address);
+                    }
+                    node.tunnels.entry(peer).or_default().set_route(route);
+                }
+                Command::ReStun => {
+                    let life = node.life;
+                    let round_trip = (node.delay + LAN_DELAY * 8) * 2;
+                    self.later(round_trip, Event::Stun { node: number, life });
+                }
+                Command::ResetSession(_)
+                | Command::PingAnswered { .. }
+                | Command::PingExpired { .. } => {}
             }
+        }
+        self.arm(number);
+    }
+
+    fn arm(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let due = node.paths.next_timeout().map(|at| at.0.max(self.now));
+        if due != node.armed {
+            if let Some(at) = node.armed {
+                self.timers.remove(&(at, number));
+            }
+            if let Some(at) = due {
+                self.timers.insert((at, number));
+            }
+            node.armed = due;
+        }
+    }
+}
+
+impl Node {
+    /// A new disco key of a peer makes what was proved of it void.
+    fn watch_key(&mut self, peer: usize, disco: DiscoPublic) {
+        if !self.paths.knows(&disco) {
+            self.watch.forget(peer);
         }
     }
 }

@@ -1,0 +1,108 @@
+//! What must hold at every moment, whatever happens to the world.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use disco_proto::disco::TxId;
+
+/// A peer that was sent nothing for longer is idle: 45 s, and a heartbeat until it shows.
+const IDLE: Duration = Duration::from_secs(48);
+const TRUST: Duration = Duration::from_millis(6500);
+/// Pings outstanding longer than this are forgotten.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What one node did and was told, kept apart from the machine that is watched.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    asked: BTreeMap<TxId, (usize, SocketAddr, Duration)>,
+    order: VecDeque<TxId>,
+    /// When a peer's address was proved last.
+    proved: BTreeMap<(usize, SocketAddr), Duration>,
+    adopted: BTreeMap<(usize, SocketAddr), Duration>,
+    called: BTreeMap<usize, Duration>,
+    heard: BTreeSet<usize>,
+    pub(crate) pings: u64,
+}
+
+impl Watch {
+    pub(crate) fn called(&mut self, now: Duration, peer: usize) {
+        self.called.insert(peer, now);
+    }
+
+    pub(crate) fn heard(&mut self, peer: usize) {
+        self.heard.insert(peer);
+    }
+
+    /// How many peers ever said something.
+    pub(crate) fn talkers(&self) -> usize {
+        self.heard.len()
+    }
+
+    pub(crate) fn adopted(&mut self, now: Duration, peer: usize, address: SocketAddr) {
+        self.adopted.insert((peer, address), now);
+    }
+
+    /// A ping leaves for an address of `peer`, to which data went last at `last_sent`.
+    pub(crate) fn ping(
+        &mut self,
+        now: Duration,
+        (id, peer, address): (TxId, usize, SocketAddr),
+        last_sent: Option<Duration>,
+    ) {
+        self.pings += 1;
+        let recent = |at: Duration| now.saturating_sub(at) <= IDLE;
+        let adopted = self
+            .adopted
+            .iter()
+            .any(|(k, at)| k.0 == peer && recent(*at));
+        let answers = self.called.get(&peer) == Some(&now);
+        assert!(
+            last_sent.is_some_and(recent) || adopted || answers,
+            "a ping to peer {peer}, idle since {last_sent:?}"
+        );
+        self.asked.insert(id, (peer, address, now));
+        self.order.push_back(id);
+        while let Some(id) = self.order.front()
+            && self.asked.get(id).is_none_or(|a| now - a.2 > PATIENCE)
+        {
+            self.asked.remove(id);
+            self.order.pop_front();
+        }
+    }
+
+    pub(crate) fn pong(&mut self, now: Duration, id: TxId, by: usize) {
+        if let Some((peer, address, at)) = self.asked.get(&id)
+            && *peer == by
+            && now - *at <= PATIENCE
+        {
+            self.proved.insert((by, *address), now);
+        }
+    }
+
+    /// Packets for `peer` go straight to `address` from now on, or still do.
+    pub(crate) fn direct(&self, now: Duration, peer: usize, address: SocketAddr) {
+        let proved = self.proved.get(&(peer, address)).copied();
+        let last = proved.max(self.adopted.get(&(peer, address)).copied());
+        let age = last.map(|at| now - at);
+        assert!(
+            age.is_some_and(|age| age <= TRUST),
+            "direct to {address} of peer {peer}, proved {age:?} ago"
+        );
+    }
+
+    /// What was proved of a peer means nothing any longer.
+    pub(crate) fn forget(&mut self, peer: usize) {
+        self.asked.retain(|_, asked| asked.0 != peer);
+        self.proved.retain(|key, _| key.0 != peer);
+        self.adopted.retain(|key, _| key.0 != peer);
+    }
+
+    /// Nothing that was proved means anything any longer.
+    pub(crate) fn forget_all(&mut self) {
+        self.asked.clear();
+        self.order.clear();
+        self.proved.clear();
+        self.adopted.clear();
+    }
+}
