@@ -203,18 +203,13 @@ impl Inner {
         }
     }
 
-    /// Packets to and from the peers that WireGuard reaches straight.
-    pub(super) async fn direct_traffic(&self) -> BTreeMap<NodePublic, Traffic> {
-        let direct = self.routes.iter();
-        let direct: Vec<NodePublic> = direct
-            .filter(|(_, route)| matches!(route, Route::Direct(_)))
-            .map(|(peer, _)| *peer)
-            .collect();
-        if direct.is_empty() {
+    /// Packets to and from these peers.
+    pub(super) async fn traffic(&self, peers: Vec<NodePublic>) -> BTreeMap<NodePublic, Traffic> {
+        if peers.is_empty() {
             return BTreeMap::new();
         }
         if self.guard.is_ebpf() {
-            let traffic = direct.into_iter().filter_map(|peer| {
+            let traffic = peers.into_iter().filter_map(|peer| {
                 let index = peer_index(self.endpoints.address(&peer)?);
                 let counters = self.guard.count_of(index)?;
                 let traffic = Traffic {
@@ -227,7 +222,7 @@ impl Inner {
         }
         debug_assert_eq!(self.tunnel.engine(), Engine::Embedded);
         let states = self.tunnel.peers().await.unwrap_or_default();
-        let traffic = direct.into_iter().filter_map(|peer| {
+        let traffic = peers.into_iter().filter_map(|peer| {
             let stats = states.get(&peer)?.stats;
             let traffic = Traffic {
                 sent: stats.tx_bytes,

@@ -1,4 +1,4 @@
-//! Carries out what the path machine decides, and watches the traffic of direct peers for it.
+//! Carries out what the path machine decides, and watches the traffic of active peers for it.
 
 use std::collections::BTreeMap;
 use std::sync::Weak;
@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::inner::Inner;
 use crate::paths::{Event, Handle, Order};
 
-/// Between looks at the traffic of direct peers.
+/// Between looks at the traffic of active peers.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks in a row with packets to a peer and none from it that make its path suspect.
 const SUSPICIOUS: u32 = 2;
@@ -87,7 +87,8 @@ pub(super) async fn run(
             }
             _ = looks.tick() => {
                 let Some(inner) = inner.upgrade() else { return };
-                let traffic = inner.lock().await.direct_traffic().await;
+                let active = paths.active().await;
+                let traffic = inner.lock().await.traffic(active).await;
                 watched.retain(|peer, _| traffic.contains_key(peer));
                 for (peer, now) in traffic {
                     let Some(known) = watched.get_mut(&peer) else {

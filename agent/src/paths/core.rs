@@ -114,6 +114,10 @@ impl Core {
             } => self.open(now, Via::Derp(region, from), &datagram),
             Event::Sent(peer) if self.with.direct => self.paths.activity(now, peer, now),
             Event::Unanswered(peer) => self.paths.unanswered(now, peer),
+            Event::Active(answer) => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.paths.active().collect());
+            }
             Event::OwnEndpoints(endpoints) => self.paths.own_endpoints(now, endpoints),
             Event::UnderlayChanged => self.paths.underlay_changed(now),
             Event::Ping { peer, size, answer } => {

@@ -54,6 +54,8 @@ pub(crate) enum Event {
     Sent(NodePublic),
     /// WireGuard sends to this peer, and nothing comes back.
     Unanswered(NodePublic),
+    /// Somebody asks whose traffic has to be told.
+    Active(oneshot::Sender<Vec<NodePublic>>),
     /// Where we can be reached.
     OwnEndpoints(Vec<SocketAddr>),
     /// The host's own networks changed.
@@ -105,6 +107,13 @@ impl Handle {
         if self.0.send(event).await.is_err() {
             tracing::trace!("nobody looks after paths any more");
         }
+    }
+
+    /// The peers whose traffic has to be told, whatever their route.
+    pub(crate) async fn active(&self) -> Vec<NodePublic> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Event::Active(answer)).await;
+        answered.await.unwrap_or_default()
     }
 
     /// Pings a peer on the way by which it is reached, or on every way if there is no direct one, and
