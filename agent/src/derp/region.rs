@@ -266,7 +266,8 @@ async fn handle(
 ) -> Option<End> {
     match frame {
         Frame::RecvPacket { source, packet } => {
-            if delivery.handle(source, packet).await {
+            let elsewhere = delivery.handle(source, packet).await;
+            if elsewhere {
                 shared.learn_route(source, link.region);
             }
         }

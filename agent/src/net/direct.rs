@@ -25,7 +25,7 @@ pub(super) enum Pins {
     #[default]
     Untried,
     /// The program on `lo`.
-    Program(Pinning),
+    Program(Box<Pinning>),
     /// Raw sockets: there can be no program.
     Sockets,
 }
@@ -185,7 +185,7 @@ impl Inner {
         let (wireguard, relay) = (self.port, self.relayed.port());
         let attached = tokio::task::spawn_blocking(move || Pinning::attach(wireguard, relay)).await;
         self.pinning = match joined(attached) {
-            Ok(pinning) => Pins::Program(pinning),
+            Ok(pinning) => Pins::Program(Box::new(pinning)),
             Err(error) => {
                 let reason = error_text(&error);
                 tracing::debug!(reason, "sources of relayed packets are set by raw sockets");

@@ -41,7 +41,19 @@ pub fn addresses(node: &Node) -> Result<[IpAddr; 2]> {
 ///
 /// When they do not.
 pub fn connected_pair() -> Result<Tailnet> {
-    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    connected(Tailnet::new(&["alice", "bob"])?)
+}
+
+/// Two joined nodes that reach each other through the relay, and never straight.
+///
+/// # Errors
+///
+/// When they do not.
+pub fn relayed_pair() -> Result<Tailnet> {
+    connected(Tailnet::relayed(&["alice", "bob"])?)
+}
+
+fn connected(tailnet: Tailnet) -> Result<Tailnet> {
     let [alice, bob] = pair(&tailnet.nodes)?;
     alice.reach(bob.ip("-4")?, CONNECT)?;
     Ok(tailnet)

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netns_tests::{CONNECT, HEAL, connected_pair, pair};
+use netns_tests::{CONNECT, HEAL, pair, relayed_pair};
 use serde_json::Value;
 use testnet::tailnet::{Control, ControlOptions, Node, Relay};
 use testnet::{Lab, Process, skip_unless_available, wait_until};
@@ -11,7 +11,7 @@ use testnet::{Lab, Process, skip_unless_available, wait_until};
 #[test]
 fn traffic_resumes_after_control_with_its_relay_was_killed() -> Result<()> {
     skip_unless_available!("ping");
-    let mut tailnet = connected_pair()?;
+    let mut tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     let address = bob.ip("-4")?;
     let _traffic = traffic(alice, bob)?;
@@ -94,9 +94,9 @@ fn traffic_goes_on_while_control_is_away_and_changes_arrive_after_it() -> Result
 
 fn two_nodes(lab: &mut Lab, control: &Control) -> Result<[Node; 2]> {
     let key = control.auth_key(&["--reusable"])?;
-    let alice = Node::start(lab.behind_nat("alice")?)?;
+    let alice = Node::start_relayed(lab.behind_nat("alice")?)?;
     alice.join(&control.url(), &key)?;
-    let bob = Node::start(lab.behind_nat("bob")?)?;
+    let bob = Node::start_relayed(lab.behind_nat("bob")?)?;
     bob.join(&control.url(), &key)?;
     alice.reach(bob.ip("-4")?, CONNECT)?;
     Ok([alice, bob])

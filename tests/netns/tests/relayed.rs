@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, addresses, connected_pair, pair, transfer};
+use netns_tests::{CONNECT, addresses, pair, relayed_pair, transfer};
 use serde_json::Value;
 use testnet::skip_unless_available;
 use testnet::tailnet::{Engine, Node, Tailnet};
@@ -17,7 +17,7 @@ use testnet::wait_until;
 #[test]
 fn nodes_behind_nat_ping_each_other_both_ways_over_both_families() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    let tailnet = Tailnet::relayed(&["alice", "bob"])?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     for address in addresses(bob)? {
         alice.reach(address, CONNECT)?;
@@ -31,7 +31,7 @@ fn nodes_behind_nat_ping_each_other_both_ways_over_both_families() -> Result<()>
 #[test]
 fn bulk_tcp_arrives_whole_both_ways_over_both_families() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = connected_pair()?;
+    let tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     let (a, b) = (alice.host().namespace(), bob.host().namespace());
     for address in addresses(bob)? {
@@ -46,7 +46,7 @@ fn bulk_tcp_arrives_whole_both_ways_over_both_families() -> Result<()> {
 #[test]
 fn status_shows_peers_under_upstreams_names() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = connected_pair()?;
+    let tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
 
     let status = alice.status()?;
@@ -71,7 +71,7 @@ fn status_shows_peers_under_upstreams_names() -> Result<()> {
     ensure!(peer.flag("Online")?, "{peer:?}");
     ensure!(
         peer.text("CurAddr")?.is_empty(),
-        "no direct path yet: {peer:?}"
+        "not by the relay: {peer:?}"
     );
     ensure!(
         peer.ip(false)? == bob.ip("-4")? && peer.ip(true)? == bob.ip("-6")?,
@@ -90,7 +90,7 @@ fn status_shows_peers_under_upstreams_names() -> Result<()> {
 #[test]
 fn counters_of_the_peer_grow_in_status_and_metrics() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = connected_pair()?;
+    let tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     let len = 1 << 20;
     let before = alice.peer("bob")?;
@@ -119,7 +119,7 @@ fn counters_of_the_peer_grow_in_status_and_metrics() -> Result<()> {
 #[test]
 fn ebpf_counts_packets_and_bytes_per_peer() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = connected_pair()?;
+    let tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     let address = bob.ip("-4")?.to_string();
 
@@ -153,7 +153,7 @@ fn ebpf_counts_packets_and_bytes_per_peer() -> Result<()> {
 #[test]
 fn tailrace_ping_names_the_relay() -> Result<()> {
     skip_unless_available!("ping");
-    let tailnet = connected_pair()?;
+    let tailnet = relayed_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
     let by_name = alice.cli(&["ping", "-c", "1", "bob"])?;
     ensure!(by_name.to_lowercase().contains("derp"), "{by_name}");

@@ -323,6 +323,12 @@ impl Peer {
                 self.probe(context, Via::Udp(best.address), None, 0);
             }
         }
+        let lapsed = !trusted && matches!(self.route, Route::Direct(_));
+        if lapsed && self.heartbeat.is_some() {
+            // The peer may trust a path that is as dead, and answer by it: called, it puts it to the proof.
+            self.round(context, false);
+            self.call_me_maybe(context);
+        }
         if self.heartbeat.is_some_and(|at| at <= now) {
             self.beat(context);
         }

@@ -195,6 +195,9 @@ fn sending_without_an_answer_brings_the_relay_back_within_a_second() {
             peer: peer(),
             route: both
         }));
+    // The peer learns at once that it had better look at its own path.
+    let seen: Vec<Command> = seen.into_iter().map(|(_, c)| c).collect();
+    assert_eq!(calls(&seen), 1);
 }
 
 #[test]

@@ -13,7 +13,7 @@ pub use control::{Control, ControlOptions};
 pub use node::{Engine, Node, Peer};
 pub use relay::Relay;
 
-use crate::lab::Lab;
+use crate::lab::{Host, Lab};
 
 /// Time within which a started daemon answers.
 const START: std::time::Duration = std::time::Duration::from_secs(20);
@@ -38,12 +38,25 @@ impl Tailnet {
     ///
     /// When a daemon does not start or a node does not join; the message holds what it printed.
     pub fn new(names: &[&str]) -> Result<Tailnet> {
+        Tailnet::of(names, Node::start)
+    }
+
+    /// As [`new`](Self::new), but nodes reach each other through the relay only.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn relayed(names: &[&str]) -> Result<Tailnet> {
+        Tailnet::of(names, Node::start_relayed)
+    }
+
+    fn of(names: &[&str], start: impl Fn(Host) -> Result<Node>) -> Result<Tailnet> {
         let mut lab = Lab::new()?;
         let control = Control::start(lab.server("control")?, ControlOptions::default())?;
         let key = control.auth_key(&["--reusable"])?;
         let mut nodes = Vec::new();
         for name in names {
-            let node = Node::start(lab.behind_nat(name)?)?;
+            let node = start(lab.behind_nat(name)?)?;
             node.join(&control.url(), &key)?;
             nodes.push(node);
         }

@@ -38,6 +38,7 @@ pub struct Peer(Value);
 pub struct Node {
     process: Process,
     engine: Engine,
+    direct: bool,
     host: Host,
     state: Folder,
 }
@@ -58,11 +59,25 @@ impl Node {
     ///
     /// When it does not answer.
     pub fn start_on(host: Host, engine: Engine) -> Result<Node> {
+        Node::start_with(host, engine, true)
+    }
+
+    /// As [`start`](Self::start), but peers are reached through relays only.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn start_relayed(host: Host) -> Result<Node> {
+        Node::start_with(host, Engine::under_test(), false)
+    }
+
+    fn start_with(host: Host, engine: Engine, direct: bool) -> Result<Node> {
         let state = Folder::new("node")?;
-        let process = daemon(&host, state.path(), engine)?;
+        let process = daemon(&host, state.path(), engine, direct)?;
         let mut node = Node {
             process,
             engine,
+            direct,
             host,
             state,
         };
@@ -76,7 +91,7 @@ impl Node {
     ///
     /// When it does not answer.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = daemon(&self.host, self.state.path(), self.engine)?;
+        self.process = daemon(&self.host, self.state.path(), self.engine, self.direct)?;
         self.wait_answering()
     }
 
@@ -357,7 +372,7 @@ fn socket(state: &Path) -> PathBuf {
 }
 
 /// The daemon's command line, as [`Node::start`] uses it.
-fn daemon(host: &Host, state: &Path, engine: Engine) -> Result<Process> {
+fn daemon(host: &Host, state: &Path, engine: Engine, direct: bool) -> Result<Process> {
     let mut command = host.namespace().command(program("tailrace")?);
     command
         .arg("daemon")
@@ -366,6 +381,7 @@ fn daemon(host: &Host, state: &Path, engine: Engine) -> Result<Process> {
         .arg("--socket")
         .arg(socket(state))
         .args(["--wireguard", engine.word()])
+        .arg(format!("--direct={direct}"))
         .args(["--metrics", &format!("127.0.0.1:{METRICS}")]);
     Process::spawn("tailrace daemon", command)
 }
