@@ -46,11 +46,13 @@ impl Inner {
     /// Tells the path machine who we are and who our peers are.
     pub(super) async fn tell_paths(&mut self, key: &NodePrivate, desired: &Desired) {
         let peers = desired.peers.iter();
+        // Who has only just joined has told nobody where it listens: it may well be where we do.
+        let ours = self.relays.home().map(|(region, _)| region);
         let peers = peers
             .map(|(key, peer)| {
                 let paths = PeerPaths {
                     disco: peer.disco,
-                    home: peer.home_derp,
+                    home: peer.home_derp.or(ours),
                     endpoints: peer.endpoints.clone(),
                     expired: false,
                 };

@@ -257,7 +257,8 @@ impl Net {
             relays: relays.clone(),
             events: events_sender.clone(),
             wire: wire.clone(),
-            netlink: netlink.clone(),
+            // A socket carries one dump at a time; the other is used under a lock.
+            netlink: Netlink::open()?,
             device: config.device.clone(),
             port: config.port,
             explicit: config.endpoints,

@@ -46,7 +46,7 @@ pub(super) struct Surroundings {
     pub(super) relays: Manager,
     pub(super) events: mpsc::Sender<NetEvent>,
     pub(super) wire: Arc<Wire>,
-    pub(super) netlink: Arc<Netlink>,
+    pub(super) netlink: Netlink,
     /// The overlay device, whose addresses are no endpoints.
     pub(super) device: String,
     /// WireGuard's port.

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use testnet::Namespace;
 
-/// Commands that show the kernel's network state.
+/// Commands that show the kernel's network state, without what packets count.
 const VIEWS: &[&[&str]] = &[
     &["ip", "-o", "link"],
     &["ip", "-o", "address"],
@@ -15,7 +15,7 @@ const VIEWS: &[&[&str]] = &[
     &["ip", "-6", "rule"],
     &["ip", "-4", "route", "show", "table", "all"],
     &["ip", "-6", "route", "show", "table", "all"],
-    &["nft", "list", "ruleset"],
+    &["nft", "-s", "list", "ruleset"],
 ];
 
 /// Links, addresses, rules, routes, nftables and pinned BPF objects of a namespace.

@@ -323,12 +323,6 @@ impl Peer {
                 self.probe(context, Via::Udp(best.address), None, 0);
             }
         }
-        let lapsed = !trusted && matches!(self.route, Route::Direct(_));
-        if lapsed && self.heartbeat.is_some() {
-            // The peer may trust a path that is as dead, and answer by it: called, it puts it to the proof.
-            self.round(context, false);
-            self.call_me_maybe(context);
-        }
         if self.heartbeat.is_some_and(|at| at <= now) {
             self.beat(context);
         }
@@ -448,6 +442,13 @@ impl Peer {
             Some(best) => Route::Both(best.address),
         };
         if route != self.route {
+            let lapsed = matches!((self.route, route), (Route::Direct(_), Route::Both(_)));
+            if lapsed && self.heartbeat.is_some() {
+                // The peer may trust a path that is as dead, and answer by it: called, it puts it to the
+                // proof.
+                self.round(context, false);
+                self.call_me_maybe(context);
+            }
             self.route = route;
             context.commands.push_back(Command::SetRoute {
                 peer: self.key,
