@@ -69,10 +69,10 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
         stop.check()?;
         let endpoint = go_direct(&nodes[from], &nodes[to], NODES[to])?;
         println!(
-            "  ok     {} → {}: from the relay to {endpoint}, {:.1} s after the first packet",
+            "  ok     {} → {}: from the relay to {endpoint}, {} ms after the first packet",
             NODES[from],
             NODES[to],
-            first.elapsed().as_secs_f64()
+            first.elapsed().as_millis()
         );
     }
     Ok(Demo {
