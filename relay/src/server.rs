@@ -232,7 +232,8 @@ impl Server {
             self.handshake(&mut io, remote, &mut incoming),
         ))
         .await;
-        let (key, info) = match admitted.map_err(|_| ServeError::Timeout).flatten() {
+        // The greeting goes out once others reach the client: it is what the client waits for.
+        let (key, info, greeting) = match admitted.map_err(|_| ServeError::Timeout).flatten() {
             Ok(admitted) => admitted,
             Err(error) => {
                 match error {
@@ -254,7 +255,7 @@ impl Server {
             traits,
             Outbox::new(config.queue_bytes.max(128 << 10)),
         ));
-        let connection = Connection::new(self.clone(), client, io, incoming);
+        let connection = Connection::new(self.clone(), client, io, incoming, greeting);
         if !traits.mesh
             && let Err(refusal) = config.admission.confirm(key)
         {
@@ -270,7 +271,7 @@ impl Server {
         io: &mut T,
         remote: SocketAddr,
         incoming: &mut BytesMut,
-    ) -> Result<(NodePublic, ClientInfo), ServeError>
+    ) -> Result<(NodePublic, ClientInfo, Bytes), ServeError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
@@ -294,9 +295,7 @@ impl Server {
             self.0.config.admission.admit(key, remote.ip()).await?;
         }
         handshake.accept(&key, &ServerInfo::unlimited(), &mut outgoing)?;
-        io.write_all_buf(&mut outgoing).await?;
-        io.flush().await?;
-        Ok((key, info))
+        Ok((key, info, outgoing.freeze()))
     }
 
     fn is_mesh(&self, info: &ClientInfo) -> bool {

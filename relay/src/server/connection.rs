@@ -103,8 +103,14 @@ pub(super) struct Connection<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
-    /// Enters the client into the registry.
-    pub(super) fn new(server: Server, client: Arc<Client>, io: T, incoming: BytesMut) -> Self {
+    /// Enters the client into the registry; `greeting` is the first that it will be sent.
+    pub(super) fn new(
+        server: Server,
+        client: Arc<Client>,
+        io: T,
+        incoming: BytesMut,
+        greeting: Bytes,
+    ) -> Self {
         let config = &server.0.config;
         let keepalive = config.keepalive + Duration::from_millis(rand::random_range(0..5000));
         let keepalive_at = Instant::now() + keepalive;
@@ -118,7 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             io,
             incoming,
             skip: 0,
-            outgoing: VecDeque::new(),
+            outgoing: VecDeque::from([greeting]),
             needs_flush: false,
             pong: None,
             delivered: Delivered::new(),
