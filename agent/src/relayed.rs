@@ -27,7 +27,7 @@ use crate::paths::{Event, Handle, Wire};
 
 pub(crate) use beside::Beside;
 use beside::Table;
-pub(crate) use delivery::{Delivery, Inbound};
+pub(crate) use delivery::{Delivery, Inbound, is_wireguard};
 
 /// Longest outer WireGuard packet that we carry: what WireGuard makes of the largest overlay MTU here.
 const MAX_DATAGRAM_LEN: usize = 2048;

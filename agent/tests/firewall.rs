@@ -88,6 +88,7 @@ fn config() -> Config {
         uses_exit_node: true,
         wireguard_port: WIREGUARD,
         agent_port: Some(AGENT),
+        detoured: Default::default(),
         masquerade: true,
         served: ["10.1.0.0/24", "fd00:1::/64"]
             .map(|net| net.parse().unwrap())

@@ -15,6 +15,8 @@ mod rules;
 mod survey;
 mod watch;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -44,6 +46,8 @@ pub struct Config {
     pub wireguard_port: u16,
     /// UDP port of the agent's own socket, hidden behind WireGuard's; `None` leaves both ports alone.
     pub agent_port: Option<u16>,
+    /// Sources whose WireGuard packets go to the agent's port as well.
+    pub detoured: BTreeSet<SocketAddr>,
     /// Whether this host forwards anything, for peers or for its containers.
     pub forwards: bool,
     /// Whether this node's own traffic goes through a peer.

@@ -1,5 +1,8 @@
 //! What the rules are: pure functions of the configuration.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use ipnet::{IpNet, Ipv4Net};
 use netlink::Family;
 use netlink::nft::{Base, Chain, Expression as E, Hook, Kind, Layer, Port, Rule, Table, state};
@@ -81,7 +84,7 @@ pub fn table(config: &Config) -> Table {
         chains.extend(keep_bypass());
     }
     if let Some(agent_port) = config.agent_port {
-        chains.extend(demux(config.wireguard_port, agent_port));
+        chains.extend(demux(config.wireguard_port, agent_port, &config.detoured));
     }
     if config.masquerade && !config.served.is_empty() {
         let marked = E::Mark {
@@ -209,9 +212,10 @@ fn keep_bypass() -> [Chain; 2] {
 }
 
 /// Shares WireGuard's port with the agent: what is not WireGuard's goes to the agent's socket, and what
-/// that sends leaves from WireGuard's port. The agent's own port is closed to the outside.
-fn demux(wireguard: u16, agent: u16) -> [Chain; 2] {
-    let incoming = vec![
+/// that sends leaves from WireGuard's port. From `detoured` sources everything does. The agent's own port is
+/// closed to the outside.
+fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain; 2] {
+    let mut incoming = vec![
         Rule::new([
             E::TransportProtocol(UDP),
             E::Port(Port::Destination, agent),
@@ -226,6 +230,16 @@ fn demux(wireguard: u16, agent: u16) -> [Chain; 2] {
             E::SetUdpPort(Port::Destination, agent),
         ]),
     ];
+    incoming.extend(detoured.iter().map(|source| {
+        Rule::new([
+            E::TransportProtocol(UDP),
+            E::Source(source.ip().into()),
+            E::Port(Port::Source, source.port()),
+            E::Port(Port::Destination, wireguard),
+            E::Counter,
+            E::SetUdpPort(Port::Destination, agent),
+        ])
+    }));
     let outgoing = vec![Rule::new([
         E::TransportProtocol(UDP),
         E::Port(Port::Source, agent),
@@ -261,6 +275,7 @@ mod tests {
             divert: true,
             wireguard_port: 41641,
             agent_port: Some(41700),
+            detoured: BTreeSet::new(),
             forwards: true,
             uses_exit_node: true,
             masquerade: true,

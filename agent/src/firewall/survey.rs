@@ -337,6 +337,7 @@ mod tests {
             divert: true,
             wireguard_port: 41641,
             agent_port: None,
+            detoured: Default::default(),
             masquerade: true,
             served: vec!["10.1.0.0/16".parse().unwrap()],
             exit_node: false,

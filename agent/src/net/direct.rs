@@ -6,17 +6,22 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use dataplane::Pinning;
 use keys::{NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
+use netlink::wireguard::Change;
 use node_core::Desired;
 use node_core::paths::{PeerPaths, Route};
 
+use super::NetError;
 use super::filter::joined;
 use super::inner::{Inner, peer_index};
 use super::reroute::Traffic;
-use super::{Engine, NetError};
 use crate::error_text::error_text;
 use crate::paths::{Event, Order};
 use crate::relayed::Beside;
 use crate::underlay::udp;
+
+/// Most addresses in the rules for detours, each of which costs every packet a little; they are there only
+/// while paths fail.
+const MAX_DETOURS: usize = 64;
 
 /// What keeps relayed packets from moving WireGuard's endpoints, over IPv4.
 #[derive(Debug, Default)]
@@ -68,39 +73,80 @@ impl Inner {
 
     /// Does what the path machine has decided; the last word on each peer counts.
     pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
-        let mut changed = BTreeSet::new();
-        let mut restarted = BTreeSet::new();
+        let mut routed = BTreeSet::new();
+        let mut restarted = Vec::new();
+        let (mut changed, mut detoured) = (false, false);
         for order in orders {
             match *order {
                 Order::Route(peer, route) => {
                     if self.routes.insert(peer, route) != Some(route) {
                         tell_path(peer, route);
+                        changed = true;
                     }
-                    changed.insert(peer);
+                    routed.insert(peer);
                 }
-                Order::Reset(peer) => {
-                    restarted.insert(peer);
+                Order::Detour(peer, ref sources) => {
+                    self.detours.insert(peer, sources.clone());
+                    detoured = true;
                 }
+                Order::Reset(peer) => restarted.push(Change::RemovePeer(peer)),
             }
         }
         if self.applied.is_none() {
             return Ok(());
         }
-        let mut endpoints = Vec::with_capacity(changed.len());
-        for peer in changed {
+        // Before the endpoints: one that is relayed again must not be moved back.
+        if detoured {
+            self.arrange_detours().await?;
+        }
+        let mut endpoints = Vec::with_capacity(routed.len());
+        for peer in routed {
             // What is relayed has to look like coming from the new endpoint before it is one.
             self.set_beside(&peer);
-            endpoints.extend(self.endpoint(&peer).map(|endpoint| (peer, endpoint)));
+            let endpoint = self.endpoint(&peer);
+            endpoints.extend(endpoint.map(|endpoint| Change::SetEndpoint(peer, endpoint)));
         }
-        self.tunnel.redirect(&endpoints).await?;
-        self.shields.trust(&self.trusted());
+        self.tunnel.change(endpoints).await?;
+        if changed {
+            self.shields.trust(&self.trusted());
+        }
         if !restarted.is_empty() {
-            for peer in restarted {
-                self.tunnel.forget(&peer).await?;
-            }
+            self.tunnel.change(restarted).await?;
             self.reapply().await?;
         }
         Ok(())
+    }
+
+    /// Has packets from addresses without proof pass the agent, which hands them over like relayed ones:
+    /// WireGuard would answer where they came from, and past the relay.
+    async fn arrange_detours(&mut self) -> Result<(), NetError> {
+        self.detours.retain(|_, sources| !sources.is_empty());
+        let detours = self.detours.iter().filter_map(|(peer, sources)| {
+            let address = self.endpoints.address(peer)?;
+            Some(sources.iter().map(move |source| (*source, address)))
+        });
+        self.wire.set_detours(detours.flatten().collect());
+        self.arrange_netfilter().await
+    }
+
+    /// Ends the detours: without an agent they lead nowhere.
+    pub(super) async fn end_detours(&mut self) {
+        if std::mem::take(&mut self.detours).is_empty() {
+            return;
+        }
+        if let Err(error) = self.arrange_netfilter().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "packets from some addresses are lost until the agent is back"
+            );
+        }
+    }
+
+    /// Addresses whose WireGuard packets the host's netfilter brings to the agent.
+    pub(super) fn detoured(&self) -> BTreeSet<SocketAddr> {
+        let sources = self.detours.values().flatten();
+        sources.copied().take(MAX_DETOURS).collect()
     }
 
     /// Where WireGuard sends what is for a peer.
@@ -205,32 +251,28 @@ impl Inner {
         }
     }
 
-    /// Packets to and from these peers.
+    /// Packets, or bytes, to and from these peers.
     pub(super) async fn traffic(&self, peers: Vec<NodePublic>) -> BTreeMap<NodePublic, Traffic> {
         if peers.is_empty() {
             return BTreeMap::new();
         }
-        if self.guard.is_ebpf() {
-            let traffic = peers.into_iter().filter_map(|peer| {
-                let index = peer_index(self.endpoints.address(&peer)?);
-                let counters = self.guard.count_of(index)?;
-                let traffic = Traffic {
-                    sent: counters.tx_packets,
-                    received: counters.rx_packets,
-                };
-                Some((peer, traffic))
-            });
-            return traffic.collect();
-        }
-        debug_assert_eq!(self.tunnel.engine(), Engine::Embedded);
-        let states = self.tunnel.peers().await.unwrap_or_default();
+        // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
+        let states = if self.guard.is_ebpf() {
+            BTreeMap::new()
+        } else {
+            self.states().await
+        };
+        let traffic = |peer: &NodePublic| {
+            if let Some(state) = states.get(peer) {
+                return Some((state.stats.tx_bytes, state.stats.rx_bytes));
+            }
+            let index = peer_index(self.endpoints.address(peer)?);
+            let counters = self.guard.count_of(index)?;
+            Some((counters.tx_packets, counters.rx_packets))
+        };
         let traffic = peers.into_iter().filter_map(|peer| {
-            let stats = states.get(&peer)?.stats;
-            let traffic = Traffic {
-                sent: stats.tx_bytes,
-                received: stats.rx_bytes,
-            };
-            Some((peer, traffic))
+            let (sent, received) = traffic(&peer)?;
+            Some((peer, Traffic { sent, received }))
         });
         traffic.collect()
     }

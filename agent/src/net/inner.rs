@@ -34,7 +34,7 @@ use crate::paths::{self, Event, Wire};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::shield::{self, Shields};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{PeerState, Tunnel};
 
 /// Everything that [`super::Net`] applies.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(super) struct Inner {
     pub(super) direct: BTreeMap<NodePublic, SocketAddr>,
     /// How peers are reached, if not only through relays.
     pub(super) routes: BTreeMap<NodePublic, Route>,
+    /// Addresses whose packets must not move the endpoint of the peer.
+    pub(super) detours: BTreeMap<NodePublic, Vec<SocketAddr>>,
     /// Paths of a former agent that the path machine has not been told of yet.
     pub(super) adopted: BTreeMap<NodePublic, SocketAddr>,
     /// Direct paths are looked for.
@@ -165,7 +167,7 @@ impl Inner {
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
-    async fn arrange_netfilter(&self) -> Result<(), NetError> {
+    pub(super) async fn arrange_netfilter(&self) -> Result<(), NetError> {
         let Some(applied) = &self.applied else {
             return Ok(());
         };
@@ -192,6 +194,7 @@ impl Inner {
             divert,
             wireguard_port: self.port,
             agent_port: self.wants_direct.then(|| self.wire.port()),
+            detoured: self.detoured(),
             forwards: !served.is_empty() || forwarding::is_on(),
             uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
@@ -271,6 +274,7 @@ impl Inner {
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.routes.clear();
+        self.detours.clear();
         self.pinning = Pins::Untried;
         let nobody = Event::Peers {
             node: NodePublic::from_bytes([0; 32]),
@@ -301,6 +305,7 @@ impl Inner {
     /// Lets go of what outlives the agent, and tidies up what does not.
     pub(super) async fn detach(&mut self) {
         self.relays.stop();
+        self.end_detours().await;
         self.tunnel.detach().await;
         if self.tunnel.engine() == Engine::Embedded {
             // Device, addresses and routes went with the tunnel.
@@ -323,6 +328,7 @@ impl Inner {
         self.endpoints.retain(&present);
         self.direct.retain(|key, _| present.contains(key));
         self.routes.retain(|key, _| present.contains(key));
+        self.detours.retain(|key, _| present.contains(key));
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;
@@ -507,14 +513,19 @@ impl Inner {
         }
     }
 
-    /// Reads everything that `status` shows.
-    pub(super) async fn status(&self) -> NetStatus {
-        let link = links::get(&self.netlink, &self.device).await.ok().flatten();
-        let states = self.tunnel.peers().await.unwrap_or_else(|error| {
+    /// Reads what the tunnel knows of its peers; nothing if it cannot be asked.
+    pub(super) async fn states(&self) -> BTreeMap<NodePublic, PeerState> {
+        self.tunnel.peers().await.unwrap_or_else(|error| {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "tunnel state not read");
             BTreeMap::new()
-        });
+        })
+    }
+
+    /// Reads everything that `status` shows.
+    pub(super) async fn status(&self) -> NetStatus {
+        let link = links::get(&self.netlink, &self.device).await.ok().flatten();
+        let states = self.states().await;
         let counts = self.guard.counts();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
         let peers = desired.map(|desired| {

@@ -208,11 +208,12 @@ impl Net {
         })?;
         let wire = Arc::new(wire);
         let (paths, path_events) = paths::channel();
-        let (relays, notices) = Manager::new(Inbound {
+        let inbound = Inbound {
             relayed: relayed.clone(),
             peers: peers.clone(),
             paths: paths.clone(),
-        });
+        };
+        let (relays, notices) = Manager::new(inbound.clone());
         let (orders, order_receiver) = mpsc::unbounded_channel();
         let restun = Arc::new(Notify::new());
         let core = Core::new(Surroundings {
@@ -275,6 +276,7 @@ impl Net {
             endpoints,
             direct,
             routes,
+            detours: BTreeMap::new(),
             adopted,
             wants_direct: config.direct,
             pinning: Pins::Untried,
@@ -293,7 +295,6 @@ impl Net {
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
-        let (listener, listens) = (wire, paths.clone());
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
             tokio::spawn(rejects::run(config.device, reports.clone())),
@@ -301,7 +302,7 @@ impl Net {
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, outbound)),
             tokio::spawn(core.run(path_events)),
-            tokio::spawn(async move { listener.listen(listens).await }),
+            tokio::spawn(async move { wire.listen(inbound).await }),
             tokio::spawn(reroute::run(
                 Arc::downgrade(&inner),
                 order_receiver,

@@ -20,7 +20,7 @@ const PATIENCE: u32 = 6;
 /// Orders that are carried out together.
 const MAX_ORDERS: usize = 256;
 
-/// Packets to and from one peer.
+/// Packets, or bytes, to and from one peer.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Traffic {
     pub(super) sent: u64,

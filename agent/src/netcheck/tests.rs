@@ -7,6 +7,8 @@ use node_core::derp::{Address, Certificate};
 use tokio::net::UdpSocket;
 
 use super::*;
+use crate::net::peers::Peers;
+use crate::relayed::{Inbound, Relayed};
 
 #[test]
 fn an_incremental_plan_asks_home_most_and_only_the_fastest() {
@@ -68,8 +70,14 @@ async fn regions_that_answer_are_measured() {
     let map = map(&[(1, Some(ports[0])), (2, Some(ports[1]))]);
 
     let wire = Arc::new(Wire::open(0).unwrap());
-    let (listener, (handle, _events)) = (wire.clone(), crate::paths::channel());
-    let listening = tokio::spawn(async move { listener.listen(handle).await });
+    let (paths, _events) = crate::paths::channel();
+    let inbound = Inbound {
+        relayed: Arc::new(Relayed::bind(None, 0).unwrap()),
+        peers: Peers::default(),
+        paths,
+    };
+    let listener = wire.clone();
+    let listening = tokio::spawn(async move { listener.listen(inbound).await });
     let report = run(&map, Plan::Full, &wire).await;
     listening.abort();
 

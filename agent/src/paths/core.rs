@@ -190,6 +190,7 @@ impl Core {
                     self.with.send(via, &datagram).await;
                 }
                 Command::SetRoute { peer, route } => self.order(Order::Route(peer, route)),
+                Command::Detour { peer, sources } => self.order(Order::Detour(peer, sources)),
                 Command::ResetSession(peer) => self.order(Order::Reset(peer)),
                 Command::ReStun => self.with.restun.notify_one(),
                 Command::PingAnswered {

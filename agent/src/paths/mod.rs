@@ -69,10 +69,12 @@ pub(crate) enum Event {
 }
 
 /// What the data plane has to do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Order {
     /// Reach the peer this way.
     Route(NodePublic, Route),
+    /// The peer's packets from these addresses must not move its endpoint.
+    Detour(NodePublic, Vec<SocketAddr>),
     /// Forget the session with the peer, which restarted.
     Reset(NodePublic),
 }

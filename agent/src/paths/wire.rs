@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{Event, Handle};
 use crate::firewall::demux::{Demux, Raw};
+use crate::relayed::{self, Inbound};
 use crate::underlay;
 
 /// Longest datagram that is read whole: what a path of MTU 9000 carries.
@@ -58,6 +59,8 @@ pub(crate) struct Wire {
     asked: Mutex<HashMap<stun::TxId, mpsc::Sender<StunAnswer>>>,
     /// Disco keys of peers: anybody else is not worth opening a box for.
     known: RwLock<HashSet<DiscoPublic>>,
+    /// Peers' addresses without proof: what WireGuard there sends is for the synthetic address beside.
+    detours: RwLock<HashMap<SocketAddr, Ipv4Addr>>,
     counters: Counters,
 }
 
@@ -75,6 +78,7 @@ impl Wire {
             wireguard,
             asked: Mutex::default(),
             known: RwLock::default(),
+            detours: RwLock::default(),
             counters: Counters::default(),
         })
     }
@@ -154,6 +158,19 @@ impl Wire {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
+    /// Sets whose WireGuard packets take the detour: through us, as if a relay had brought them.
+    pub(crate) fn set_detours(&self, detours: HashMap<SocketAddr, Ipv4Addr>) {
+        *self.detours.write().unwrap_or_else(PoisonError::into_inner) = detours;
+    }
+
+    fn detour(&self, from: SocketAddr, datagram: &[u8]) -> Option<Ipv4Addr> {
+        if !relayed::is_wireguard(datagram) {
+            return None;
+        }
+        let detours = self.detours.read().unwrap_or_else(PoisonError::into_inner);
+        detours.get(&from).copied()
+    }
+
     /// What led to nothing.
     pub(crate) fn junk(&self) -> Junk {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -172,7 +189,7 @@ impl Wire {
     }
 
     /// Reads until nobody listens any more.
-    pub(crate) async fn listen(&self, handle: Handle) {
+    pub(crate) async fn listen(&self, to: Inbound) {
         let mut demuxes = self.demux.subscribe();
         let mut buffer = vec![0; MAX_DATAGRAM_LEN];
         loop {
@@ -182,7 +199,13 @@ impl Wire {
                     return;
                 },
                 received = demux.receive(&mut buffer) => match received {
-                    Ok((len, from)) => self.sort(&handle, &buffer[..len], from),
+                    Ok((len, from)) => {
+                        let datagram = &buffer[..len];
+                        match self.detour(from, datagram) {
+                            Some(peer) => to.hand_over(peer, datagram).await,
+                            None => self.sort(&to.paths, datagram, from),
+                        }
+                    }
                     // An ICMP answer to something that was sent; nothing has come.
                     Err(error) => tracing::trace!(%error, "an underlay socket reports"),
                 },

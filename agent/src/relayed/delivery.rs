@@ -25,6 +25,14 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
+    /// Hands a single WireGuard packet of a peer over, as [`Delivery`] does; the peer is named by its synthetic
+    /// address.
+    pub(crate) async fn hand_over(&self, peer: Ipv4Addr, packet: &[u8]) {
+        if let Err(error) = self.relayed.inject(peer, packet, packet.len()).await {
+            tracing::trace!(%error, "a packet on its detour not handed to WireGuard");
+        }
+    }
+
     /// Opens the way in for one relay connection.
     pub(crate) fn delivery(&self, region: RegionId) -> Delivery {
         Delivery {
@@ -107,7 +115,7 @@ impl Delivery {
 }
 
 /// True if a packet has the shape of a WireGuard message: type 1–4 and a length that fits it.
-fn is_wireguard(packet: &[u8]) -> bool {
+pub(crate) fn is_wireguard(packet: &[u8]) -> bool {
     match packet.first_chunk::<4>() {
         Some([1, 0, 0, 0]) => packet.len() == 148,
         Some([2, 0, 0, 0]) => packet.len() == 92,

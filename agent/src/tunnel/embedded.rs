@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -114,13 +113,6 @@ impl Embedded {
             port,
             mark,
         })
-    }
-
-    async fn change(&mut self, changes: Vec<Change>) -> Result<(), NetError> {
-        match &mut self.running {
-            Some(running) => running.apply(changes).await,
-            None => Ok(()),
-        }
     }
 
     async fn stop(&mut self) {
@@ -281,20 +273,14 @@ impl Tunnel for Embedded {
         .boxed()
     }
 
-    fn redirect<'a>(
-        &'a mut self,
-        endpoints: &'a [(NodePublic, SocketAddr)],
-    ) -> BoxFuture<'a, Result<(), NetError>> {
+    fn change(&mut self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), NetError>> {
         async move {
-            let changes = endpoints.iter();
-            let changes = changes.map(|(peer, endpoint)| Change::SetEndpoint(*peer, *endpoint));
-            self.change(changes.collect()).await
+            match &mut self.running {
+                Some(running) => running.apply(changes).await,
+                None => Ok(()),
+            }
         }
         .boxed()
-    }
-
-    fn forget<'a>(&'a mut self, peer: &'a NodePublic) -> BoxFuture<'a, Result<(), NetError>> {
-        async move { self.change(vec![Change::RemovePeer(*peer)]).await }.boxed()
     }
 
     fn peers(&self) -> BoxFuture<'_, Result<BTreeMap<NodePublic, PeerState>, NetError>> {

@@ -1,7 +1,6 @@
 //! The kernel's WireGuard, configured through netlink.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -64,13 +63,6 @@ impl Kernel {
         }
     }
 
-    async fn change(&self, changes: &[Change]) -> Result<(), NetError> {
-        match wireguard::apply(&self.netlink, &self.device, changes).await {
-            Err(Error::NoDevice { .. }) => Ok(()),
-            other => Ok(other?),
-        }
-    }
-
     async fn ensure_device(&self) -> Result<(), NetError> {
         match links::get(&self.netlink, &self.device).await? {
             Some(link) if link.kind == Kind::WireGuard => Ok(()),
@@ -108,22 +100,14 @@ impl Tunnel for Kernel {
         .boxed()
     }
 
-    fn redirect<'a>(
-        &'a mut self,
-        endpoints: &'a [(NodePublic, SocketAddr)],
-    ) -> BoxFuture<'a, Result<(), NetError>> {
+    fn change(&mut self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), NetError>> {
         async move {
-            let changes = endpoints.iter();
-            let changes: Vec<Change> = changes
-                .map(|(peer, endpoint)| Change::SetEndpoint(*peer, *endpoint))
-                .collect();
-            self.change(&changes).await
+            match wireguard::apply(&self.netlink, &self.device, &changes).await {
+                Err(Error::NoDevice { .. }) => Ok(()),
+                other => Ok(other?),
+            }
         }
         .boxed()
-    }
-
-    fn forget<'a>(&'a mut self, peer: &'a NodePublic) -> BoxFuture<'a, Result<(), NetError>> {
-        async move { self.change(&[Change::RemovePeer(*peer)]).await }.boxed()
     }
 
     fn peers(&self) -> BoxFuture<'_, Result<BTreeMap<NodePublic, PeerState>, NetError>> {

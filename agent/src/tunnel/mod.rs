@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 
 use futures_util::future::BoxFuture;
 use keys::NodePublic;
-use netlink::wireguard::{Device, PeerStats};
+use netlink::wireguard::{Change, Device, PeerStats};
 
 pub(crate) use embedded::Embedded;
 pub(crate) use gate::Gate;
@@ -43,23 +43,13 @@ pub(crate) trait Tunnel: fmt::Debug + Send + Sync {
     /// The first refusal; apply again to do the rest.
     fn apply<'a>(&'a mut self, desired: &'a Device) -> BoxFuture<'a, Result<(), NetError>>;
 
-    /// Sends what is for these peers to these endpoints from now on; peers that the device does not have
-    /// are passed over, and so is a device that is not there.
+    /// Makes single changes without looking at the rest; peers that the device does not have are passed
+    /// over, and so is a device that is not there.
     ///
     /// # Errors
     ///
     /// Whatever the kernel refused.
-    fn redirect<'a>(
-        &'a mut self,
-        endpoints: &'a [(NodePublic, SocketAddr)],
-    ) -> BoxFuture<'a, Result<(), NetError>>;
-
-    /// Removes a peer with its session: [`Self::apply`] brings it back without one.
-    ///
-    /// # Errors
-    ///
-    /// Whatever the kernel refused.
-    fn forget<'a>(&'a mut self, peer: &'a NodePublic) -> BoxFuture<'a, Result<(), NetError>>;
+    fn change(&mut self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), NetError>>;
 
     /// Returns the state of every peer; nothing if there is no device.
     ///

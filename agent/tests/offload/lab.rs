@@ -215,6 +215,7 @@ async fn agent(
             wireguard_port: 41641,
             divert: false,
             agent_port: None,
+            detoured: Default::default(),
             forwards: true,
             uses_exit_node: false,
             masquerade,

@@ -416,6 +416,7 @@ async fn serve(plane: &Arc<Mutex<Plane>>, served: Vec<IpNet>, duties: Duties) ->
             wireguard_port: 41641,
             divert: false,
             agent_port: None,
+            detoured: Default::default(),
             forwards: true,
             uses_exit_node: false,
             masquerade: true,

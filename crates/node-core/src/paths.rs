@@ -18,7 +18,7 @@ mod candidates;
 mod choice;
 mod peer;
 
-pub use candidates::MAX_CANDIDATES;
+pub use candidates::{MAX_CANDIDATES, MAX_DETOURED};
 use peer::{Context, Peer};
 
 /// How old our own endpoints may be when a CallMeMaybe offers them.
@@ -98,6 +98,14 @@ pub enum Command {
         peer: NodePublic,
         /// The way.
         route: Route,
+    },
+    /// The peer's WireGuard packets that come straight from these addresses, which are not proved, must
+    /// not move its endpoint: hand them over as if a relay had brought them. Replaces the former list.
+    Detour {
+        /// The peer.
+        peer: NodePublic,
+        /// At most [`MAX_DETOURED`].
+        sources: Vec<SocketAddr>,
     },
     /// Learn our own endpoints anew, then call [`Paths::own_endpoints`], changed or not.
     ReStun,

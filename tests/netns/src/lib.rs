@@ -7,6 +7,7 @@
 mod echo;
 mod gateway;
 mod snapshot;
+mod stream;
 mod transfer;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use testnet::tailnet::{Node, Tailnet};
 pub use echo::{Echo, Flow};
 pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
 pub use snapshot::KernelState;
+pub use stream::{Delivery, End, both_ways};
 pub use transfer::transfer;
 
 /// Time within which two joined nodes reach each other.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, pair};
+use netns_tests::{CONNECT, End, both_ways, pair};
 use testnet::tailnet::{Node, Tailnet};
 use testnet::{skip_unless_available, wait_until};
 
@@ -14,6 +14,23 @@ const BLOCK: &str = "table inet block {
     }
 }
 ";
+
+/// Has a router let no UDP in from the internet: what its host sends arrives, answers do not.
+const BLOCK_INWARDS: &str = "table inet block {
+    chain forward { type filter hook forward priority -10; policy accept
+        iifname wan meta l4proto udp drop
+    }
+}
+";
+/// Has a router let no disco in, whose datagrams begin with its magic; WireGuard's pass.
+const BLOCK_DISCO: &str = "table inet block {
+    chain forward { type filter hook forward priority -10; policy accept
+        iifname wan meta l4proto udp @th,64,48 0x5453f09f92ac drop
+    }
+}
+";
+/// Within which delivery goes on by the relay while there is traffic (the issue's promise).
+const RESUMED: Duration = Duration::from_secs(3);
 
 /// The endpoint by which `node` reaches the peer straight.
 fn direct(node: &Node, peer: &str) -> Result<String> {
@@ -95,4 +112,118 @@ fn blocked_udp_brings_the_relay_back_within_three_seconds() -> Result<()> {
         direct(alice, "bob")
     })?;
     Ok(())
+}
+
+/// Both ends of a stream between two nodes.
+fn ends<'a>([alice, bob]: [&'a Node; 2]) -> Result<[End<'a>; 2]> {
+    let end = |node: &'a Node| -> Result<End<'a>> {
+        Ok(End {
+            space: node.host().namespace(),
+            address: node.ip("-4")?,
+        })
+    };
+    Ok([end(alice)?, end(bob)?])
+}
+
+#[test]
+fn a_stream_both_ways_loses_nothing_when_its_path_becomes_direct() -> Result<()> {
+    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    wait_until(CONNECT, "both know each other's relay", || {
+        for (node, peer) in [(alice, "bob"), (bob, "alice")] {
+            ensure!(!node.peer(peer)?.text("Relay")?.is_empty(), "{peer}");
+        }
+        Ok(())
+    })?;
+    let time = Duration::from_secs(5);
+    let deliveries = both_ways(ends([alice, bob])?, time, || {
+        for (node, peer) in [(alice, "bob"), (bob, "alice")] {
+            wait_until(time, "the path is direct", || direct(node, peer))?;
+        }
+        Ok(())
+    })?;
+    for delivery in deliveries {
+        println!("{delivery:?}");
+        ensure!(delivery.lost() == 0, "{delivery:?}");
+    }
+    Ok(())
+}
+
+/// Blocks UDP under a stream by `rules` in alice's router; whatever is blocked, the stream goes on.
+fn survives(rules: &str) -> Result<()> {
+    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    alice.reach(bob.ip("-4")?, CONNECT)?;
+    for (node, peer) in [(alice, "bob"), (bob, "alice")] {
+        wait_until(CONNECT, "the path is direct", || {
+            alice.ping(bob.ip("-4")?)?;
+            direct(node, peer)
+        })?;
+    }
+    let router = alice.host().nat().context("no router")?.namespace();
+    let deliveries = both_ways(ends([alice, bob])?, Duration::from_secs(20), || {
+        router.nft(rules)
+    })?;
+    for delivery in deliveries {
+        let resumed = delivery.silence.0;
+        println!("{delivery:?}");
+        ensure!(resumed <= RESUMED, "{delivery:?}");
+        // Lost is what went out in that silence, and while the other side had not noticed yet.
+        let most = RESUMED.as_secs() as usize * 500;
+        ensure!(delivery.lost() <= most, "{delivery:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_goes_on_by_the_relay_when_udp_is_blocked() -> Result<()> {
+    survives(BLOCK)
+}
+
+#[test]
+fn a_stream_goes_on_by_the_relay_when_udp_is_blocked_one_way() -> Result<()> {
+    survives(BLOCK_INWARDS)
+}
+
+#[test]
+fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
+    skip_unless_available!("ping");
+    let tailnet = Tailnet::new(&["alice", "bob"])?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    let address = bob.ip("-4")?;
+    alice.reach(address, CONNECT)?;
+    let (mut of_alice, mut of_bob) = (String::new(), String::new());
+    for (node, peer, endpoint) in [(alice, "bob", &mut of_bob), (bob, "alice", &mut of_alice)] {
+        *endpoint = wait_until(CONNECT, "the path is direct", || {
+            alice.ping(address)?;
+            direct(node, peer)
+        })?;
+    }
+    // Without pongs neither trusts the path: each sends both ways.
+    let router = alice.host().nat().context("no router")?.namespace();
+    router.nft(BLOCK_DISCO)?;
+    for (node, peer) in [(alice, "bob"), (bob, "alice")] {
+        wait_until(CONNECT, "the path is not trusted", || {
+            alice.ping(address)?;
+            ensure!(direct(node, peer).is_err(), "{peer} is still direct");
+            Ok(())
+        })?;
+    }
+    let ping = address.to_string();
+    let pings = ["ping", "-n", "-c", "25", "-i", "0.02", &ping];
+    let stays = |expected: &str| -> Result<()> {
+        for _ in 0..10 {
+            let said = alice.host().namespace().exec(&pings)?;
+            ensure!(said.contains("25 received"), "{said}");
+            let alice = bob.peer("alice")?;
+            let endpoint = alice.text("CurAddr")?;
+            ensure!(endpoint == expected, "{endpoint:?}, not {expected:?}");
+        }
+        Ok(())
+    };
+    stays("").context("where the path is not trusted")?;
+    // Chosen by hand it is: the relayed copies seem to come from there as well.
+    let source = alice.ip("-4")?.to_string();
+    bob.cli(&["debug", "endpoint", &source, &of_alice])?;
+    stays(&of_alice).context("where the path is trusted")
 }

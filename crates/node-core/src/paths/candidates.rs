@@ -7,9 +7,12 @@ use std::time::Duration;
 use disco_proto::disco::TxId;
 
 use super::Now;
+use super::peer::PING_TIMEOUT;
 
 /// Most candidates kept of one peer.
 pub const MAX_CANDIDATES: usize = 100;
+/// Most unproved addresses of one peer whose packets take a detour.
+pub const MAX_DETOURED: usize = 4;
 /// How long an address learned from a ping alone is kept after the last such ping.
 const PING_LEARNED: Duration = Duration::from_secs(45);
 
@@ -32,6 +35,17 @@ impl Candidate {
             || self
                 .got_ping
                 .is_some_and(|(at, _)| now.since(at) <= PING_LEARNED)
+    }
+
+    fn is_due(&self, now: Now, interval: Duration) -> bool {
+        self.last_ping.is_none_or(|at| now.since(at) >= interval)
+    }
+
+    /// The last ping to it was answered, or still may be.
+    fn is_proved(&self, now: Now) -> bool {
+        let answered = self.answered;
+        let pending = |at| answered >= Some(at) || now.since(at) < PING_TIMEOUT;
+        answered.is_some() && self.last_ping.is_none_or(pending)
     }
 
     /// The least is evicted first: never answered, then longest unheard of.
@@ -112,12 +126,30 @@ impl Candidates {
 
     /// Addresses that were not pinged within `interval`.
     pub(super) fn due(&self, now: Now, interval: Duration) -> Vec<SocketAddr> {
-        let due = |c: &Candidate| c.last_ping.is_none_or(|at| now.since(at) >= interval);
         self.0
             .iter()
-            .filter(|(_, c)| due(c))
+            .filter(|(_, c)| c.is_due(now, interval))
             .map(|(a, _)| *a)
             .collect()
+    }
+
+    /// Addresses that the peer pinged from lately and that did not answer us, the latest first.
+    pub(super) fn unproved(&self, now: Now) -> Vec<SocketAddr> {
+        let heard = |c: &Candidate| {
+            let at = c.got_ping.map(|(at, _)| at)?;
+            (now.since(at) <= PING_LEARNED && !c.is_proved(now)).then_some(at)
+        };
+        let unproved = self.0.iter();
+        let mut unproved: Vec<(Now, SocketAddr)> = unproved
+            .filter_map(|(address, c)| Some((heard(c)?, *address)))
+            .collect();
+        unproved.sort_unstable_by(|a, b| b.cmp(a));
+        unproved.into_iter().map(|(_, address)| address).collect()
+    }
+
+    pub(super) fn is_due(&self, now: Now, address: SocketAddr) -> bool {
+        let candidate = self.0.get(&address);
+        candidate.is_some_and(|c| c.is_due(now, PING_TIMEOUT))
     }
 
     pub(super) fn len(&self) -> usize {

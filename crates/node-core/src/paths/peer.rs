@@ -7,7 +7,7 @@ use std::time::Duration;
 use disco_proto::disco::{Message, TxId};
 use keys::{DiscoPublic, NodePublic};
 
-use super::candidates::{Candidates, usable};
+use super::candidates::{Candidates, MAX_DETOURED, usable};
 use super::choice::{Proved, better};
 use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Via};
 use crate::RegionId;
@@ -16,7 +16,7 @@ use crate::RegionId;
 const ACTIVE: Duration = Duration::from_secs(45);
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const TRUST: Duration = Duration::from_millis(6500);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
 /// A path this quick is not worth looking for a better one.
@@ -69,6 +69,8 @@ pub(super) struct Peer {
     sent: BTreeMap<TxId, Sent>,
     asked: BTreeMap<u64, Now>,
     pub(super) route: Route,
+    /// Addresses whose packets must not move the endpoint, as last told.
+    detoured: Vec<SocketAddr>,
     /// The timer that [`super::Paths`] keeps for this peer.
     pub(super) armed: Option<Now>,
 }
@@ -92,6 +94,7 @@ impl Peer {
             sent: BTreeMap::new(),
             asked: BTreeMap::new(),
             route: Route::Relayed,
+            detoured: Vec::new(),
             armed: None,
         }
     }
@@ -123,6 +126,7 @@ impl Peer {
             self.forget();
             self.heartbeat = None;
             self.counted = None;
+            self.detour(context);
         }
     }
 
@@ -266,6 +270,9 @@ impl Peer {
             self.trust_until = context.now + TRUST;
             self.reprobe = None;
         }
+        if self.detoured.contains(&address) {
+            self.detour(context);
+        }
     }
 
     pub(super) fn ping_asked(&mut self, context: &mut Context<'_>, ping: u64, size: u16) {
@@ -335,9 +342,11 @@ impl Peer {
             self.heartbeat = None;
             // What is sent next is seen, and takes both ways.
             self.trust_until = self.trust_until.min(now);
+            self.detour(context);
             return;
         }
         self.heartbeat = Some(now + HEARTBEAT);
+        self.detour(context);
         context.commands.push_back(Command::SetRoute {
             peer: self.key,
             route: self.route,
@@ -352,6 +361,12 @@ impl Peer {
         };
         if wanted {
             self.round(context, true);
+        } else if let Some(&address) = self.detoured.first()
+            && self.candidates.is_due(now, address)
+        {
+            // Its packets need no detour once it is proved. One at a time: to a NAT that maps by port each of
+            // our probes looks like another address, which is probed in turn.
+            self.probe(context, Via::Udp(address), None, 0);
         }
     }
 
@@ -450,9 +465,34 @@ impl Peer {
                 self.call_me_maybe(context);
             }
             self.route = route;
+            self.detour(context);
             context.commands.push_back(Command::SetRoute {
                 peer: self.key,
                 route,
+            });
+        }
+    }
+
+    /// Tells whose packets must not move the endpoint, if that has changed: while there is traffic, what
+    /// comes from an address without proof. Asked when a route changes and with each heartbeat, not when
+    /// an address is first heard from, since most are proved a round trip later.
+    fn detour(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let mut sources = Vec::new();
+        if self.heartbeat.is_some() {
+            if let Route::Both(address) = self.route {
+                sources.push(address);
+            }
+            let best = self.best.map(|best| best.address);
+            let unproved = self.candidates.unproved(now).into_iter();
+            sources.extend(unproved.filter(|address| Some(*address) != best));
+            sources.truncate(MAX_DETOURED);
+        }
+        if sources != self.detoured {
+            self.detoured.clone_from(&sources);
+            context.commands.push_back(Command::Detour {
+                peer: self.key,
+                sources,
             });
         }
     }

@@ -11,14 +11,11 @@ use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
-/// Seeds that once failed.
-const REGRESSIONS: [u64; 0] = [];
-/// Seeds that fail to this day: two NATs with mappings by port, whose packets move each other's WireGuard
-/// endpoint on and on until a repeated route hits a mapping that is closed.
-const OPEN: [u64; 1] = [1002];
-/// Trust, and a second more. Three are the aim, which several troubles at once miss: of the seeds 1000 to
-/// 1099, 42 see more than 4 s, none more than 6.75 s.
-const SILENCE: Duration = Duration::from_millis(7500);
+/// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).
+const REGRESSIONS: [u64; 1] = [1002];
+/// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss: of the
+/// seeds 1000 to 1099, 20 see more, 11 more than 4 s, none more than 6.6 s.
+const SILENCE: Duration = Duration::from_secs(7);
 const NODES: usize = 8;
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -175,16 +172,6 @@ fn an_hour(seed: u64) {
 #[test]
 fn an_hour_of_flaps_kills_no_tunnel_and_silences_none_beyond_its_trust() {
     for seed in SEEDS.into_iter().chain(REGRESSIONS).chain(more_seeds()) {
-        if !OPEN.contains(&seed) {
-            an_hour(seed);
-        }
-    }
-}
-
-#[test]
-#[ignore = "fails until the data plane keeps packets from moving a chosen endpoint"]
-fn two_nats_by_port_lose_nothing_in_a_calm_world() {
-    for seed in OPEN {
         an_hour(seed);
     }
 }

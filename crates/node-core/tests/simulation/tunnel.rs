@@ -16,6 +16,8 @@ pub(crate) struct Tunnel {
     route: Route,
     /// The kernel's endpoint, if it is not the synthetic one; packets may have moved it.
     endpoint: Option<SocketAddr>,
+    /// Straight packets from here pass the agent, and do not move the endpoint.
+    pub(crate) detoured: Vec<SocketAddr>,
     pub(crate) last_sent: Option<Duration>,
     /// Since when packets have gone out and none came in.
     pub(crate) unanswered: Option<Duration>,
@@ -36,6 +38,7 @@ impl Default for Tunnel {
         Self {
             route: Route::Relayed,
             endpoint: None,
+            detoured: Vec::new(),
             last_sent: None,
             unanswered: None,
             astray: None,
@@ -90,7 +93,7 @@ impl Tunnel {
             self.seen.pop_first();
         }
         self.unanswered = None;
-        match source {
+        match source.filter(|source| !self.detoured.contains(source)) {
             Some(source) => self.endpoint = Some(source),
             None => self.set_route(self.route),
         }

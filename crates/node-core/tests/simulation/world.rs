@@ -300,6 +300,9 @@ impl World {
         }
         node.paths = new_paths(number, node.life);
         node.watch.forget_all();
+        for tunnel in node.tunnels.values_mut() {
+            tunnel.detoured.clear();
+        }
         self.arm(number);
         self.later(away, Event::Back(number));
     }
@@ -698,6 +701,10 @@ impl World {
                         node.watch.direct(now, peer, address);
                     }
                     node.tunnels.entry(peer).or_default().set_route(route);
+                }
+                Command::Detour { peer, sources } => {
+                    let peer = index(peer.as_bytes());
+                    node.tunnels.entry(peer).or_default().detoured = sources;
                 }
                 Command::ReStun => {
                     let life = node.life;

@@ -1,0 +1,138 @@
+//! Numbered datagrams at a steady rate, both ways at once: which of them arrive, and when.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use testnet::Namespace;
+
+/// Bytes in a datagram.
+const SIZE: usize = 1000;
+/// Datagrams in a second: with [`SIZE`], 4 Mbit/s.
+const RATE: u32 = 500;
+/// How long after the last datagram the receiver still waits.
+const GRACE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What became of one direction's datagrams.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Datagrams that were sent.
+    pub sent: u32,
+    /// Datagrams that arrived, each counted once.
+    pub arrived: usize,
+    /// Longest time without an arrival while datagrams were sent, and when it began.
+    pub silence: (Duration, Duration),
+    /// Datagrams sent before that silence began that did not arrive.
+    pub lost_before: usize,
+}
+
+impl Delivery {
+    /// Datagrams that did not arrive.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        (self.sent as usize).saturating_sub(self.arrived)
+    }
+}
+
+/// One end: where it is, its address in the overlay, and the port that it receives on.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// The host.
+    pub space: &'a Namespace,
+    /// Its overlay address.
+    pub address: IpAddr,
+}
+
+/// Sends 4 Mbit/s each way for `time`, and does `meanwhile`; returns what became of the datagrams, of `a` first.
+///
+/// # Errors
+///
+/// When a socket fails or `meanwhile` does.
+pub fn both_ways(
+    [a, b]: [End<'_>; 2],
+    time: Duration,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<[Delivery; 2]> {
+    let sockets = [a, b].map(|end| -> Result<UdpSocket> {
+        let socket = end.space.enter(|| UdpSocket::bind((end.address, 0)))??;
+        socket.set_read_timeout(Some(LOOK))?;
+        Ok(socket)
+    });
+    let [of_a, of_b] = sockets;
+    let (of_a, of_b) = (of_a?, of_b?);
+    of_a.connect(of_b.local_addr()?)?;
+    of_b.connect(of_a.local_addr()?)?;
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let (of_a, of_b) = (&of_a, &of_b);
+        let senders = [of_a, of_b].map(|socket| scope.spawn(move || send(socket, begin, time)));
+        let receivers =
+            [of_b, of_a].map(|socket| scope.spawn(move || receive(socket, begin, time)));
+        let did = meanwhile();
+        let join = |outcome: thread::Result<Result<_>>| outcome.map_err(|_| anyhow!("panicked"))?;
+        let [first, second] = senders.map(|sender| join(sender.join()));
+        let sent = [first?, second?];
+        let [first, second] = receivers.map(|receiver| receiver.join());
+        did.context("meanwhile")?;
+        let mut deliveries = Vec::new();
+        for (sent, arrivals) in sent.into_iter().zip([first, second]) {
+            let arrivals = arrivals.map_err(|_| anyhow!("panicked"))??;
+            deliveries.push(delivery(sent, &arrivals, time));
+        }
+        deliveries
+            .try_into()
+            .map_err(|_| anyhow!("not two directions"))
+    })
+}
+
+/// Keeps the rate on average: late, it catches up.
+fn send(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<u32> {
+    let mut datagram = [0; SIZE];
+    let mut number = 0u32;
+    loop {
+        let due = Duration::from_secs(1) * number / RATE;
+        if due >= time {
+            return Ok(number);
+        }
+        thread::sleep(due.saturating_sub(begin.elapsed()));
+        datagram[..4].copy_from_slice(&number.to_be_bytes());
+        // An ICMP error of an earlier datagram, or a full queue: that datagram is lost, and counted so.
+        let _ = socket.send(&datagram);
+        number += 1;
+    }
+}
+
+fn receive(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<Vec<(u32, Duration)>> {
+    let mut arrivals = Vec::new();
+    let mut datagram = [0; SIZE];
+    let last = (time.as_secs_f64() * f64::from(RATE)) as usize;
+    while arrivals.len() < last && begin.elapsed() < time + GRACE {
+        let Ok(SIZE) = socket.recv(&mut datagram) else {
+            continue;
+        };
+        let number = datagram.first_chunk().context("a short datagram")?;
+        arrivals.push((u32::from_be_bytes(*number), begin.elapsed()));
+    }
+    Ok(arrivals)
+}
+
+fn delivery(sent: u32, arrivals: &[(u32, Duration)], time: Duration) -> Delivery {
+    let numbers: BTreeSet<u32> = arrivals.iter().map(|(number, _)| *number).collect();
+    let times = arrivals.iter().map(|(_, at)| *at).filter(|at| *at < time);
+    let ends: Vec<Duration> = times.clone().chain([time]).collect();
+    let begins = [Duration::ZERO].into_iter().chain(times);
+    let gaps = begins.zip(ends).map(|(begin, end)| (end - begin, begin));
+    let silence = gaps.max().unwrap_or_default();
+    // What was sent within the last moments may have been on its way.
+    let before = silence.1.saturating_sub(LOOK).as_secs_f64() * f64::from(RATE);
+    let before = 0..before as u32;
+    Delivery {
+        sent,
+        arrived: numbers.len(),
+        silence,
+        lost_before: before.filter(|number| !numbers.contains(number)).count(),
+    }
+}
