@@ -230,6 +230,10 @@ fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain;
             E::SetUdpPort(Port::Destination, agent),
         ]),
     ];
+    if !detoured.is_empty() {
+        // What has come back from its detour, under the source that the data plane gave it.
+        incoming.push(Rule::new([E::InputInterface("lo".to_owned()), E::Return]));
+    }
     incoming.extend(detoured.iter().map(|source| {
         Rule::new([
             E::TransportProtocol(UDP),

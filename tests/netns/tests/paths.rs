@@ -185,6 +185,28 @@ fn a_stream_goes_on_by_the_relay_when_udp_is_blocked_one_way() -> Result<()> {
     survives(BLOCK_INWARDS)
 }
 
+/// How often `node` said that a peer is reached this way.
+fn told(node: &Node, way: &str) -> usize {
+    let lines = node.process().log();
+    lines.iter().filter(|line| line.contains(way)).count()
+}
+
+/// Has alice send both ways: nothing comes in until she has noticed, after that all but disco. It ends
+/// when her probes are given up, five seconds later.
+fn untrust(alice: &Node, ping: &[&str]) -> Result<()> {
+    const BOTH: &str = "reached by relay and, untrusted, directly";
+    let router = alice.host().nat().context("no router")?.namespace();
+    let before = told(alice, BOTH);
+    router.nft(BLOCK_INWARDS)?;
+    wait_until(CONNECT, "the path is not trusted", || {
+        // Its answer comes by the relay at last, or not at all.
+        alice.host().namespace().output(ping)?;
+        ensure!(told(alice, BOTH) > before, "trusted");
+        Ok(())
+    })?;
+    router.nft(&format!("delete table inet block\n{BLOCK_DISCO}"))
+}
+
 #[test]
 fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     skip_unless_available!("ping");
@@ -192,38 +214,46 @@ fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     let [alice, bob] = pair(&tailnet.nodes)?;
     let address = bob.ip("-4")?;
     alice.reach(address, CONNECT)?;
-    let (mut of_alice, mut of_bob) = (String::new(), String::new());
-    for (node, peer, endpoint) in [(alice, "bob", &mut of_bob), (bob, "alice", &mut of_alice)] {
-        *endpoint = wait_until(CONNECT, "the path is direct", || {
-            alice.ping(address)?;
-            direct(node, peer)
-        })?;
-    }
-    // Without pongs neither trusts the path: each sends both ways.
-    let router = alice.host().nat().context("no router")?.namespace();
-    router.nft(BLOCK_DISCO)?;
-    for (node, peer) in [(alice, "bob"), (bob, "alice")] {
-        wait_until(CONNECT, "the path is not trusted", || {
-            alice.ping(address)?;
-            ensure!(direct(node, peer).is_err(), "{peer} is still direct");
-            Ok(())
-        })?;
-    }
     let ping = address.to_string();
-    let pings = ["ping", "-n", "-c", "25", "-i", "0.02", &ping];
+    let pings = ["ping", "-n", "-c", "10", "-i", "0.02", "-W", "1", &ping];
+    let router = alice.host().nat().context("no router")?.namespace();
+    let both_direct = || -> Result<String> {
+        wait_until(CONNECT * 2, "the path is direct", || {
+            alice.ping(address)?;
+            direct(alice, "bob")?;
+            direct(bob, "alice")
+        })
+    };
     let stays = |expected: &str| -> Result<()> {
-        for _ in 0..10 {
+        let given_up = told(alice, "reached by relay peer");
+        for _ in 0..6 {
             let said = alice.host().namespace().exec(&pings)?;
-            ensure!(said.contains("25 received"), "{said}");
+            ensure!(said.contains("10 received"), "{said}");
             let alice = bob.peer("alice")?;
             let endpoint = alice.text("CurAddr")?;
             ensure!(endpoint == expected, "{endpoint:?}, not {expected:?}");
         }
+        ensure!(
+            told(alice, "reached by relay peer") == given_up,
+            "sent one way only"
+        );
         Ok(())
     };
+    let single = ["ping", "-n", "-c", "1", "-W", "1", &ping];
+    both_direct()?;
+    untrust(alice, &single)?;
+    wait_until(CONNECT, "nor by bob", || {
+        ensure!(direct(bob, "alice").is_err(), "trusted");
+        Ok(())
+    })?;
     stays("").context("where the path is not trusted")?;
+
     // Chosen by hand it is: the relayed copies seem to come from there as well.
+    let router = alice.host().nat().context("no router")?.namespace();
+    router.exec(&["nft", "delete", "table", "inet", "block"])?;
+    let endpoint = both_direct()?;
     let source = alice.ip("-4")?.to_string();
-    bob.cli(&["debug", "endpoint", &source, &of_alice])?;
-    stays(&of_alice).context("where the path is trusted")
+    bob.cli(&["debug", "endpoint", &source, &endpoint])?;
+    untrust(alice, &single)?;
+    stays(&endpoint).context("where the path is trusted")
 }

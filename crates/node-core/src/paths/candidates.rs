@@ -22,10 +22,12 @@ pub(super) struct Candidate {
     in_map: bool,
     called: Option<Now>,
     got_ping: Option<(Now, Option<TxId>)>,
-    pub(super) last_ping: Option<Now>,
+    last_ping: Option<Now>,
     /// When a ping from there was answered with one of ours.
     pub(super) pinged_back: Option<Now>,
-    pub(super) answered: Option<Now>,
+    answered: Option<Now>,
+    /// The first ping since that answer, or ever.
+    unanswered: Option<Now>,
 }
 
 impl Candidate {
@@ -41,11 +43,20 @@ impl Candidate {
         self.last_ping.is_none_or(|at| now.since(at) >= interval)
     }
 
-    /// The last ping to it was answered, or still may be.
+    /// It answered once, and every ping since, but for those that it may still answer.
     fn is_proved(&self, now: Now) -> bool {
-        let answered = self.answered;
-        let pending = |at| answered >= Some(at) || now.since(at) < PING_TIMEOUT;
-        answered.is_some() && self.last_ping.is_none_or(pending)
+        let may_be = |at| now.since(at) < PING_TIMEOUT;
+        self.answered.is_some() && self.unanswered.is_none_or(may_be)
+    }
+
+    pub(super) fn pinged(&mut self, now: Now) {
+        self.last_ping = Some(now);
+        self.unanswered.get_or_insert(now);
+    }
+
+    pub(super) fn answers(&mut self, now: Now) {
+        self.answered = Some(now);
+        self.unanswered = None;
     }
 
     /// The least is evicted first: never answered, then longest unheard of.
@@ -117,6 +128,7 @@ impl Candidates {
             candidate.last_ping = None;
             candidate.pinged_back = None;
             candidate.answered = None;
+            candidate.unanswered = None;
         }
     }
 

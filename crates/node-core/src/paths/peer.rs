@@ -259,7 +259,7 @@ impl Peer {
             return;
         };
         if let Some(candidate) = self.candidates.get_mut(address) {
-            candidate.answered = Some(context.now);
+            candidate.answers(context.now);
         }
         let proved = Proved { address, latency };
         let current = self.best.filter(|best| {
@@ -428,7 +428,7 @@ impl Peer {
                 return;
             }
             if let Some(candidate) = self.candidates.get_mut(address) {
-                candidate.last_ping = Some(context.now);
+                candidate.pinged(context.now);
             }
         }
         let id = (context.ids)();
