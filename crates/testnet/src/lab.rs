@@ -1,6 +1,7 @@
 //! The standard topology: public hosts and hosts behind NAT on one internet.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -99,6 +100,11 @@ impl Lab {
             address,
             nat: Some(nat),
         })
+    }
+
+    /// Gives hosts and sites that are added from now on a cable to the internet that takes `delay` each way.
+    pub fn slow(&mut self, delay: Duration) {
+        self.internet.lay_slowly(delay);
     }
 
     /// The switch that all are plugged into.

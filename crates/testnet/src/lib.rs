@@ -18,6 +18,7 @@
 //! thread that also runs the test.
 #![deny(unsafe_code)]
 
+mod cable;
 mod firewalls;
 mod folder;
 mod lab;

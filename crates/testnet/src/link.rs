@@ -1,9 +1,12 @@
 //! Cables and switches between namespaces.
 
 use std::process::Command;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::cable::{Cable, Watchers};
 use crate::namespace::Namespace;
 use crate::process::run;
 
@@ -41,6 +44,10 @@ pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
 pub struct Bridge {
     namespace: Namespace,
     ports: u32,
+    /// How long the cables are that are laid from now on; `None` is a plain one.
+    delay: Option<Duration>,
+    cables: Vec<Cable>,
+    watchers: Watchers,
 }
 
 impl Bridge {
@@ -57,6 +64,9 @@ impl Bridge {
         Ok(Bridge {
             namespace,
             ports: 0,
+            delay: None,
+            cables: Vec::new(),
+            watchers: Watchers::default(),
         })
     }
 
@@ -68,10 +78,27 @@ impl Bridge {
     pub fn plug(&mut self, host: &Namespace, name: &str) -> Result<()> {
         let port = format!("port{}", self.ports);
         self.ports += 1;
-        veth((host, name), (&self.namespace, &port))?;
+        let ends = ((host, name), (&self.namespace, port.as_str()));
+        match self.delay {
+            None => veth(ends.0, ends.1)?,
+            Some(delay) => {
+                let cable = Cable::lay(ends.0, ends.1, delay, &self.watchers)?;
+                self.cables.push(cable);
+            }
+        }
         self.namespace
             .ip(&format!("link set {port} master bridge"))?;
         Ok(())
+    }
+
+    /// Has hosts that are plugged in from now on send and receive by cables that take `delay` each way.
+    pub fn lay_slowly(&mut self, delay: Duration) {
+        self.delay = Some(delay);
+    }
+
+    /// Tells when Ethernet frames that `likes` says yes to enter one of those cables, at either end.
+    pub fn watch(&self, likes: impl Fn(&[u8]) -> bool + Send + 'static) -> Receiver<Instant> {
+        self.watchers.watch(likes)
     }
 
     /// The namespace it lives in.

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 /// `TUNSETIFF` in `linux/if_tun.h`.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const IFF_TUN: u16 = 0x0001;
+const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 /// `TUNSETOFFLOAD`, and what is offloaded: checksums, TCP segmentation of both families.
@@ -32,14 +33,19 @@ struct InterfaceRequest {
 ///
 /// Without root, or if there is no TUN driver or already such a device.
 pub fn tun(name: &str) -> Result<File> {
-    open(name, 0, libc::O_NONBLOCK)
+    open(name, IFF_TUN, libc::O_NONBLOCK)
+}
+
+/// As [`tun`], but each packet is an Ethernet frame.
+pub(crate) fn tap(name: &str) -> Result<File> {
+    open(name, IFF_TAP, libc::O_NONBLOCK)
 }
 
 /// As [`tun`], but reads block, each packet stands behind a `virtio_net_hdr`, and the kernel leaves
 /// checksums and segmentation of TCP to whoever reads.
 #[expect(unsafe_code, reason = "ioctl")]
 pub(crate) fn offloading_tun(name: &str) -> Result<File> {
-    let file = open(name, IFF_VNET_HDR, 0)?;
+    let file = open(name, IFF_TUN | IFF_VNET_HDR, 0)?;
     // SAFETY: this request takes a number, no pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM_TSO4_TSO6) };
     if result < 0 {
@@ -60,7 +66,7 @@ fn open(name: &str, flags: u16, open_flags: i32) -> Result<File> {
         .context("opening /dev/net/tun")?;
     let mut request = InterfaceRequest {
         name: [0; 16],
-        flags: IFF_TUN | IFF_NO_PI | flags,
+        flags: IFF_NO_PI | flags,
         padding: [0; 22],
     };
     request.name[..name.len()].copy_from_slice(name.as_bytes());

@@ -249,7 +249,6 @@ fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     stays("").context("where the path is not trusted")?;
 
     // Chosen by hand it is: the relayed copies seem to come from there as well.
-    let router = alice.host().nat().context("no router")?.namespace();
     router.exec(&["nft", "delete", "table", "inet", "block"])?;
     let endpoint = both_direct()?;
     let source = alice.ip("-4")?.to_string();

@@ -316,6 +316,17 @@ impl Peer {
         value.with_context(|| format!("no text {field} in {}", self.0))
     }
 
+    /// A list, as `Addrs`.
+    ///
+    /// # Errors
+    ///
+    /// When the field is missing.
+    pub fn list(&self, field: &str) -> Result<&[Value]> {
+        let value = self.0.get(field).and_then(Value::as_array);
+        let value = value.with_context(|| format!("no list {field} in {}", self.0))?;
+        Ok(value)
+    }
+
     /// A truth value, as `Online`.
     ///
     /// # Errors
