@@ -144,6 +144,9 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
         direct: config.direct,
         endpoints: config.endpoints.clone(),
     };
+    if !Net::outlived(&config.device, config.engine).await {
+        state.renew_disco()?;
+    }
     let (engine, handle) = Engine::new(engine_config, state)?;
     tracing::info!(
         version = crate::cli::VERSION,

@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::process::{cpu_time, resident_kib};
 use client::{Client, Identity, MapStream};
 
-mod client;
+pub(crate) mod client;
 
 /// Longest that the server may take to come to rest.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -11,6 +11,7 @@ mod counters;
 mod figures;
 mod forward;
 mod overhead;
+mod paths;
 mod plot;
 mod policy;
 mod process;
@@ -35,6 +36,8 @@ enum Command {
     Forward(forward::Args),
     /// Instructions of a round trip on kernel WireGuard, with what we add, and on wireguard-go.
     Overhead(overhead::Args),
+    /// CPU and memory of an agent with a thousand peers, ten of them active.
+    Paths(paths::Args),
     /// Compilation, changes and questions of a big policy.
     Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Counters(args) => counters::run(&args),
         Command::Forward(args) => forward::run(&args),
         Command::Overhead(args) => overhead::run(&args),
+        Command::Paths(args) => paths::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
     }

@@ -162,6 +162,26 @@ impl Net {
         }
     }
 
+    /// Tells whether sessions of a former agent live on, in a device of the kernel that [`Net::start`] will
+    /// take over.
+    pub async fn outlived(device: &str, engine: EngineChoice) -> bool {
+        if engine == EngineChoice::Embedded {
+            return false;
+        }
+        let leftover = async {
+            let netlink = Netlink::open()?;
+            Kernel::leftover(&netlink, device).await
+        };
+        match leftover.await {
+            Ok(device) => device.is_some(),
+            Err(error) => {
+                // Who may not ask cannot take anything over either.
+                tracing::debug!(%error, "no device to take over");
+                false
+            }
+        }
+    }
+
     /// Picks the engine and starts the tasks. The overlay device appears with the first [`Net::apply`].
     ///
     /// A WireGuard device that a former agent left is taken over with its sessions.

@@ -18,7 +18,7 @@ pub struct Identity {
     pub next_node: Option<Arc<NodePrivate>>,
     /// The key before `node`; names the node in a rotation.
     pub old_node: Option<NodePublic>,
-    /// Key of path discovery; kept, so that a restart does not cost peers a round of messages.
+    /// Key of path discovery; kept as long as the sessions are.
     pub disco: DiscoPrivate,
     /// Random label of this installation (`Hostinfo.BackendLogID`); nothing is logged under it.
     pub log_id: String,

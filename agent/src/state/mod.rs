@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use keys::DiscoPrivate;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use settings::private_file;
@@ -148,6 +149,18 @@ impl StateDir {
         self.write(IDENTITY, &identity::Stored::from(identity))
     }
 
+    /// Takes another disco key: by it peers see that this process has none of the sessions of the one before,
+    /// and drop theirs at once instead of after fifteen seconds without an answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateDir::identity`].
+    pub fn renew_disco(&self) -> Result<(), StateError> {
+        let mut identity = self.identity()?;
+        identity.disco = DiscoPrivate::generate();
+        self.save_identity(&identity)
+    }
+
     /// Reads the preferences; the defaults if none are stored.
     ///
     /// # Errors
@@ -263,6 +276,16 @@ mod tests {
         assert_eq!(first.node.public(), again.node.public());
         assert_eq!(first.disco.public(), again.disco.public());
         assert_eq!(first.log_id, again.log_id);
+    }
+
+    #[test]
+    fn a_process_without_sessions_takes_another_disco_key_and_nothing_else() {
+        let (_folder, state) = open();
+        let first = state.identity().unwrap();
+        state.renew_disco().unwrap();
+        let again = state.identity().unwrap();
+        assert_ne!(first.disco.public(), again.disco.public());
+        assert_eq!(first.node.public(), again.node.public());
     }
 
     #[test]

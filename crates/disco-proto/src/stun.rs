@@ -248,7 +248,8 @@ fn parse_address(value: &[u8], mask: [u8; 16]) -> Option<SocketAddr> {
         }
         _ => return None,
     };
-    Some(SocketAddr::new(ip, port))
+    // A server whose socket is for both families, as derper's is, may tell `::ffff:192.0.2.1`.
+    Some(SocketAddr::new(ip.to_canonical(), port))
 }
 
 #[cfg(test)]

@@ -37,7 +37,10 @@ impl std::fmt::Debug for Watchers {
 
 impl Watchers {
     /// Tells when frames enter a cable that `likes` says yes to.
-    pub(crate) fn watch(&self, likes: impl Fn(&[u8]) -> bool + Send + 'static) -> Receiver<Instant> {
+    pub(crate) fn watch(
+        &self,
+        likes: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Receiver<Instant> {
         let (sender, receiver) = channel();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.push((Box::new(likes), sender));

@@ -10,6 +10,17 @@ use crate::namespace::Namespace;
 /// WireGuard's port, which some kinds treat by itself.
 const PORT: u16 = 41641;
 
+/// Most sites that have routes to each other over IPv6.
+const SITES: u8 = 32;
+const FIREWALL_V6: &str = "table ip6 guard {
+    chain forward { type filter hook forward priority 0; policy drop
+        iifname lan accept
+        ct state established,related accept
+        meta l4proto ipv6-icmp accept
+    }
+}
+";
+
 /// How a router maps and whom it lets in (RFC 4787).
 ///
 /// nftables makes no endpoint-dependent mapping that lets in more than answers, nor one by address alone.
@@ -29,13 +40,15 @@ pub enum NatKind {
     Carrier,
     /// A port-restricted router behind a carrier's symmetric one.
     SymmetricCarrier,
+    /// Symmetric, with IPv6 beside: addresses of its own for every host, and a firewall that lets in answers only.
+    DualStack,
     /// Lets no UDP out.
     NoUdp,
 }
 
 impl NatKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::FullCone,
         Self::Restricted,
         Self::PortRestricted,
@@ -43,6 +56,7 @@ impl NatKind {
         Self::Forwarded,
         Self::Carrier,
         Self::SymmetricCarrier,
+        Self::DualStack,
         Self::NoUdp,
     ];
 
@@ -72,7 +86,7 @@ impl NatKind {
             Self::PortRestricted | Self::Carrier | Self::SymmetricCarrier => {
                 ("", String::new(), "", "")
             }
-            Self::Symmetric => ("random", String::new(), "", ""),
+            Self::Symmetric | Self::DualStack => ("random", String::new(), "", ""),
             Self::NoUdp => ("", String::new(), "", "meta l4proto udp drop"),
         };
         let let_in = if let_in.is_empty() {
@@ -152,6 +166,9 @@ impl Nat {
             }
         };
         lay(&namespace, (host, "eth0"), [192, 168, site])?;
+        if kind == NatKind::DualStack {
+            lay_v6(&namespace, host, site)?;
+        }
         route(&namespace, kind, Ipv4Addr::new(192, 168, site, 2))?;
         Ok(Nat {
             namespace,
@@ -174,6 +191,25 @@ fn lay(router: &Namespace, (inner, name): (&Namespace, &str), net: [u8; 3]) -> R
     inner.ip(&format!("addr add {a}.{b}.{c}.2/24 dev {name}"))?;
     inner.ip(&format!("route add default via {a}.{b}.{c}.1"))?;
     Ok(())
+}
+
+/// Gives a site IPv6: a /64 of its own, routed to every other site's.
+fn lay_v6(router: &Namespace, host: &Namespace, site: u8) -> Result<()> {
+    router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    router.ip(&format!(
+        "addr add 2001:db8:ffff::{site:x}/64 dev wan nodad"
+    ))?;
+    router.ip(&format!("addr add 2001:db8:{site:x}::1/64 dev lan nodad"))?;
+    host.ip(&format!("addr add 2001:db8:{site:x}::2/64 dev eth0 nodad"))?;
+    host.ip(&format!("route add default via 2001:db8:{site:x}::1"))?;
+    for other in (1..=SITES).filter(|other| *other != site) {
+        let (prefix, via) = (
+            format!("2001:db8:{other:x}::/64"),
+            format!("2001:db8:ffff::{other:x}"),
+        );
+        router.ip(&format!("route add {prefix} via {via}"))?;
+    }
+    router.nft(FIREWALL_V6)
 }
 
 fn route(router: &Namespace, kind: NatKind, inside: Ipv4Addr) -> Result<()> {

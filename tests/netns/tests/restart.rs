@@ -1,10 +1,15 @@
 //! An agent that dies, or starts while control is away.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use netns_tests::{CONNECT, HEAL, addresses, connected_pair};
 use serde_json::Value;
 use testnet::tailnet::{Control, ControlOptions, Engine, Node, Relay};
 use testnet::{Lab, skip_unless_available, wait_until};
+
+/// Within which a peer notices that an agent has started anew.
+const AT_ONCE: Duration = Duration::from_secs(6);
 
 #[test]
 fn a_killed_agent_comes_back_with_its_address_and_identity() -> Result<()> {
@@ -57,6 +62,21 @@ fn an_ended_agent_comes_back_and_the_kernels_tunnel_does_not_go_meanwhile() -> R
     })?;
     alice.reach(bob.ip("-4")?, HEAL)?;
     bob.reach(before[0], HEAL)
+}
+
+#[test]
+fn who_sends_to_a_killed_agent_reaches_it_as_soon_as_it_is_back() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut tailnet = connected_pair()?;
+    let [alice, bob] = tailnet.nodes.as_mut_slice() else {
+        anyhow::bail!("two nodes")
+    };
+    let address = bob.ip("-4")?;
+    bob.kill()?;
+    bob.start_again()?;
+    wait_until(CONNECT, "bob has his address again", || bob.ip("-4"))?;
+    // Only alice speaks. WireGuard itself would wait fifteen seconds before it doubts her session.
+    alice.reach(address, AT_ONCE)
 }
 
 #[test]

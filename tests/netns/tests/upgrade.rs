@@ -51,14 +51,18 @@ fn upgrade(round_trip: Duration) -> Result<Duration> {
         Ok(node)
     };
     let (alice, bob) = (join("alice")?, join("bob")?);
-    wait_until(CONNECT, "both know each other's relay and endpoints", || {
-        for (node, peer) in [(&alice, "bob"), (&bob, "alice")] {
-            let peer = node.peer(peer)?;
-            ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
-            ensure!(peer.list("Addrs")?.len() >= 2, "{peer:?}");
-        }
-        Ok(())
-    })?;
+    wait_until(
+        CONNECT,
+        "both know each other's relay and endpoints",
+        || {
+            for (node, peer) in [(&alice, "bob"), (&bob, "alice")] {
+                let peer = node.peer(peer)?;
+                ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
+                ensure!(peer.list("Addrs")?.len() >= 2, "{peer:?}");
+            }
+            Ok(())
+        },
+    )?;
     let sites = [outside(alice.host())?, outside(bob.host())?];
     let there = straight(lab.internet(), sites[0], sites[1]);
     let back = straight(lab.internet(), sites[1], sites[0]);

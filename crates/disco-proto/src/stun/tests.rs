@@ -96,3 +96,21 @@ fn a_plain_mapped_address_serves_where_no_other_comes() {
     let expected = "192.0.2.7:12345".parse().unwrap();
     assert_eq!(parse_response(&datagram), Ok((ID, expected)));
 }
+
+#[test]
+fn an_ipv4_address_in_the_clothes_of_ipv6_is_an_ipv4_address() {
+    let id = TxId([7; 12]);
+    let mask = xor_mask(id);
+    let address: Ipv6Addr = "::ffff:203.0.113.100".parse().unwrap();
+    let mut ip = address.octets();
+    ip.iter_mut()
+        .zip(mask)
+        .for_each(|(byte, mask)| *byte ^= mask);
+    let mut value = vec![0, FAMILY_V6, 0xa2 ^ mask[0], 0xa9 ^ mask[1]];
+    value.extend(ip);
+    let mut out = vec![0; HEADER_LEN + 4 + value.len()];
+    put_header(&mut out, BINDING_RESPONSE, id);
+    put_attribute(&mut out[HEADER_LEN..], XOR_MAPPED_ADDRESS, &value);
+    let told = "203.0.113.100:41641".parse().unwrap();
+    assert_eq!(parse_response(&out), Ok((id, told)));
+}
