@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 
 use crate::error_text::error_text;
 
-use rules::{FOREIGN_LAYERS, FOREIGN_TABLE};
+use rules::{FOREIGN_LAYERS, FOREIGN_TABLE, JUNK};
 pub use rules::{FORWARD_MARK, foreign, marker, table, table_name};
 pub use survey::{Obstacle, Traffic, survey, warning};
 
@@ -83,6 +83,7 @@ impl Firewall {
         let state = Arc::new(Mutex::new(State {
             nft,
             wanted: None,
+            junk_before: 0,
             warn,
         }));
         let (report, trouble) = status::channel(None);
@@ -124,6 +125,29 @@ impl Firewall {
         state.repair(true).await
     }
 
+    /// Datagrams to WireGuard's port that were neither its nor the agent's, since the start.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel answered.
+    pub async fn junk(&self) -> Result<u64, Error> {
+        let mut state = self.state.lock().await;
+        let State {
+            nft,
+            wanted,
+            junk_before,
+            ..
+        } = &mut *state;
+        let now = match wanted {
+            Some(wanted) => {
+                nft.counted(&table_name(&wanted.config.device), JUNK)
+                    .await?
+            }
+            None => 0,
+        };
+        Ok(*junk_before + now)
+    }
+
     /// Takes away all that bears the name of `device`, what a killed agent left included.
     ///
     /// # Errors
@@ -160,6 +184,8 @@ impl Drop for Firewall {
 struct State {
     nft: Nft,
     wanted: Option<Wanted>,
+    /// Counted by tables that were replaced.
+    junk_before: u64,
     warn: status::Sender<Option<String>>,
 }
 
@@ -200,6 +226,7 @@ impl State {
                     rules: Vec::new(),
                 });
             }
+            self.junk_before += self.nft.counted(&name, JUNK).await?;
             self.nft.replace(&table).await?;
             wanted.snapshot = self.nft.snapshot(&name).await?;
         }

@@ -30,6 +30,15 @@ const NOT_WIREGUARD: E = E::TransportBits {
     offset: 8,
     mask: [0xf8, 0xff, 0xff, 0xff],
 };
+/// First payload bytes of disco (protocol/disco.md §1), and what follows STUN's type and length.
+const DISCO: E = E::TransportBytes {
+    offset: 8,
+    bytes: "TS💬".as_bytes(),
+};
+const STUN: E = E::TransportBytes {
+    offset: 12,
+    bytes: &[0x21, 0x12, 0xa4, 0x42],
+};
 // Priorities: after the host's own filters on the way in and before connection tracking on the way out, so
 // that both see WireGuard's port only; elsewhere those of iptables' `filter`, `mangle`, `nat`.
 const DEMUX_IN: i32 = 300;
@@ -39,6 +48,9 @@ const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
 const SPOOF: &str = "spoof";
+const SORT: &str = "sort";
+/// Counts what led to nothing.
+pub(super) const JUNK: &str = "junk";
 
 const fn net(address: [u8; 4], len: u8) -> Ipv4Net {
     let [a, b, c, d] = address;
@@ -137,18 +149,15 @@ pub fn foreign(config: &Config) -> Vec<(&'static str, Rule)> {
 
 /// Drops what claims to come from a peer and did not come out of a tunnel.
 fn spoof(config: &Config) -> Chain {
-    Chain {
-        name: SPOOF.to_owned(),
-        base: None,
-        rules: vec![
-            Rule::new([E::InputInterface(config.device.clone()), E::Return]),
-            // Tunnels of others: another agent on this host, an official client.
-            Rule::new([E::InputType(ARPHRD_NONE), E::Return]),
-            Rule::new([E::InputInterface("lo".to_owned()), E::Return]),
-            Rule::new([E::Source(CHROME_OS.into()), E::Return]),
-            Rule::new([E::Source(OVERLAY.into()), E::Counter, E::Drop]),
-        ],
-    }
+    let rules = vec![
+        Rule::new([E::InputInterface(config.device.clone()), E::Return]),
+        // Tunnels of others: another agent on this host, an official client.
+        Rule::new([E::InputType(ARPHRD_NONE), E::Return]),
+        Rule::new([E::InputInterface("lo".to_owned()), E::Return]),
+        Rule::new([E::Source(CHROME_OS.into()), E::Return]),
+        Rule::new([E::Source(OVERLAY.into()), E::Counter, E::Drop]),
+    ];
+    plain(SPOOF, rules)
 }
 
 fn jump_spoof() -> Rule {
@@ -211,10 +220,10 @@ fn keep_bypass() -> [Chain; 2] {
     ]
 }
 
-/// Shares WireGuard's port with the agent: what is not WireGuard's goes to the agent's socket, and what
-/// that sends leaves from WireGuard's port. From `detoured` sources everything does. The agent's own port is
+/// Shares WireGuard's port with the agent: disco and STUN go to the agent's socket, and what that sends leaves
+/// from WireGuard's port. What is neither theirs nor WireGuard's is junk, and costs no more than to see that. From `detoured` sources everything does. The agent's own port is
 /// closed to the outside.
-fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain; 2] {
+fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain; 4] {
     let mut incoming = vec![
         Rule::new([
             E::TransportProtocol(UDP),
@@ -226,8 +235,7 @@ fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain;
             E::TransportProtocol(UDP),
             E::Port(Port::Destination, wireguard),
             NOT_WIREGUARD,
-            E::Counter,
-            E::SetUdpPort(Port::Destination, agent),
+            E::Jump(SORT.to_owned()),
         ]),
     ];
     if !detoured.is_empty() {
@@ -250,11 +258,37 @@ fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain;
         E::Counter,
         E::SetUdpPort(Port::Source, wireguard),
     ])];
+    let to_agent = |looks: E| {
+        Rule::new([
+            looks,
+            E::Counter,
+            E::SetUdpPort(Port::Destination, agent),
+            E::Return,
+        ])
+    };
     let kind = Kind::Filter;
     [
+        plain(
+            SORT,
+            vec![
+                to_agent(DISCO),
+                to_agent(STUN),
+                Rule::new([E::Jump(JUNK.to_owned())]),
+            ],
+        ),
+        plain(JUNK, vec![Rule::new([E::Counter, E::Drop])]),
         chain("demux-in", kind, Hook::Input, DEMUX_IN, incoming),
         chain("demux-out", kind, Hook::Output, DEMUX_OUT, outgoing),
     ]
+}
+
+/// A chain that others jump to.
+fn plain(name: &str, rules: Vec<Rule>) -> Chain {
+    Chain {
+        name: name.to_owned(),
+        base: None,
+        rules,
+    }
 }
 
 fn chain(name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {

@@ -30,7 +30,7 @@ use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
-use crate::paths::{self, Event, Wire};
+use crate::paths::{self, Event, Junk, Wire};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::shield::{self, Shields};
@@ -522,6 +522,21 @@ impl Inner {
         })
     }
 
+    /// What reached WireGuard's port and led to nothing, here or in the host's netfilter.
+    async fn junk(&self) -> Junk {
+        let mut junk = self.wire.junk();
+        if let Some(firewall) = &self.firewall {
+            match firewall.junk().await {
+                Ok(count) => junk.foreign += count,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the firewall's counter not read");
+                }
+            }
+        }
+        junk
+    }
+
     /// Reads everything that `status` shows.
     pub(super) async fn status(&self) -> NetStatus {
         let link = links::get(&self.netlink, &self.device).await.ok().flatten();
@@ -553,7 +568,7 @@ impl Inner {
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),
-            junk: self.wire.junk(),
+            junk: self.junk().await,
         }
     }
 }

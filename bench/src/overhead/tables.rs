@@ -65,10 +65,16 @@ fn table(chains: &str) -> String {
 
 fn demux_chains() -> String {
     format!(
-        "chain demux-in {{
+        "chain junk {{ counter drop; }}
+        chain sort {{
+            @th,64,48 0x5453f09f92ac counter udp dport set {AGENT_PORT} return
+            @th,96,32 0x2112a442 counter udp dport set {AGENT_PORT} return
+            jump junk
+        }}
+        chain demux-in {{
             type filter hook input priority 300; policy accept;
             udp dport {AGENT_PORT} counter drop
-            udp dport {PORT} @th,64,32 & 0xf8ffffff != 0 counter udp dport set {AGENT_PORT}
+            udp dport {PORT} @th,64,32 & 0xf8ffffff != 0 jump sort
         }}
         chain demux-out {{
             type filter hook output priority -300; policy accept;

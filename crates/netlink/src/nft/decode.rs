@@ -100,6 +100,22 @@ pub(super) fn rule(frame: Frame<'_>) -> Option<RawRule> {
     })
 }
 
+/// Packets that a rule of this chain has counted; `None` for rules of others and those that count nothing.
+pub(super) fn counted(frame: Frame<'_>, table: &str, chain: &str) -> Option<u64> {
+    const COUNTER_PACKETS: u16 = 2;
+    let attribute = |kind| frame.attributes().find(|found| found.kind == kind);
+    let is = |kind, name| attribute(kind).and_then(|found| found.text()) == Some(name);
+    if !is(RULE_TABLE, table) || !is(RULE_CHAIN, chain) {
+        return None;
+    }
+    let mut expressions = attribute(RULE_EXPRESSIONS)?.inner();
+    let counter = expressions.find(|expression| {
+        part(*expression, EXPRESSION_NAME).and_then(|name| name.text()) == Some("counter")
+    })?;
+    let packets = part(part(counter, EXPRESSION_DATA)?, COUNTER_PACKETS)?;
+    packets.array().map(u64::from_be_bytes)
+}
+
 /// Reads elements of a set; a long one comes in several frames.
 pub(super) fn elements(frame: Frame<'_>) -> Vec<Element> {
     let list = frame.attributes().find(|found| found.kind == SET_ELEMENTS);

@@ -211,6 +211,10 @@ fn expression(list: &mut Writer, item: &Expression) {
             masked(list, mask, &[0; 4]);
             compare(list, DIFFERENT, &[0; 4]);
         }
+        Expression::TransportBytes { offset, bytes } => {
+            payload(list, TRANSPORT_HEADER, *offset, bytes.len());
+            compare(list, EQUAL, bytes);
+        }
         Expression::Source(net) => prefix(list, net, [12, 8]),
         Expression::Destination(net) => prefix(list, net, [16, 24]),
         Expression::Counter => named(list, "counter", |_| {}),

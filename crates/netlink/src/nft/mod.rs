@@ -164,6 +164,13 @@ pub enum Expression {
         /// Looked-at bits of four bytes.
         mask: [u8; 4],
     },
+    /// The transport header and what follows hold these bytes, at most 16.
+    TransportBytes {
+        /// First byte, counted from that of the header.
+        offset: u32,
+        /// What is there.
+        bytes: &'static [u8],
+    },
     /// Comes from the prefix; says the family too.
     Source(IpNet),
     /// Goes to the prefix; says the family too.

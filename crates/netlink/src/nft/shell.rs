@@ -177,6 +177,17 @@ impl Nft {
         .await
     }
 
+    /// Returns the packets that the rules of a chain of the `inet` table `name` have counted.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel answered.
+    pub async fn counted(&mut self, name: &str, chain: &str) -> Result<u64, Error> {
+        let take = |frame: Frame<'_>| decode::counted(frame, name, chain);
+        let counts = self.dump(GET_RULE, Layer::Inet, name, take).await?;
+        Ok(counts.iter().sum())
+    }
+
     /// Returns every chain of every table of a family we know, with what is plain of its rules.
     ///
     /// # Errors
