@@ -1,7 +1,7 @@
 //! The parts of the data plane that are applied together: tunnel, wiring, counters, peer table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -22,6 +22,7 @@ use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
 use super::peers::{Peer, Peers};
 use super::status::peer_status;
+use super::tsmp::Tsmp;
 use super::{
     Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, Reports,
     restore_forwarding,
@@ -65,6 +66,8 @@ pub(super) struct Inner {
     pub(super) shields: Shields,
     /// Where dropped packets are reported.
     pub(super) reports: Reports,
+    /// Speaks with peers' agents through the tunnel.
+    pub(super) tsmp: Tsmp,
     /// The host's netfilter; `None` where it has none, for the reason beside.
     pub(super) firewall: Option<Firewall>,
     /// Counts the filters that were put in force.
@@ -148,6 +151,8 @@ impl Inner {
             }
             return Err(error);
         }
+        // Before the device is up: nobody shall hear that its protocol is unknown here.
+        self.arrange_tsmp();
         let wired = router::apply(&self.netlink, &self.device, &wiring).await;
         wired.map_err(|error| match error.errno() {
             Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
@@ -295,7 +300,9 @@ impl Inner {
             gate.close();
         }
         self.tunnel.remove().await?;
-        self.stop_guarding()
+        let stopped = self.stop_guarding();
+        self.arrange_tsmp();
+        stopped
     }
 
     /// Lets go of what outlives the agent, and tidies up what does not.
@@ -326,7 +333,9 @@ impl Inner {
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;
-            table.push(Peer::new(*key, address, peer.home_derp, peer.disco));
+            let overlay = hosts(&peer.allowed_ips);
+            let peer = Peer::new(*key, address, peer.home_derp, peer.disco);
+            table.push(peer.with_overlay(overlay));
         }
         self.peers.replace(table.into_iter());
         Ok(())
@@ -555,6 +564,12 @@ fn prefixes(desired: &Desired) -> Vec<(IpNet, NodePublic)> {
         prefixes.map(move |prefix| (prefix, key))
     };
     desired.peers.iter().flat_map(of_peer).collect()
+}
+
+/// Those of the prefixes that are single addresses.
+fn hosts(prefixes: &[IpNet]) -> Vec<IpAddr> {
+    let single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+    prefixes.iter().filter(single).map(IpNet::addr).collect()
 }
 
 /// A peer in the words of the eBPF programs.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use control_proto::tailcfg;
 use dataplane::{Count, Forwarded, Origin, PeerCounters};
 use ipnet::IpNet;
-use keys::NodePublic;
+use keys::{DiscoPublic, NodePublic};
 use node_core::{Desired, DesiredPeer, RegionId};
 
 use super::{EndpointKind, FilterStatus, Junk, ShieldStatus};
@@ -154,6 +154,13 @@ pub enum NetEvent {
     NetInfo(Box<tailcfg::NetInfo>),
     /// Where we can be reached, in the order in which it is offered.
     Endpoints(Vec<(SocketAddr, EndpointKind)>),
+    /// A peer told through its live session that its disco key is another one than the map's.
+    DiscoKey {
+        /// The peer.
+        peer: NodePublic,
+        /// Its disco key.
+        key: DiscoPublic,
+    },
     /// A relay region was connected.
     DerpConnected(RegionId),
     /// A health warning appeared (`Some`) or went away (`None`).
