@@ -1,9 +1,8 @@
 //! What agents say to each other inside the tunnel.
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{addresses, connected_pair, pair};
-use testnet::Namespace;
-use testnet::skip_unless_available;
+use netns_tests::{CONNECT, addresses, connected_pair, pair};
+use testnet::{Namespace, skip_unless_available, wait_until};
 
 /// Counts what a host sends into the tunnel as an answer to a protocol that it does not know.
 const UNKNOWN_PROTOCOL: &str = "table inet probe { chain c {
@@ -91,5 +90,59 @@ except OSError:
     alice.ping(bob.ip("-4")?)?;
     let heard = counted(node)?;
     ensure!(heard == 0, "{heard} packets came through");
+    Ok(())
+}
+
+#[test]
+fn a_disco_key_that_a_peer_tells_replaces_the_map_s_and_leaves_the_session() -> Result<()> {
+    skip_unless_available!("ping", "python3");
+    let tailnet = connected_pair()?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    alice.cli(&["ping", "-c", "1", "bob"])?;
+    let [from, to] = [bob.ip("-4")?, alice.ip("-4")?];
+    // Past the filter, as the agent itself sends: an empty key, then one that is nobody's.
+    let program = format!(
+        "import socket
+def tell(key):
+    body = b'a' + key
+    head = bytes([0x45, 0, 0, 20 + len(body), 0, 0, 0, 0, 64, 99, 0, 0])
+    head += socket.inet_aton('{from}') + socket.inet_aton('{to}')
+    total = sum(int.from_bytes(head[at:at + 2], 'big') for at in range(0, 20, 2))
+    total = (total & 0xffff) + (total >> 16)
+    head = head[:10] + (0xffff ^ ((total & 0xffff) + (total >> 16))).to_bytes(2, 'big') + head[12:]
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    s.setsockopt(263, 20, 1)
+    s.sendto(head + body, ('tailrace0', 0x0800))
+tell(bytes(32))
+tell(bytes([9] * 32))"
+    );
+    let told = || {
+        alice
+            .process()
+            .log()
+            .join("\n")
+            .matches("tells its new disco key")
+            .count()
+    };
+    wait_until(CONNECT, "the key is taken over", || {
+        bob.host().namespace().exec(&["python3", "-c", &program])?;
+        ensure!(told() == 1, "{} keys were taken over", told());
+        Ok(())
+    })?;
+    // A difference of the map that says nothing about keys.
+    tailnet
+        .control
+        .admin(&["nodes", "rename", "bob", "robert"])?;
+    wait_until(CONNECT, "the map has changed", || {
+        let said = alice.cli(&["status"])?;
+        ensure!(said.contains("robert"), "{said}");
+        Ok(())
+    })?;
+    // Whoever has that key cannot open what is sealed to it; the tunnel goes on.
+    let output = alice.try_cli(&["ping", "-c", "1", &from.to_string()])?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.starts_with("no answer from"), "{said}");
+    alice.cli(&["ping", "--tsmp", "-c", "1", &from.to_string()])?;
+    ensure!(told() == 1, "{} keys were taken over", told());
     Ok(())
 }
