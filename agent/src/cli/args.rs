@@ -182,9 +182,15 @@ pub struct PingArgs {
     /// Bytes of padding in each ping.
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=8_000))]
     pub size: u16,
+    /// Ask the peer's agent inside the tunnel instead of beside it.
+    #[arg(long, group = "kind")]
+    pub tsmp: bool,
     /// Send ordinary pings through the tunnel instead of asking the peer's agent.
-    #[arg(long)]
+    #[arg(long, group = "kind")]
     pub icmp: bool,
+    /// Ask the peer's PeerAPI, by HTTP through the tunnel; nodes that run tailrace have none yet.
+    #[arg(long, group = "kind")]
+    pub peerapi: bool,
     /// Print JSON, one object a line.
     #[arg(long)]
     pub json: bool,
@@ -287,6 +293,8 @@ mod tests {
             "tailrace ip -4",
             "tailrace ip -6 peer --json",
             "tailrace ping peer -c 3 --icmp",
+            "tailrace ping peer --tsmp",
+            "tailrace ping peer --peerapi",
             "tailrace debug drops --json",
             "tailrace debug rules",
             "tailrace debug endpoint peer 203.0.113.7:41641",

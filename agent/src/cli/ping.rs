@@ -1,4 +1,4 @@
-//! `tailrace ping`: asks a peer's agent, or sends ordinary pings through the tunnel.
+//! `tailrace ping`: asks a peer's agent, beside the tunnel or inside it, or the peer's host itself.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,14 +11,16 @@ use super::args::PingArgs;
 use super::show::find;
 use crate::localapi::{Client, PingResult, Status};
 
+/// The kind of ping that goes beside the tunnel, and may show a path.
+const DISCO: &str = "disco";
 /// Time between two pings.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, CliError> {
     let ip = address(client, &args.peer).await?;
-    let kind = if args.icmp { "ICMP" } else { "disco" };
+    let kind = kind(args);
     let path = format!("ping?ip={ip}&type={kind}&size={}", args.size);
-    let until_direct = args.until_direct.unwrap_or(true) && !args.icmp;
+    let until_direct = args.until_direct.unwrap_or(true) && kind == DISCO;
     let mut answered = 0;
     let mut ticks = tokio::time::interval(INTERVAL);
     for _ in 0..args.count {
@@ -28,7 +30,7 @@ pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<ExitCode, Cl
             let line = serde_json::to_string(&result).unwrap_or_default();
             println!("{line}");
         } else {
-            println!("{}", line(&result));
+            println!("{}", line(kind, &result));
         }
         if result.is_local_ip {
             return Ok(ExitCode::FAILURE);
@@ -73,7 +75,17 @@ pub(super) async fn address(client: &Client, peer: &str) -> Result<String, CliEr
     }
 }
 
-fn line(result: &PingResult) -> String {
+/// The kind of ping, in the daemon's words.
+fn kind(args: &PingArgs) -> &'static str {
+    match (args.tsmp, args.icmp, args.peerapi) {
+        (true, _, _) => "TSMP",
+        (_, true, _) => "ICMP",
+        (_, _, true) => "peerapi",
+        _ => DISCO,
+    }
+}
+
+fn line(kind: &str, result: &PingResult) -> String {
     if result.is_local_ip {
         return format!("{} is this node itself", result.ip);
     }
@@ -83,18 +95,28 @@ fn line(result: &PingResult) -> String {
             result.node_name, result.ip, result.err
         );
     }
-    let via = if !result.derp_region_code.is_empty() {
-        format!(" via DERP({})", result.derp_region_code)
-    } else if !result.endpoint.is_empty() {
-        format!(" via {}", result.endpoint)
-    } else {
-        String::new()
-    };
     let latency = milliseconds(result.latency_seconds);
-    format!(
-        "pong from {} ({}){via} in {latency}",
-        result.node_name, result.node_ip
-    )
+    let PingResult {
+        node_name: name,
+        node_ip: ip,
+        ..
+    } = result;
+    if !result.peer_api_url.is_empty() {
+        let url = &result.peer_api_url;
+        return format!("hit peerapi of {name} ({ip}) at {url} in {latency}");
+    }
+    let via = if !result.derp_region_code.is_empty() {
+        format!("DERP({})", result.derp_region_code)
+    } else if !result.endpoint.is_empty() {
+        result.endpoint.clone()
+    } else {
+        kind.to_owned()
+    };
+    let port = match result.peer_api_port {
+        0 => String::new(),
+        port => format!(", {port}"),
+    };
+    format!("pong from {name} ({ip}{port}) via {via} in {latency}")
 }
 
 /// Whole milliseconds from ten up, tenths below.
@@ -122,8 +144,38 @@ mod tests {
             ..PingResult::default()
         };
         assert_eq!(
-            line(&result),
+            line(DISCO, &result),
             "pong from b (100.64.0.2) via DERP(fra) in 12ms"
+        );
+    }
+
+    #[test]
+    fn a_pong_out_of_the_tunnel_names_its_kind() {
+        let result = PingResult {
+            node_ip: "100.64.0.2".into(),
+            node_name: "b".into(),
+            latency_seconds: 0.0012,
+            ..PingResult::default()
+        };
+        assert_eq!(
+            line("ICMP", &result),
+            "pong from b (100.64.0.2) via ICMP in 1.2ms"
+        );
+        let serving = PingResult {
+            peer_api_port: 4444,
+            ..result.clone()
+        };
+        assert_eq!(
+            line("TSMP", &serving),
+            "pong from b (100.64.0.2, 4444) via TSMP in 1.2ms"
+        );
+        let hit = PingResult {
+            peer_api_url: "http://100.64.0.2:4444".into(),
+            ..result
+        };
+        assert_eq!(
+            line("peerapi", &hit),
+            "hit peerapi of b (100.64.0.2) at http://100.64.0.2:4444 in 1.2ms"
         );
     }
 
@@ -134,6 +186,6 @@ mod tests {
             err: "late".into(),
             ..PingResult::default()
         };
-        assert!(line(&result).starts_with("no answer from b"));
+        assert!(line(DISCO, &result).starts_with("no answer from b"));
     }
 }

@@ -12,6 +12,7 @@ use keys::NodePrivate;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::disco_keys::ToldKeys;
 use super::expiry::Expiry;
 use super::{Command, Handle, Notice, Refusal, SharedNet};
 use crate::control::{Control, ControlError, Event, Login};
@@ -70,6 +71,8 @@ pub struct Engine {
     pub(super) map_stale: bool,
     /// A frame was refused: until the whole map comes again, no other frame fits.
     pub(super) map_refused: bool,
+    /// Disco keys that peers told themselves.
+    pub(super) told_keys: ToldKeys,
     /// When the map was last known to be right, by our clock.
     pub(super) map_confirmed: Option<SystemTime>,
     pub(super) cache_at: Option<Instant>,
@@ -172,6 +175,7 @@ impl Engine {
             map: None,
             map_stale: false,
             map_refused: false,
+            told_keys: ToldKeys::default(),
             map_confirmed: None,
             cache_at: None,
             expiry: Expiry::default(),
@@ -249,7 +253,7 @@ impl Engine {
                         self.handle_control(event).await;
                     }
                 }
-                event = next_net_event(&mut self.net_events) => self.handle_net(event),
+                event = next_net_event(&mut self.net_events) => self.handle_net(event).await,
                 () = timer => self.handle_timer(),
             }
             self.reconcile().await;
@@ -282,7 +286,7 @@ impl Engine {
         }
     }
 
-    fn handle_net(&mut self, event: NetEvent) {
+    async fn handle_net(&mut self, event: NetEvent) {
         match event {
             NetEvent::NetInfo(net_info) => {
                 if let Some((control, _)) = &self.control {
@@ -296,6 +300,7 @@ impl Engine {
                 }
                 self.own_endpoints = endpoints;
             }
+            NetEvent::DiscoKey { peer, key } => self.take_disco_key(peer, key).await,
             NetEvent::DerpConnected(region) => {
                 tracing::debug!(%region, "relay connected");
                 self.relay_connected = true;

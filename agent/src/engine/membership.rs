@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::core::{Clock, Engine};
+use super::disco_keys::ToldKeys;
 use super::{Refusal, routing};
 use crate::control::{Control, ControlConfig, ControlError, Event, Login, ServerUrl, hostinfo};
 use crate::prefs::{Prefs, PrefsError};
@@ -22,7 +23,7 @@ use crate::state::{CachedMapRef, StateError};
 
 /// A changed map is stored at the latest this much later; the first of a stream at once. Short, since a
 /// peer that joined within it is unknown after a power cut while control is away.
-const CACHE_DELAY: Duration = Duration::from_secs(1);
+pub(super) const CACHE_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {
     pub(super) async fn edit_prefs(
@@ -301,6 +302,7 @@ impl Engine {
         };
         match applied {
             Ok(changed) => {
+                self.keep_told_keys();
                 self.confirm_map();
                 self.dirty |= changed;
                 if changed {
@@ -350,6 +352,7 @@ impl Engine {
 
     pub(super) fn forget_map(&mut self) -> Result<(), StateError> {
         self.map = None;
+        self.told_keys = ToldKeys::default();
         self.map_stale = false;
         self.map_confirmed = None;
         self.cache_at = None;

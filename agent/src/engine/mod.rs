@@ -6,6 +6,7 @@
 mod backend;
 mod core;
 mod dataplane;
+mod disco_keys;
 mod expiry;
 mod filter;
 mod membership;
@@ -23,8 +24,9 @@ use serde_json::{Map, Value};
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 use crate::control::{ControlError, Login, ServerUrl, fetch_server_key};
+use crate::error_text::error_text;
 use crate::localapi::{BackendState, PingResult, StartOptions};
-use crate::net::{Net, NetError, Netcheck, PingPath, Reports};
+use crate::net::{Net, NetError, Netcheck, PingPath, Pinger, Reports};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::StateError;
 
@@ -213,12 +215,7 @@ impl Handle {
         if result.is_local_ip {
             return Ok(result);
         }
-        // Not under the lock: `down` must not wait for a pong.
-        let pinger = match self.net.read().await.as_ref() {
-            Some(net) => net.pinger().await,
-            None => Err(NetError::Down),
-        };
-        let reply = match pinger {
+        let reply = match self.pinger().await {
             Ok(pinger) => pinger.ping(&key, size, timeout).await,
             Err(error) => Err(error),
         };
@@ -236,6 +233,50 @@ impl Handle {
             Err(error) => result.err = error.to_string(),
         }
         Ok(result)
+    }
+
+    /// Asks the agent behind a peer's address for a sign of life through the tunnel (TSMP). No answer is a
+    /// result, not an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownPeer`].
+    pub async fn ping_inside(&self, ip: IpAddr, timeout: Duration) -> Result<PingResult, Refusal> {
+        let mut result = self.ping_target(ip).await?;
+        if result.is_local_ip {
+            return Ok(result);
+        }
+        let reply = match self.pinger().await {
+            Ok(pinger) => pinger.ping_inside(ip, timeout).await,
+            Err(error) => Err(error),
+        };
+        match reply {
+            Ok(pong) => {
+                result.latency_seconds = pong.latency.as_secs_f64();
+                result.peer_api_port = pong.peer_api_port;
+            }
+            Err(error) => result.err = error_text(&error),
+        }
+        Ok(result)
+    }
+
+    /// What pings peers; not under the lock: `down` must not wait for a pong.
+    async fn pinger(&self) -> Result<Pinger, NetError> {
+        match self.net.read().await.as_ref() {
+            Some(net) => net.pinger().await,
+            None => Err(NetError::Down),
+        }
+    }
+
+    /// Where the peer with this address serves its PeerAPI, if it does.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownPeer`].
+    pub async fn peer_api(&self, ip: IpAddr) -> Result<Option<SocketAddr>, Refusal> {
+        let snapshot = self.ask(Command::Snapshot).await?;
+        let node = snapshot.node_by_ip(ip).ok_or(Refusal::UnknownPeer(ip))?;
+        Ok(snapshot::peer_api(node, ip))
     }
 
     /// Sends what is for the peer with this address straight to `endpoint`, or by the relays again.

@@ -1,6 +1,6 @@
 //! Everything there is to know about the node at one moment: [`Snapshot`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -87,6 +87,16 @@ impl Snapshot {
         };
         Some((result, node.key))
     }
+}
+
+/// Where a node serves its PeerAPI, by what its host tells: on its first address of the family of `ip`.
+pub(super) fn peer_api(node: &Node, ip: IpAddr) -> Option<SocketAddr> {
+    let proto = if ip.is_ipv4() { "peerapi4" } else { "peerapi6" };
+    let mut addresses = node.addresses.iter().map(|prefix| prefix.addr());
+    let address = addresses.find(|own| own.is_ipv4() == ip.is_ipv4())?;
+    let mut services = node.hostinfo.services.iter();
+    let service = services.find(|service| service.proto == proto && service.port != 0)?;
+    Some(SocketAddr::new(address, service.port))
 }
 
 /// First label of the name; what the host calls itself if it has none.

@@ -10,7 +10,7 @@
 //! | `POST start` | [`StartOptions`]: joins, or changes how |
 //! | `POST login-interactive` | a login URL appears in status and notifications |
 //! | `POST logout` | expires the node key |
-//! | `POST ping?ip=&type=disco\|ICMP` | [`PingResult`] |
+//! | `POST ping?ip=&type=disco\|TSMP\|ICMP\|peerapi` | [`PingResult`] |
 //! | `GET netcheck` | [`NetcheckResult`] |
 //! | `GET whois?addr=` | [`WhoIs`] |
 //! | `GET watch-ipn-bus` | [`Notify`] lines, the first at once |
@@ -20,6 +20,8 @@ mod client;
 mod debug;
 mod icmp;
 mod netcheck;
+mod peerapi;
+mod ping;
 mod query;
 mod server;
 mod slots;

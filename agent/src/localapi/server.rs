@@ -25,9 +25,7 @@ use tokio::sync::watch;
 use super::debug;
 use super::query::Query;
 use super::slots::Slots;
-use super::{
-    ErrorBody, NetcheckResult, Notify, PREFIX, PingResult, StartOptions, icmp, status, whois,
-};
+use super::{ErrorBody, NetcheckResult, Notify, PREFIX, StartOptions, ping, status, whois};
 use crate::engine::{Handle, Notice, Refusal};
 use crate::error_text::error_text;
 use crate::metrics;
@@ -36,10 +34,6 @@ use crate::metrics;
 const MAX_REQUEST: usize = 1 << 20;
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of padding in a ping.
-const MAX_PING_SIZE: u16 = 8_000;
-/// How long a ping waits for its pong.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -219,13 +213,13 @@ impl Caller {
 
 /// An answer that is not a success.
 #[derive(Debug)]
-struct Failure {
+pub(super) struct Failure {
     status: StatusCode,
     message: String,
 }
 
 impl Failure {
-    fn bad_request(message: impl ToString) -> Self {
+    pub(super) fn bad_request(message: impl ToString) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
             message: message.to_string(),
@@ -306,7 +300,7 @@ async fn route(
             engine.logout().await?;
             Ok(no_content())
         }
-        ("ping", &Method::POST) => Ok(json(&ping(&query, engine).await?)),
+        ("ping", &Method::POST) => Ok(json(&ping::ping(&query, engine).await?)),
         ("netcheck", &Method::GET) => {
             let check = engine.netcheck().await?;
             Ok(json(&NetcheckResult::from(&check)))
@@ -361,7 +355,7 @@ async fn route(
 }
 
 /// The address that a query is about.
-fn address(query: &Query) -> Result<IpAddr, Failure> {
+pub(super) fn address(query: &Query) -> Result<IpAddr, Failure> {
     let text = query
         .get("ip")
         .ok_or_else(|| Failure::bad_request("ip is missing"))?;
@@ -378,45 +372,6 @@ async fn set_endpoint(query: &Query, engine: &Handle) -> Result<(), Failure> {
         })?),
     };
     Ok(engine.set_endpoint(address(query)?, endpoint).await?)
-}
-
-async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, Failure> {
-    let ip = address(query)?;
-    match query.get("type") {
-        Some("disco") => {
-            let size = match query.get("size") {
-                None | Some("") => 0,
-                Some(size) => size
-                    .parse()
-                    .ok()
-                    .filter(|size| *size <= MAX_PING_SIZE)
-                    .ok_or_else(|| {
-                        Failure::bad_request(format!(
-                            "size {size:?} is not a number of bytes up to {MAX_PING_SIZE}"
-                        ))
-                    })?,
-            };
-            Ok(engine.ping(ip, size, PING_TIMEOUT).await?)
-        }
-        Some("ICMP") => {
-            let mut result = engine.ping_target(ip).await?;
-            if result.is_local_ip {
-                return Ok(result);
-            }
-            let sent = tokio::task::spawn_blocking(move || icmp::ping(ip, PING_TIMEOUT)).await;
-            match sent {
-                Ok(Ok(Some(latency))) => result.latency_seconds = latency.as_secs_f64(),
-                Ok(Ok(None)) => result.err = format!("no echo reply within {PING_TIMEOUT:?}"),
-                Ok(Err(error)) => result.err = format!("cannot send an echo request: {error}"),
-                Err(error) => result.err = error.to_string(),
-            }
-            Ok(result)
-        }
-        Some(other) => Err(Failure::bad_request(format!(
-            "ping type {other:?} is not supported; use disco or ICMP"
-        ))),
-        None => Err(Failure::bad_request("type is missing")),
-    }
 }
 
 /// Streams one line per change, beginning with the present.

@@ -374,6 +374,16 @@ pub struct PingResult {
     /// Its code.
     #[serde(rename = "DERPRegionCode")]
     pub derp_region_code: String,
+    /// Port of the peer's PeerAPI, as its pong through the tunnel tells; 0 if it serves none.
+    #[serde(rename = "PeerAPIPort", default, skip_serializing_if = "is_zero")]
+    pub peer_api_port: u16,
+    /// The PeerAPI that answered.
+    #[serde(
+        rename = "PeerAPIURL",
+        default,
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub peer_api_url: String,
     /// The address is this node's own.
     #[serde(
         rename = "IsLocalIP",
@@ -381,6 +391,11 @@ pub struct PingResult {
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub is_local_ip: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(port: &u16) -> bool {
+    *port == 0
 }
 
 /// `GET whois`.

@@ -1,7 +1,7 @@
 //! The parts of the data plane that are applied together: tunnel, wiring, counters, peer table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -19,22 +19,19 @@ use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
 
 use super::direct::Pins;
-use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
+use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
 use super::peers::{Peer, Peers};
-use super::status::peer_status;
-use super::{
-    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, Reports,
-    restore_forwarding,
-};
+use super::tsmp::Tsmp;
+use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
-use crate::paths::{self, Event, Junk, Wire};
+use crate::paths::{self, Event, Wire};
 use crate::relayed::Relayed;
 use crate::router::{self, Wiring, forwarding};
 use crate::shield::{self, Shields};
-use crate::tunnel::{PeerState, Tunnel};
+use crate::tunnel::Tunnel;
 
 /// Everything that [`super::Net`] applies.
 #[derive(Debug)]
@@ -67,6 +64,8 @@ pub(super) struct Inner {
     pub(super) shields: Shields,
     /// Where dropped packets are reported.
     pub(super) reports: Reports,
+    /// Speaks with peers' agents through the tunnel.
+    pub(super) tsmp: Tsmp,
     /// The host's netfilter; `None` where it has none, for the reason beside.
     pub(super) firewall: Option<Firewall>,
     /// Counts the filters that were put in force.
@@ -150,6 +149,8 @@ impl Inner {
             }
             return Err(error);
         }
+        // Before the device is up: nobody shall hear that its protocol is unknown here.
+        self.arrange_tsmp();
         let wired = router::apply(&self.netlink, &self.device, &wiring).await;
         wired.map_err(|error| match error.errno() {
             Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
@@ -299,7 +300,9 @@ impl Inner {
             gate.close();
         }
         self.tunnel.remove().await?;
-        self.stop_guarding()
+        let stopped = self.stop_guarding();
+        self.arrange_tsmp();
+        stopped
     }
 
     /// Lets go of what outlives the agent, and tidies up what does not.
@@ -332,7 +335,9 @@ impl Inner {
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;
-            table.push(Peer::new(*key, address, peer.home_derp, peer.disco));
+            let overlay = hosts(&peer.allowed_ips);
+            let peer = Peer::new(*key, address, peer.home_derp, peer.disco);
+            table.push(peer.with_overlay(overlay));
         }
         self.peers.replace(table.into_iter());
         Ok(())
@@ -479,98 +484,6 @@ impl Inner {
         };
         removed.map_err(NetError::Programs)
     }
-
-    fn filter_status(&self) -> FilterStatus {
-        let rules = self.applied.as_ref().map(|applied| &applied.filter.rules);
-        let (place, drops) = match &self.guard {
-            Guard::Untried => (FilterPlace::None, BTreeMap::new()),
-            Guard::Ebpf(dataplane, ..) => {
-                let drops = locked(dataplane).drops().unwrap_or_else(|error| {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "the filter's counters not read");
-                    BTreeMap::new()
-                });
-                (FilterPlace::Ebpf, drops)
-            }
-            Guard::Userspace(reason, _) => {
-                let drops = self.tunnel.gate().map(|gate| gate.drops());
-                (
-                    FilterPlace::Userspace(reason.clone()),
-                    drops.unwrap_or_default(),
-                )
-            }
-        };
-        FilterStatus {
-            place,
-            // All or nothing: what does not fit admits nothing.
-            rules: match (rules, &self.filter_problem) {
-                (Some(rules), None) => rules.matches().len(),
-                _ => 0,
-            },
-            serial: self.filter_serial,
-            problem: self.filter_problem.clone(),
-            drops,
-        }
-    }
-
-    /// Reads what the tunnel knows of its peers; nothing if it cannot be asked.
-    pub(super) async fn states(&self) -> BTreeMap<NodePublic, PeerState> {
-        self.tunnel.peers().await.unwrap_or_else(|error| {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "tunnel state not read");
-            BTreeMap::new()
-        })
-    }
-
-    /// What reached WireGuard's port and led to nothing, here or in the host's netfilter.
-    async fn junk(&self) -> Junk {
-        let mut junk = self.wire.junk();
-        if let Some(firewall) = &self.firewall {
-            match firewall.junk().await {
-                Ok(count) => junk.foreign += count,
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "the firewall's counter not read");
-                }
-            }
-        }
-        junk
-    }
-
-    /// Reads everything that `status` shows.
-    pub(super) async fn status(&self) -> NetStatus {
-        let link = links::get(&self.netlink, &self.device).await.ok().flatten();
-        let states = self.states().await;
-        let counts = self.guard.counts();
-        let desired = self.applied.as_ref().map(|applied| &applied.desired);
-        let peers = desired.map(|desired| {
-            let peers = desired.peers.iter();
-            peers
-                .map(|(key, peer)| {
-                    let state = states.get(key).copied().unwrap_or_default();
-                    let address = self.endpoints.address(key);
-                    let counts = address.and_then(|ip| counts.get(&peer_index(ip)));
-                    (*key, peer_status(desired, peer, &state, counts))
-                })
-                .collect()
-        });
-        let home = self.relays.home();
-        NetStatus {
-            engine: self.tunnel.engine(),
-            engine_reason: self.engine_reason.clone(),
-            device: self.device.clone(),
-            device_up: desired.is_some() && link.is_some_and(|link| link.up),
-            port: self.port,
-            addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
-            filter: self.filter_status(),
-            forwarded: self.guard.forwarded(),
-            shield: self.shields.status(),
-            home: home.map(|(region, code)| Home { region, code }),
-            relays: self.relays.status(),
-            peers: peers.unwrap_or_default(),
-            junk: self.junk().await,
-        }
-    }
 }
 
 /// Every prefix of the overlay and the peer that it belongs to.
@@ -581,6 +494,12 @@ fn prefixes(desired: &Desired) -> Vec<(IpNet, NodePublic)> {
         prefixes.map(move |prefix| (prefix, key))
     };
     desired.peers.iter().flat_map(of_peer).collect()
+}
+
+/// Those of the prefixes that are single addresses.
+fn hosts(prefixes: &[IpNet]) -> Vec<IpAddr> {
+    let single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+    prefixes.iter().filter(single).map(IpNet::addr).collect()
 }
 
 /// A peer in the words of the eBPF programs.

@@ -13,6 +13,7 @@ mod reroute;
 mod start;
 mod status;
 mod steward;
+mod tsmp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use dataplane::{Count, Dataplane, Pinning};
 use ipnet::IpNet;
-use keys::{DiscoPrivate, NodePrivate, NodePublic};
+use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links};
 use node_core::endpoints::Endpoints;
@@ -48,6 +49,7 @@ use inner::Inner;
 use peers::Peers;
 use start::{adopt, check_permission, check_port, choose_engine};
 use steward::{Assignment, Steward};
+use tsmp::Tsmp;
 
 pub use crate::netcheck::Report as NetcheckReport;
 pub use crate::paths::{Junk, Kind as EndpointKind};
@@ -59,6 +61,7 @@ pub use ping::Pinger;
 pub use status::{
     Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply, RelayStatus,
 };
+pub use tsmp::TunnelPong;
 
 /// Events that may wait for the agent.
 const MAX_EVENTS: usize = 64;
@@ -168,18 +171,7 @@ impl Net {
         if engine == EngineChoice::Embedded {
             return false;
         }
-        let leftover = async {
-            let netlink = Netlink::open()?;
-            Kernel::leftover(&netlink, device).await
-        };
-        match leftover.await {
-            Ok(device) => device.is_some(),
-            Err(error) => {
-                // Who may not ask cannot take anything over either.
-                tracing::debug!(%error, "no device to take over");
-                false
-            }
-        }
+        start::outlived(device).await
     }
 
     /// Picks the engine and starts the tasks. The overlay device appears with the first [`Net::apply`].
@@ -234,6 +226,8 @@ impl Net {
             paths: paths.clone(),
         };
         let (relays, notices) = Manager::new(inbound.clone());
+        let device = config.device.clone();
+        let tsmp = Tsmp::new(device, config.disco.public(), reports.clone());
         let (orders, order_receiver) = mpsc::unbounded_channel();
         let restun = Arc::new(Notify::new());
         let core = Core::new(Surroundings {
@@ -308,6 +302,7 @@ impl Net {
             guard: Guard::default(),
             shields: Shields::new(config.shield, config.port),
             reports: reports.clone(),
+            tsmp: tsmp.clone(),
             firewall,
             filter_serial: 0,
             filter_problem: None,
@@ -317,7 +312,8 @@ impl Net {
         let watcher = links::Watcher::open()?;
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
-            tokio::spawn(rejects::run(config.device, reports.clone())),
+            tokio::spawn(rejects::run(tsmp.clone(), reports.clone())),
+            tokio::spawn(tsmp::run(tsmp, peers.clone(), events_sender.clone())),
             tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, outbound)),
@@ -462,10 +458,11 @@ impl Net {
     ///
     /// [`NetError::Down`] while nothing is applied.
     pub async fn pinger(&self) -> Result<Pinger, NetError> {
-        if self.inner.lock().await.applied.is_none() {
-            return Err(NetError::Down);
-        }
+        let inner = self.inner.lock().await;
+        let desired = &inner.applied.as_ref().ok_or(NetError::Down)?.desired;
         Ok(Pinger {
+            addresses: desired.addresses.iter().map(IpNet::addr).collect(),
+            tsmp: inner.tsmp.clone(),
             relays: self.relays.clone(),
             peers: self.peers.clone(),
             paths: self.paths.clone(),
@@ -488,6 +485,12 @@ impl Net {
             return Err(NetError::Down);
         }
         inner.set_direct(peer, endpoint).await
+    }
+
+    /// Takes over a disco key that a peer told through its live session ([`NetEvent::DiscoKey`]): its paths
+    /// start anew, its session stays. The next [`Net::apply`] has to say the same.
+    pub async fn take_disco_key(&self, peer: NodePublic, key: DiscoPublic) {
+        self.paths.tell(paths::Event::DiscoKey(peer, key)).await;
     }
 
     /// Pings a peer; see [`Pinger::ping`].

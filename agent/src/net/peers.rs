@@ -1,7 +1,7 @@
-//! The peers as the packet path looks them up: by key, by synthetic address.
+//! The peers as the packet path looks them up: by key, by synthetic address, by overlay address.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::Instant;
@@ -26,6 +26,8 @@ pub(crate) struct Peer {
     pub(crate) home: Option<RegionId>,
     /// Disco key.
     pub(crate) disco: Option<DiscoPublic>,
+    /// Overlay addresses that are its alone.
+    overlay: Vec<IpAddr>,
     /// When it was last worth telling of packets to it, in milliseconds; 0 for never.
     told: AtomicU64,
 }
@@ -43,8 +45,14 @@ impl Peer {
             address,
             home,
             disco,
+            overlay: Vec::new(),
             told: AtomicU64::new(0),
         }
+    }
+
+    /// With these overlay addresses.
+    pub(crate) fn with_overlay(self, overlay: Vec<IpAddr>) -> Self {
+        Self { overlay, ..self }
     }
 
     /// Says whether it is news that something was sent to the peer: at most once a second.
@@ -61,6 +69,7 @@ impl Peer {
     fn is_same(&self, other: &Self) -> bool {
         (self.key, self.address, self.home, self.disco)
             == (other.key, other.address, other.home, other.disco)
+            && self.overlay == other.overlay
     }
 }
 
@@ -69,6 +78,7 @@ impl Peer {
 pub(crate) struct Table {
     by_key: HashMap<NodePublic, Arc<Peer>>,
     by_address: HashMap<Ipv4Addr, Arc<Peer>>,
+    by_overlay: HashMap<IpAddr, Arc<Peer>>,
 }
 
 impl Table {
@@ -80,6 +90,11 @@ impl Table {
     /// Looks a peer up by synthetic address.
     pub(crate) fn by_address(&self, address: Ipv4Addr) -> Option<&Arc<Peer>> {
         self.by_address.get(&address)
+    }
+
+    /// Looks a peer up by one of its own overlay addresses.
+    pub(crate) fn by_overlay(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        self.by_overlay.get(&address)
     }
 }
 
@@ -108,6 +123,10 @@ impl Peers {
                 _ => Arc::new(peer),
             };
             table.by_address.insert(peer.address, peer.clone());
+            let overlay = peer.overlay.iter();
+            table
+                .by_overlay
+                .extend(overlay.map(|ip| (*ip, peer.clone())));
             table.by_key.insert(peer.key, peer);
         }
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);

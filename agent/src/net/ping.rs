@@ -1,11 +1,13 @@
 //! Signs of life from peers: [`Pinger`].
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use keys::NodePublic;
 use node_core::paths::Via;
 
 use super::peers::Peers;
+use super::tsmp::{Tsmp, TunnelPong};
 use super::{NetError, PingPath, PingReply};
 use crate::derp::Manager;
 use crate::paths::Handle;
@@ -13,6 +15,9 @@ use crate::paths::Handle;
 /// Pings peers. It holds no lock: the data plane may change or go while an answer is awaited.
 #[derive(Clone, Debug)]
 pub struct Pinger {
+    /// Our overlay addresses.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) tsmp: Tsmp,
     pub(super) relays: Manager,
     pub(super) peers: Peers,
     pub(super) paths: Handle,
@@ -45,5 +50,15 @@ impl Pinger {
             latency: pong.latency,
             path,
         })
+    }
+
+    /// Pings the agent behind a peer's overlay address through the tunnel (TSMP), and waits for the pong.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Unreachable`] if we have no address of that family, [`NetError::Socket`] if nothing can
+    /// be sent, [`NetError::PingTimeout`].
+    pub async fn ping_inside(&self, peer: IpAddr, wait: Duration) -> Result<TunnelPong, NetError> {
+        self.tsmp.ping(&self.addresses, peer, wait).await
     }
 }

@@ -1,33 +1,27 @@
 //! TSMP rejects: a peer whose request for a connection the filter dropped is told so, through the tunnel
 //! (protocol/disco.md §14, protocol/filter.md §11), and need not wait for a time-out to know.
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::{Direct, Direction, DropReason, Dropped};
+use dataplane::{Direction, DropReason, Dropped};
+use disco_proto::tsmp::{Message, Reason, Reject};
 use packet::protocol;
 
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Reports;
+use super::tsmp::{Rates, Tsmp};
 
-/// IPv4 header without options.
-const HEADER: usize = 20;
-const LENGTH: usize = HEADER + 7;
-const KIND: u8 = b'!';
-const BY_RULES: u8 = b'A';
-const BY_SHIELDS: u8 = b'S';
 /// Rejects in a second: as many as one CPU's programs report.
 const A_SECOND: u32 = 64;
 /// At most one line in the log for so long.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Answers what `reports` tells of connections that were refused, on `device`. Ends with the reports.
-pub(super) async fn run(device: String, reports: Reports) {
+/// Answers what `reports` tells of connections that were refused. Ends with the reports.
+pub(super) async fn run(tsmp: Tsmp, reports: Reports) {
     let mut refused = reports.listen_to_refused();
-    let mut socket = None;
-    let mut rate = Rate::default();
+    let mut rate = Rates::new(A_SECOND);
     let mut complained: Option<Instant> = None;
     loop {
         let dropped = match refused.recv().await {
@@ -36,11 +30,10 @@ pub(super) async fn run(device: String, reports: Reports) {
             Err(RecvError::Closed) => return,
         };
         let now = Instant::now();
-        let Some(packet) = reject(&dropped).filter(|_| rate.allows(now)) else {
+        let Some((from, to, reject)) = reject(&dropped).filter(|_| rate.allows((), now)) else {
             continue;
         };
-        let sent = send(&mut socket, &device, &reports, &packet);
-        if let Err(error) = sent
+        if let Err(error) = tsmp.send(from, to, &Message::Reject(reject))
             && complained.is_none_or(|at| now.duration_since(at) >= QUIET)
         {
             complained = Some(now);
@@ -49,25 +42,9 @@ pub(super) async fn run(device: String, reports: Reports) {
     }
 }
 
-/// Sends on the device that is there now: it may have been made anew.
-fn send(
-    socket: &mut Option<Direct>,
-    device: &str,
-    reports: &Reports,
-    packet: &[u8; LENGTH],
-) -> io::Result<()> {
-    reports.will_answer(packet);
-    if let Some(open) = socket
-        && open.send_v4(packet).is_ok()
-    {
-        return Ok(());
-    }
-    socket.insert(Direct::open(device)?).send_v4(packet)
-}
-
-/// What to tell the sender of a dropped packet: something only for IPv4 TCP that asks for a connection, as the
-/// official client does. Pure.
-fn reject(dropped: &Dropped) -> Option<[u8; LENGTH]> {
+/// What to tell the sender of a dropped packet, and from where to where: something only for IPv4 TCP that asks
+/// for a connection, as the official client does. Pure.
+fn reject(dropped: &Dropped) -> Option<(IpAddr, IpAddr, Reject)> {
     let Some([SocketAddr::V4(source), SocketAddr::V4(destination)]) = dropped.addresses else {
         return None;
     };
@@ -75,58 +52,18 @@ fn reject(dropped: &Dropped) -> Option<[u8; LENGTH]> {
     if !asks || dropped.direction != Direction::In {
         return None;
     }
-    let reason = match dropped.reason {
-        DropReason::ShieldsUp | DropReason::Jailed => BY_SHIELDS,
-        _ => BY_RULES,
+    let reject = Reject {
+        protocol: protocol::TCP,
+        reason: match dropped.reason {
+            DropReason::ShieldsUp | DropReason::Jailed => Reason::ShieldsUp,
+            _ => Reason::Filter,
+        },
+        source_port: source.port(),
+        destination_port: destination.port(),
+        maybe_broken: false,
     };
-    let mut packet = [0; LENGTH];
-    packet[0] = 0x45;
-    packet[2..4].copy_from_slice(&(LENGTH as u16).to_be_bytes());
-    packet[8] = 64;
-    packet[9] = protocol::TSMP;
-    packet[12..16].copy_from_slice(&octets(*destination.ip()));
-    packet[16..20].copy_from_slice(&octets(*source.ip()));
-    let sum = checksum(&packet[..HEADER]);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet[HEADER..HEADER + 3].copy_from_slice(&[KIND, protocol::TCP, reason]);
-    packet[HEADER + 3..HEADER + 5].copy_from_slice(&source.port().to_be_bytes());
-    packet[HEADER + 5..].copy_from_slice(&destination.port().to_be_bytes());
-    Some(packet)
-}
-
-fn octets(address: Ipv4Addr) -> [u8; 4] {
-    address.octets()
-}
-
-/// RFC 1071, over an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2);
-    let mut sum: u32 = words
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-/// So many in each second, and no more.
-#[derive(Debug, Default)]
-struct Rate {
-    began: Option<Instant>,
-    used: u32,
-}
-
-impl Rate {
-    fn allows(&mut self, now: Instant) -> bool {
-        let fresh = |began: Instant| now.duration_since(began) < Duration::from_secs(1);
-        if !self.began.is_some_and(fresh) {
-            self.began = Some(now);
-            self.used = 0;
-        }
-        self.used += 1;
-        self.used <= A_SECOND
-    }
+    let (from, to) = (*destination.ip(), *source.ip());
+    Some((from.into(), to.into(), reject))
 }
 
 #[cfg(test)]
@@ -151,13 +88,13 @@ mod tests {
     #[test]
     fn a_refused_connection_is_answered_from_its_destination() {
         let told = dropped("100.64.0.2:40000", "100.64.0.1:22", DropReason::NoRule);
-        let packet = reject(&told).unwrap();
-        assert_eq!(checksum(&packet[..HEADER]), 0);
-        assert_eq!(packet[9], 99);
-        assert_eq!(packet[12..20], [100, 64, 0, 1, 100, 64, 0, 2]);
-        assert_eq!(packet[20..], [b'!', 6, b'A', 0x9c, 0x40, 0, 22]);
+        let (from, to, told) = reject(&told).unwrap();
+        assert_eq!(from, IpAddr::from([100, 64, 0, 1]));
+        assert_eq!(to, IpAddr::from([100, 64, 0, 2]));
+        let bytes = Message::Reject(told).encode();
+        assert_eq!(bytes, [b'!', 6, b'A', 0x9c, 0x40, 0, 22]);
         let told = dropped("100.64.0.2:40000", "100.64.0.1:22", DropReason::ShieldsUp);
-        assert_eq!(reject(&told).unwrap()[22], b'S');
+        assert_eq!(reject(&told).unwrap().2.reason, Reason::ShieldsUp);
     }
 
     #[test]
@@ -181,13 +118,5 @@ mod tests {
         for told in cases {
             assert_eq!(reject(&told), None, "{told:?}");
         }
-    }
-
-    #[test]
-    fn a_flood_is_answered_at_a_bounded_rate() {
-        let (mut rate, start) = (Rate::default(), Instant::now());
-        let allowed = |rate: &mut Rate, at| (0..1000).filter(|_| rate.allows(at)).count();
-        assert_eq!(allowed(&mut rate, start), 64);
-        assert_eq!(allowed(&mut rate, start + Duration::from_secs(1)), 64);
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::inner::Inner;
+use super::tsmp::Adverts;
 use crate::paths::{Event, Handle, Order};
 
 /// Between looks at the traffic of active peers.
@@ -72,6 +73,7 @@ pub(super) async fn run(
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watched: BTreeMap<NodePublic, Watched> = BTreeMap::new();
+    let mut adverts = Adverts::default();
     let mut batch = Vec::new();
     loop {
         tokio::select! {
@@ -88,7 +90,10 @@ pub(super) async fn run(
             _ = looks.tick() => {
                 let Some(inner) = inner.upgrade() else { return };
                 let active = paths.active().await;
-                let traffic = inner.lock().await.traffic(active).await;
+                let inner = inner.lock().await;
+                inner.advertise(&mut adverts, &active).await;
+                let traffic = inner.traffic(active).await;
+                drop(inner);
                 watched.retain(|peer, _| traffic.contains_key(peer));
                 for (peer, now) in traffic {
                     let Some(known) = watched.get_mut(&peer) else {

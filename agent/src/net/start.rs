@@ -49,6 +49,22 @@ pub(super) async fn choose_engine(
     }
 }
 
+/// Tells whether a former agent's device of the kernel is there, with its sessions.
+pub(super) async fn outlived(device: &str) -> bool {
+    let leftover = async {
+        let netlink = Netlink::open()?;
+        Kernel::leftover(&netlink, device).await
+    };
+    match leftover.await {
+        Ok(device) => device.is_some(),
+        Err(error) => {
+            // Who may not ask cannot take anything over either.
+            tracing::debug!(%error, "no device to take over");
+            false
+        }
+    }
+}
+
 /// Takes over the endpoints of a running device: synthetic ones, whose shared port is returned, and
 /// direct ones.
 pub(super) fn adopt(

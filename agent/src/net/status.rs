@@ -7,10 +7,14 @@ use std::time::{Duration, SystemTime};
 use control_proto::tailcfg;
 use dataplane::{Count, Forwarded, Origin, PeerCounters};
 use ipnet::IpNet;
-use keys::NodePublic;
+use keys::{DiscoPublic, NodePublic};
 use node_core::{Desired, DesiredPeer, RegionId};
 
-use super::{EndpointKind, FilterStatus, Junk, ShieldStatus};
+use netlink::links;
+
+use super::filter::{Guard, locked};
+use super::inner::{Inner, peer_index};
+use super::{EndpointKind, FilterPlace, FilterStatus, Junk, ShieldStatus};
 use crate::tunnel::PeerState;
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -154,6 +158,13 @@ pub enum NetEvent {
     NetInfo(Box<tailcfg::NetInfo>),
     /// Where we can be reached, in the order in which it is offered.
     Endpoints(Vec<(SocketAddr, EndpointKind)>),
+    /// A peer told through its live session that its disco key is another one than the map's.
+    DiscoKey {
+        /// The peer.
+        peer: NodePublic,
+        /// Its disco key.
+        key: DiscoPublic,
+    },
     /// A relay region was connected.
     DerpConnected(RegionId),
     /// A health warning appeared (`Some`) or went away (`None`).
@@ -193,5 +204,99 @@ pub(super) fn peer_status(
             .map_or("", |home| desired.derp_map.code(home))
             .to_owned(),
         active: age.is_some_and(|age| age < SESSION_LIFE),
+    }
+}
+
+impl Inner {
+    fn filter_status(&self) -> FilterStatus {
+        let rules = self.applied.as_ref().map(|applied| &applied.filter.rules);
+        let (place, drops) = match &self.guard {
+            Guard::Untried => (FilterPlace::None, BTreeMap::new()),
+            Guard::Ebpf(dataplane, ..) => {
+                let drops = locked(dataplane).drops().unwrap_or_else(|error| {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the filter's counters not read");
+                    BTreeMap::new()
+                });
+                (FilterPlace::Ebpf, drops)
+            }
+            Guard::Userspace(reason, _) => {
+                let drops = self.tunnel.gate().map(|gate| gate.drops());
+                (
+                    FilterPlace::Userspace(reason.clone()),
+                    drops.unwrap_or_default(),
+                )
+            }
+        };
+        FilterStatus {
+            place,
+            // All or nothing: what does not fit admits nothing.
+            rules: match (rules, &self.filter_problem) {
+                (Some(rules), None) => rules.matches().len(),
+                _ => 0,
+            },
+            serial: self.filter_serial,
+            problem: self.filter_problem.clone(),
+            drops,
+        }
+    }
+
+    /// Reads what the tunnel knows of its peers; nothing if it cannot be asked.
+    pub(super) async fn states(&self) -> BTreeMap<NodePublic, PeerState> {
+        self.tunnel.peers().await.unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "tunnel state not read");
+            BTreeMap::new()
+        })
+    }
+
+    /// What reached WireGuard's port and led to nothing, here or in the host's netfilter.
+    async fn junk(&self) -> Junk {
+        let mut junk = self.wire.junk();
+        if let Some(firewall) = &self.firewall {
+            match firewall.junk().await {
+                Ok(count) => junk.foreign += count,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the firewall's counter not read");
+                }
+            }
+        }
+        junk
+    }
+
+    /// Reads everything that `status` shows.
+    pub(super) async fn status(&self) -> NetStatus {
+        let link = links::get(&self.netlink, &self.device).await.ok().flatten();
+        let states = self.states().await;
+        let counts = self.guard.counts();
+        let desired = self.applied.as_ref().map(|applied| &applied.desired);
+        let peers = desired.map(|desired| {
+            let peers = desired.peers.iter();
+            peers
+                .map(|(key, peer)| {
+                    let state = states.get(key).copied().unwrap_or_default();
+                    let address = self.endpoints.address(key);
+                    let counts = address.and_then(|ip| counts.get(&peer_index(ip)));
+                    (*key, peer_status(desired, peer, &state, counts))
+                })
+                .collect()
+        });
+        let home = self.relays.home();
+        NetStatus {
+            engine: self.tunnel.engine(),
+            engine_reason: self.engine_reason.clone(),
+            device: self.device.clone(),
+            device_up: desired.is_some() && link.is_some_and(|link| link.up),
+            port: self.port,
+            addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
+            filter: self.filter_status(),
+            forwarded: self.guard.forwarded(),
+            shield: self.shields.status(),
+            home: home.map(|(region, code)| Home { region, code }),
+            relays: self.relays.status(),
+            peers: peers.unwrap_or_default(),
+            junk: self.junk().await,
+        }
     }
 }

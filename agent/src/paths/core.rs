@@ -113,6 +113,7 @@ impl Core {
                 datagram,
             } => self.open(now, Via::Derp(region, from), &datagram),
             Event::Sent(peer) if self.with.direct => self.paths.activity(now, peer, now),
+            Event::DiscoKey(peer, key) => self.paths.disco_key_told(now, peer, key),
             Event::Unanswered(peer) => self.paths.unanswered(now, peer),
             Event::Active(answer) => {
                 // Whoever asked may be gone.

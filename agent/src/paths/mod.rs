@@ -15,7 +15,7 @@ mod wire;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keys::NodePublic;
+use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
 use node_core::paths::{PeerPaths, Route, Via};
 use tokio::sync::{mpsc, oneshot};
@@ -50,6 +50,8 @@ pub(crate) enum Event {
         from: NodePublic,
         datagram: Vec<u8>,
     },
+    /// A peer told its disco key through its live session.
+    DiscoKey(NodePublic, DiscoPublic),
     /// WireGuard sent to this peer.
     Sent(NodePublic),
     /// WireGuard sends to this peer, and nothing comes back.

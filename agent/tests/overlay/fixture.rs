@@ -11,7 +11,7 @@ use agent::net::{
 use anyhow::{Context, Result, ensure};
 use control_proto::tailcfg::FilterRule;
 use ipnet::IpNet;
-use keys::{DiscoPrivate, NodePrivate, NodePublic};
+use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use node_core::derp::{Address, Certificate, DerpMap, Node as RelayNode, Region, RegionId};
 use node_core::{DEFAULT_MTU, Desired, DesiredPeer};
 use policy::filter::{Local, Rules};
@@ -35,6 +35,8 @@ const STUN_PORT: u16 = 3478;
 pub(crate) struct Overlay {
     nodes: Vec<Node>,
     relay: Relay,
+    /// Nodes want to be told disco keys through the tunnel.
+    hear_disco_keys: bool,
     // Last, so that it goes last.
     _lab: Lab,
 }
@@ -45,6 +47,7 @@ pub(crate) struct Node {
     engine: EngineChoice,
     key: NodePrivate,
     disco: DiscoPrivate,
+    direct: bool,
     addresses: Vec<IpNet>,
     net: Option<Net>,
     events: Option<mpsc::Receiver<NetEvent>>,
@@ -62,6 +65,15 @@ struct Relay {
 impl Overlay {
     /// Builds the lab and starts everything but the nodes' tunnels.
     pub(crate) fn new(engine: EngineChoice) -> Result<Self> {
+        Self::build(engine, false)
+    }
+
+    /// As [`new`](Self::new), but nodes look for direct paths, and tell each other their disco keys.
+    pub(crate) fn direct(engine: EngineChoice) -> Result<Self> {
+        Self::build(engine, true)
+    }
+
+    fn build(engine: EngineChoice, direct: bool) -> Result<Self> {
         let mut lab = Lab::new()?;
         let host = lab.server("relay")?;
         let state = tempfile::tempdir()?;
@@ -77,11 +89,12 @@ impl Overlay {
         };
         let nodes = [("alice", 1u8), ("bob", 2)]
             .into_iter()
-            .map(|(name, number)| Node::new(lab.behind_nat(name)?, number, engine))
+            .map(|(name, number)| Node::new(lab.behind_nat(name)?, number, (engine, direct)))
             .collect::<Result<Vec<Node>>>()?;
         let mut overlay = Self {
             nodes,
             relay,
+            hear_disco_keys: direct,
             _lab: lab,
         };
         overlay.start_relay()?;
@@ -126,6 +139,11 @@ impl Overlay {
                     disco: Some(node.disco.public()),
                     home_derp: Some(REGION),
                     endpoints: Vec::new(),
+                    hears_disco_key: node
+                        .addresses
+                        .first()
+                        .filter(|_| self.hear_disco_keys)
+                        .map(IpNet::addr),
                 };
                 (node.key.public(), peer)
             })
@@ -178,6 +196,40 @@ impl Overlay {
         inside(&node.host, &node.runtime, net.detach())?;
         node.start()?;
         self.apply(index)
+    }
+
+    /// As [`restart`](Self::restart), with another disco key, of which nobody else hears.
+    pub(crate) fn restart_with_new_disco_key(&mut self, index: usize) -> Result<DiscoPublic> {
+        let disco = DiscoPrivate::generate();
+        let key = disco.public();
+        self.nodes[index].disco = disco;
+        self.restart(index)?;
+        Ok(key)
+    }
+
+    /// Waits until a node's data plane tells of a peer's disco key.
+    pub(crate) fn expect_disco_key(&mut self, index: usize, of: NodePublic) -> Result<DiscoPublic> {
+        let events = self.nodes[index].events.as_mut().context("not started")?;
+        wait_until(START, "a disco key is told", || {
+            match events.try_recv()? {
+                NetEvent::DiscoKey { peer, key } if peer == of => Ok(key),
+                other => anyhow::bail!("another event: {other:?}"),
+            }
+        })
+    }
+
+    /// Has a node take a peer's disco key over, as its engine does.
+    pub(crate) fn take_disco_key(
+        &self,
+        index: usize,
+        of: NodePublic,
+        key: DiscoPublic,
+    ) -> Result<()> {
+        let Node {
+            host, net, runtime, ..
+        } = &self.nodes[index];
+        let net = net.as_ref().context("not started")?;
+        inside(host, runtime, net.take_disco_key(of, key))
     }
 
     pub(crate) fn idle(&mut self, index: usize) -> Result<()> {
@@ -312,7 +364,7 @@ impl Overlay {
 }
 
 impl Node {
-    fn new(host: Host, number: u8, engine: EngineChoice) -> Result<Self> {
+    fn new(host: Host, number: u8, (engine, direct): (EngineChoice, bool)) -> Result<Self> {
         let addresses = [
             format!("100.64.0.{number}/32"),
             format!("fd7a:115c:a1e0::{number}/128"),
@@ -323,6 +375,7 @@ impl Node {
             engine,
             key: NodePrivate::generate(),
             disco: DiscoPrivate::generate(),
+            direct,
             addresses: addresses
                 .iter()
                 .map(|a| a.parse())
@@ -333,7 +386,10 @@ impl Node {
     }
 
     fn start(&mut self) -> Result<()> {
-        let config = config(self.disco.clone(), self.engine);
+        let config = NetConfig {
+            direct: self.direct,
+            ..config(self.disco.clone(), self.engine)
+        };
         let (net, events) = inside(&self.host, &self.runtime, Net::start(config))??;
         self.net = Some(net);
         self.events = Some(events);

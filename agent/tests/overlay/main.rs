@@ -2,6 +2,7 @@
 //!
 //! Runs on the embedded tunnel where the kernel has no WireGuard, on the kernel's where it has.
 
+mod disco_keys;
 mod fixture;
 
 use std::time::Duration;

@@ -24,6 +24,9 @@ pub const EARLY_PAYLOAD: CapabilityVersion = CapabilityVersion(49);
 /// From here on a client honours `429` with `Retry-After` on register.
 pub const RETRY_AFTER: CapabilityVersion = CapabilityVersion(137);
 
+/// From here on a client takes a peer's disco key through the tunnel, after each handshake.
+pub const TSMP_DISCO_KEY: CapabilityVersion = CapabilityVersion(144);
+
 impl fmt::Display for CapabilityVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -52,16 +52,20 @@ impl Direct {
         }
     }
 
-    /// Sends an IPv4 packet, header included.
+    /// Sends an IP packet, header included.
     ///
     /// # Errors
     ///
     /// Whatever the kernel answered: ENXIO or ENODEV once the device is gone, ENETDOWN while it is down.
-    pub fn send_v4(&self, packet: &[u8]) -> io::Result<()> {
+    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
+        let family = match packet.first().map(|byte| byte >> 4) {
+            Some(6) => libc::ETH_P_IPV6,
+            _ => libc::ETH_P_IP,
+        };
         // SAFETY: all fields are integers, for which zero is a value.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
-        to.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+        to.sll_protocol = (family as u16).to_be();
         to.sll_ifindex = self.index;
         // SAFETY: packet and address live through the call, and their sizes are right.
         let sent = unsafe {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::SystemTime;
 
-use control_proto::Timestamp;
 use control_proto::netmap::NetMap;
 use control_proto::tailcfg::{Node, StableNodeId};
+use control_proto::{Timestamp, capver};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use keys::{DiscoPublic, NodePublic};
 
@@ -124,6 +124,8 @@ pub struct DesiredPeer {
     pub home_derp: Option<RegionId>,
     /// Where it may be reached without a relay, as the network map has it.
     pub endpoints: Vec<SocketAddr>,
+    /// Its first overlay address, if it wants to be told our disco key there after each handshake.
+    pub hears_disco_key: Option<IpAddr>,
 }
 
 impl Desired {
@@ -186,6 +188,10 @@ impl Desired {
                 disco: Some(node.disco_key).filter(|key| !key.is_zero()),
                 home_derp: home(node),
                 endpoints: node.endpoints.clone(),
+                hears_disco_key: Some(node)
+                    .filter(|node| node.cap >= capver::TSMP_DISCO_KEY)
+                    .and_then(|node| node.addresses.first())
+                    .map(IpNet::addr),
             };
             // The same key under two numbers is an error of the server; the first one stands.
             desired.peers.entry(node.key).or_insert(peer);

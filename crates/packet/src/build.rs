@@ -1,4 +1,5 @@
-//! Packets for tests and fuzz corpora, with right lengths and checksums.
+//! Packets for tests and fuzz corpora, and the few that the agent makes itself, with right lengths and
+//! checksums.
 //!
 //! ```
 //! use core::net::Ipv4Addr;

@@ -23,11 +23,12 @@ const LOOK: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
-type Likes = Box<dyn Fn(&[u8]) -> bool + Send>;
+/// What somebody waits for, and whom to tell.
+type Watcher = (Box<dyn Fn(&[u8]) -> bool + Send>, Sender<Instant>);
 
 /// Who is told of frames that pass; shared by all cables of a lab.
 #[derive(Clone, Default)]
-pub(crate) struct Watchers(Arc<Mutex<Vec<(Likes, Sender<Instant>)>>>);
+pub(crate) struct Watchers(Arc<Mutex<Vec<Watcher>>>);
 
 impl std::fmt::Debug for Watchers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use control_proto::Timestamp;
+use control_proto::capver::CapabilityVersion;
 use control_proto::tailcfg::{Node, NodeId};
 
 use super::*;
@@ -33,6 +34,20 @@ fn an_expired_peer_has_no_tunnel() {
     let desired = desired(&[by_flag, by_clock, valid]);
 
     assert_eq!(desired.peers.keys().copied().collect::<Vec<_>>(), [key(3)]);
+}
+
+#[test]
+fn only_a_peer_of_a_version_that_hears_them_is_told_disco_keys() {
+    let mut older = node(1);
+    older.cap = CapabilityVersion(143);
+    let mut newer = node(2);
+    newer.cap = CapabilityVersion(144);
+
+    let desired = desired(&[older, newer]);
+
+    assert_eq!(desired.peers[&key(1)].hears_disco_key, None);
+    let first = nets(&["100.64.0.2/32"])[0].addr();
+    assert_eq!(desired.peers[&key(2)].hears_disco_key, Some(first));
 }
 
 #[test]
