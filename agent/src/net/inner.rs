@@ -23,7 +23,7 @@ use super::filter::{Guard, Orders, PacketFilter, Restriction, joined, locked};
 use super::peers::{Peer, Peers};
 use super::status::peer_status;
 use super::{
-    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, Reports,
+    Engine, FilterPlace, FilterStatus, Home, NetError, NetStatus, Netfilter, PortMapping, Reports,
     restore_forwarding,
 };
 use crate::derp::Manager;
@@ -543,6 +543,7 @@ impl Inner {
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),
             junk: self.wire.junk(),
+            port_mapping: PortMapping::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use keys::NodePublic;
 use node_core::{Desired, DesiredPeer, RegionId};
 
-use super::{EndpointKind, FilterStatus, Junk, ShieldStatus};
+use super::{EndpointKind, FilterStatus, Junk, PortMapping, ShieldStatus};
 use crate::tunnel::PeerState;
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -65,6 +65,8 @@ pub struct NetStatus {
     pub peers: BTreeMap<NodePublic, PeerStatus>,
     /// Datagrams to WireGuard's port that led to nothing.
     pub junk: Junk,
+    /// What the router can do and does for us.
+    pub port_mapping: PortMapping,
 }
 
 /// The home relay region.
