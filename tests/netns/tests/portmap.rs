@@ -113,8 +113,13 @@ fn a_mapping_outlives_the_router_and_ends_with_the_agent() -> Result<()> {
         })
         .with_context(|| mapper.log().join("\n"))?;
         alice.terminate()?;
-        let left = mapper.mappings(nat(&alice)?)?;
-        ensure!(left.is_empty(), "the agent left its mapping: {left:?}");
+        // The agent does not wait for what is sent by NAT-PMP to be done.
+        wait_until(UPGRADE, "the mapping is gone", || {
+            let left = mapper.mappings(nat(&alice)?)?;
+            ensure!(left.is_empty(), "the agent left {left:?}");
+            Ok(())
+        })
+        .with_context(|| mapper.log().join("\n"))?;
     }
     Ok(())
 }
