@@ -36,6 +36,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// `false`: peers are only reached through relays. Default `true`.
     pub direct: Option<bool>,
+    /// `false`: the router is not asked to map a port to this node. Default `true`.
+    pub port_mapping: Option<bool>,
     /// Addresses with ports at which peers can reach this node, beside those that it finds. Default: none.
     pub endpoints: Option<Vec<SocketAddr>>,
 }
@@ -103,6 +105,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Direct paths are looked for.
     pub direct: bool,
+    /// The router is asked for a port of its own that leads here.
+    pub port_mapping: bool,
     /// Endpoints at which we can be reached, as the operator knows.
     pub endpoints: Vec<SocketAddr>,
 }
@@ -136,6 +140,7 @@ impl Settings {
             shield: self.shield.or(fallback.shield),
             metrics: self.metrics.or(fallback.metrics),
             direct: self.direct.or(fallback.direct),
+            port_mapping: self.port_mapping.or(fallback.port_mapping),
             endpoints: self.endpoints.or(fallback.endpoints),
         }
     }
@@ -158,6 +163,7 @@ impl Settings {
             shield: self.shield.map_or_else(ShieldMode::default, Into::into),
             metrics: self.metrics,
             direct: self.direct.unwrap_or(true),
+            port_mapping: self.port_mapping.unwrap_or(true),
             endpoints: self.endpoints.unwrap_or_default(),
             device,
         })

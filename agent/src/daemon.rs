@@ -142,6 +142,7 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
         wireguard: config.engine,
         shield: config.shield,
         direct: config.direct,
+        port_mapping: config.port_mapping,
         endpoints: config.endpoints.clone(),
     };
     if !Net::outlived(&config.device, config.engine).await {
@@ -217,6 +218,7 @@ fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, Config
         shield: args.shield,
         metrics: args.metrics,
         direct: args.direct,
+        port_mapping: args.port_mapping,
         endpoints: Some(args.endpoints).filter(|endpoints| !endpoints.is_empty()),
     };
     flags.or(file).into_config()

@@ -26,6 +26,7 @@ pub mod net;
 mod netcheck;
 pub mod offload;
 mod paths;
+mod portmap;
 pub mod prefs;
 pub mod privileges;
 mod relayed;

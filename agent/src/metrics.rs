@@ -192,7 +192,13 @@ impl SnapshotCollector<'_> {
         families.extend(filter_families(&net.filter)?);
         families.extend(forward_families(&net.forwarded)?);
         families.extend(shield_families(&net.shield)?);
-        families.extend(junk_family(&net.junk)?);
+        families.extend(junk_family(&net.junk, net.port_mapping.ignored)?);
+        let mapped = IntGauge::new(
+            "tailrace_port_mapped",
+            "1 while the router maps a port to this node.",
+        )?;
+        mapped.set(i64::from(net.port_mapping.external.is_some()));
+        families.extend(mapped.collect());
 
         let relays = GaugeVec::new(
             Opts::new(
@@ -282,12 +288,12 @@ fn forward_families(
     Ok([packets.collect(), bytes.collect()].concat())
 }
 
-/// Datagrams to WireGuard's port that led to nothing.
-fn junk_family(junk: &net::Junk) -> prometheus::Result<Vec<MetricFamily>> {
+/// Datagrams to WireGuard's port that led to nothing, and such from a port mapper.
+fn junk_family(junk: &net::Junk, port_mapping: u64) -> prometheus::Result<Vec<MetricFamily>> {
     let counter = IntCounterVec::new(
         Opts::new(
             "tailrace_junk_datagrams_total",
-            "Datagrams to the WireGuard port that are not WireGuard's and led to nothing.",
+            "Datagrams that are not WireGuard's and led to nothing.",
         ),
         &["reason"],
     )?;
@@ -302,6 +308,7 @@ fn junk_family(junk: &net::Junk) -> prometheus::Result<Vec<MetricFamily>> {
         ("stun", stun),
         ("unknown_sender", unknown_sender),
         ("overrun", overrun),
+        ("port_mapping", port_mapping),
     ] {
         counter.with_label_values(&[reason]).inc_by(count);
     }

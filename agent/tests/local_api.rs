@@ -290,6 +290,7 @@ impl Daemon {
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         let config = EngineConfig {
             direct: false,
+            port_mapping: false,
             endpoints: Vec::new(),
             device: "unused0".to_owned(),
             port: 0,

@@ -80,6 +80,9 @@ pub struct DaemonArgs {
     /// Look for direct paths to peers; false: reach them through relays only.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub direct: Option<bool>,
+    /// Ask the router for a port that leads to this node, by NAT-PMP, PCP or UPnP; false: do not.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub port_mapping: Option<bool>,
     /// Tell peers that this node can be reached at this address and port, beside those that it finds; may be
     /// given several times.
     #[arg(long = "endpoint", value_name = "ADDR:PORT")]

@@ -40,6 +40,18 @@ fn report(result: &NetcheckResult) -> String {
         Some(true) => "true",
         Some(false) => "false",
     };
+    let services = [
+        ("UPnP", result.upnp),
+        ("NAT-PMP", result.pmp),
+        ("PCP", result.pcp),
+    ];
+    let mappers = if services.iter().all(|(_, there)| there.is_none()) {
+        "not checked".to_owned()
+    } else {
+        let there = services.iter().filter(|(_, there)| *there == Some(true));
+        let names: Vec<&str> = there.map(|(name, _)| *name).collect();
+        names.join(", ")
+    };
     let name = |region: u16| {
         let names = result.regions.get(&region);
         names.map_or_else(String::new, |(_, name)| name.clone())
@@ -57,6 +69,7 @@ fn report(result: &NetcheckResult) -> String {
             family(result.ipv6, &result.global_v6, without_v6)
         ),
         format!("\t* MappingVariesByDestIP: {varies}"),
+        format!("\t* PortMapping: {mappers}"),
         format!("\t* Home DERP: {home}"),
         "\t* DERP latency:".to_owned(),
     ];
@@ -89,6 +102,9 @@ mod tests {
             udp: true,
             ipv4: true,
             global_v4: "198.51.100.1:41641".into(),
+            upnp: Some(true),
+            pmp: Some(false),
+            pcp: Some(true),
             preferred_derp: 2,
             region_latency: [(1, 20_000_000), (2, 1_500_000)].into(),
             regions: [
@@ -104,6 +120,7 @@ mod tests {
 \t* IPv4: yes, 198.51.100.1:41641
 \t* IPv6: no, nor has the host
 \t* MappingVariesByDestIP: unknown
+\t* PortMapping: UPnP, PCP
 \t* Home DERP: Amsterdam
 \t* DERP latency:
 \t\t-  ams: 1.5ms    (Amsterdam)

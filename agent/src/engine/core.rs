@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub shield: ShieldMode,
     /// Direct paths are looked for.
     pub direct: bool,
+    /// The router is asked for a port that leads to ours.
+    pub port_mapping: bool,
     /// Endpoints at which we can be reached, as the operator knows.
     pub endpoints: Vec<SocketAddr>,
 }

@@ -60,6 +60,7 @@ impl Engine {
                     shield: self.config.shield,
                     disco: identity.disco,
                     direct: self.config.direct,
+                    port_mapping: self.config.port_mapping,
                     endpoints: self.config.endpoints.clone(),
                 })
                 .await?;

@@ -1,6 +1,7 @@
 //! `GET netcheck`: a report under upstream's names (`net/netcheck.Report`).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use node_core::RegionId;
@@ -27,6 +28,17 @@ pub struct NetcheckResult {
     /// A NAT gives each destination another mapping; unknown with fewer than two answers.
     #[serde(rename = "MappingVariesByDestIP")]
     pub mapping_varies: Option<bool>,
+    /// The router speaks UPnP; unknown if it was not asked.
+    #[serde(rename = "UPnP")]
+    pub upnp: Option<bool>,
+    /// The router speaks NAT-PMP.
+    #[serde(rename = "PMP")]
+    pub pmp: Option<bool>,
+    /// The router speaks PCP.
+    #[serde(rename = "PCP")]
+    pub pcp: Option<bool>,
+    /// Not upstream's: the router's address and port that lead to ours.
+    pub port_mapped: Option<SocketAddrV4>,
     /// The home relay; 0 if there is none.
     #[serde(rename = "PreferredDERP")]
     pub preferred_derp: u16,
@@ -50,7 +62,13 @@ pub struct NetcheckResult {
 
 impl From<&Netcheck> for NetcheckResult {
     fn from(check: &Netcheck) -> Self {
-        let Netcheck { map, home, report } = check;
+        let Netcheck {
+            map,
+            home,
+            report,
+            port_mapping,
+        } = check;
+        let services = port_mapping.services;
         let nanoseconds = |latencies: &BTreeMap<RegionId, Duration>| {
             let latencies = latencies.iter();
             latencies
@@ -72,6 +90,10 @@ impl From<&Netcheck> for NetcheckResult {
             ipv6: report.udp && !report.v6.is_empty(),
             os_has_ipv6: report.os_has_ipv6,
             mapping_varies: report.mapping_varies(),
+            upnp: services.map(|services| services.upnp),
+            pmp: services.map(|services| services.pmp),
+            pcp: services.map(|services| services.pcp),
+            port_mapped: port_mapping.external,
             preferred_derp: home.map_or(0, |home| home.0),
             region_latency: nanoseconds(&report.latencies()),
             region_v4_latency: nanoseconds(&report.v4),

@@ -38,6 +38,7 @@ use crate::firewall::Firewall;
 use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
+use crate::portmap::{self, Mapper};
 use crate::relayed::{Inbound, Outbound, Relayed};
 use crate::router;
 use crate::router::forwarding;
@@ -53,6 +54,7 @@ use tsmp::Tsmp;
 
 pub use crate::netcheck::Report as NetcheckReport;
 pub use crate::paths::{Junk, Kind as EndpointKind};
+pub use crate::portmap::{Services as PortMappers, State as PortMapping};
 pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
@@ -95,6 +97,8 @@ pub struct NetConfig {
     pub disco: DiscoPrivate,
     /// Direct paths are looked for; without them every peer is reached through relays.
     pub direct: bool,
+    /// The router is asked for a port of its own that leads to ours, for direct paths.
+    pub port_mapping: bool,
     /// Endpoints at which we can be reached, as the operator knows.
     pub endpoints: Vec<SocketAddr>,
 }
@@ -129,6 +133,8 @@ pub struct Netcheck {
     pub home: Option<RegionId>,
     /// What was found.
     pub report: NetcheckReport,
+    /// What the router can do and does for us.
+    pub port_mapping: PortMapping,
 }
 
 /// The data plane of one node.
@@ -141,6 +147,7 @@ pub struct Net {
     peers: Peers,
     reports: Reports,
     paths: paths::Handle,
+    portmap: portmap::Handle,
     assignment: watch::Sender<Option<Assignment>>,
     tasks: Vec<AbortHandle>,
 }
@@ -230,6 +237,8 @@ impl Net {
         let tsmp = Tsmp::new(device, config.disco.public(), reports.clone());
         let (orders, order_receiver) = mpsc::unbounded_channel();
         let restun = Arc::new(Notify::new());
+        let allowed = config.direct && config.port_mapping;
+        let (mapper, portmap) = Mapper::new(Netlink::open()?, config.port, &restun, allowed);
         let core = Core::new(Surroundings {
             disco: config.disco,
             direct: config.direct,
@@ -279,6 +288,7 @@ impl Net {
             explicit: config.endpoints,
             paths: paths.clone(),
             restun: restun.clone(),
+            portmap: portmap.clone(),
         });
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
@@ -318,6 +328,7 @@ impl Net {
             tokio::spawn(steward.run(assignments, notices)),
             tokio::spawn(carry(relayed, outbound)),
             tokio::spawn(core.run(path_events)),
+            tokio::spawn(mapper.run()),
             tokio::spawn(async move { wire.listen(inbound).await }),
             tokio::spawn(reroute::run(
                 Arc::downgrade(&inner),
@@ -338,6 +349,7 @@ impl Net {
             peers,
             reports,
             paths,
+            portmap,
             assignment,
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
@@ -373,6 +385,7 @@ impl Net {
             *old = Some(assignment);
             changed
         });
+        self.portmap.want(true);
         applied
     }
 
@@ -401,8 +414,10 @@ impl Net {
             let map = applied.desired.derp_map.clone();
             (map, self.relays.home(), inner.wire.clone())
         };
-        let report = netcheck::run(&map, Plan::Full, &wire).await;
+        let measuring = netcheck::run(&map, Plan::Full, &wire);
+        let (report, port_mapping) = tokio::join!(measuring, self.portmap.probe());
         Ok(Netcheck {
+            port_mapping,
             home: home.map(|(region, _)| region),
             map,
             report,
@@ -444,12 +459,16 @@ impl Net {
     /// Whatever the kernel refused.
     pub async fn idle(&mut self) -> Result<(), NetError> {
         self.assignment.send_replace(None);
+        self.portmap.want(false);
         self.inner.lock().await.remove().await
     }
 
     /// Returns the data plane as it is now.
     pub async fn status(&self) -> NetStatus {
-        self.inner.lock().await.status().await
+        NetStatus {
+            port_mapping: self.portmap.state(),
+            ..self.inner.lock().await.status().await
+        }
     }
 
     /// Returns what pings peers of the present network, without holding on to the data plane.
@@ -540,11 +559,16 @@ impl Net {
     /// Whatever the kernel refused to remove.
     pub async fn down(self) -> Result<(), NetError> {
         self.assignment.send_replace(None);
+        self.portmap.release().await;
         self.inner.lock().await.remove().await
     }
 
     /// Stops the tasks and leaves a kernel data plane in place; an embedded tunnel ends with the process.
+    ///
+    /// The router's mapping is given back either way: without us nobody would renew it, and flows that go
+    /// through it by now keep their entries in the router's table.
     pub async fn detach(self) {
+        self.portmap.release().await;
         self.inner.lock().await.detach().await;
     }
 }

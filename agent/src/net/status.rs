@@ -14,7 +14,7 @@ use netlink::links;
 
 use super::filter::{Guard, locked};
 use super::inner::{Inner, peer_index};
-use super::{EndpointKind, FilterPlace, FilterStatus, Junk, ShieldStatus};
+use super::{EndpointKind, FilterPlace, FilterStatus, Junk, PortMapping, ShieldStatus};
 use crate::tunnel::PeerState;
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
@@ -69,6 +69,8 @@ pub struct NetStatus {
     pub peers: BTreeMap<NodePublic, PeerStatus>,
     /// Datagrams to WireGuard's port that led to nothing.
     pub junk: Junk,
+    /// What the router can do and does for us.
+    pub port_mapping: PortMapping,
 }
 
 /// The home relay region.
@@ -297,6 +299,7 @@ impl Inner {
             relays: self.relays.status(),
             peers: peers.unwrap_or_default(),
             junk: self.junk().await,
+            port_mapping: PortMapping::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::derp::home::{HomeSelector, Measured};
 use crate::derp::{Manager, Notice};
 use crate::netcheck::{self, Plan, Report};
 use crate::paths::{Endpoints, Event, Found, Handle, Wire};
+use crate::portmap;
 
 /// Between incremental checks, at random in this range (protocol/disco.md §16).
 const CHECK_EVERY: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(26));
@@ -56,6 +57,7 @@ pub(super) struct Surroundings {
     pub(super) paths: Handle,
     /// Our own endpoints are asked for.
     pub(super) restun: Arc<Notify>,
+    pub(super) portmap: portmap::Handle,
 }
 
 /// The steward's state.
@@ -221,6 +223,7 @@ impl Steward {
             self.with.paths.tell(Event::UnderlayChanged).await;
         }
         let found = Found {
+            port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
             // One server alone does not tell.
             varies: self.report.mapping_varies() != Some(false),
@@ -254,7 +257,13 @@ impl Steward {
     /// Sends the network information if it changed in more than latencies.
     async fn tell_net_info(&mut self, home: Option<RegionId>) {
         let report = &self.report;
+        let mapping = self.with.portmap.state();
+        let services = mapping.services;
         let info = tailcfg::NetInfo {
+            have_port_map: mapping.external.is_some(),
+            upnp: services.map(|services| services.upnp),
+            pmp: services.map(|services| services.pmp),
+            pcp: services.map(|services| services.pcp),
             mapping_varies_by_dest_ip: report.mapping_varies(),
             working_ipv6: Some(report.udp && !report.v6.is_empty()),
             os_has_ipv6: Some(report.os_has_ipv6),

@@ -15,6 +15,8 @@ const MAX_REMEMBERED: usize = 6;
 /// Why we think that we can be reached at an endpoint.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Kind {
+    /// Our router has a port that leads to ours.
+    PortMapped,
     /// A STUN server saw us there.
     Stun,
     /// There a STUN server saw us, but for the port, which is our own: a NAT that varies its ports may
@@ -31,6 +33,7 @@ impl Kind {
     #[must_use]
     pub fn number(self) -> i32 {
         match self {
+            Self::PortMapped => endpoint_type::PORT_MAPPED,
             Self::Stun => endpoint_type::STUN,
             Self::Stun4LocalPort => endpoint_type::STUN4_LOCAL_PORT,
             Self::Explicit => endpoint_type::EXPLICIT,
@@ -42,6 +45,8 @@ impl Kind {
 /// What was found out about ourselves.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
+    /// The router's address and port that lead to ours.
+    pub(crate) port_mapped: Option<SocketAddr>,
     /// Our addresses as STUN servers saw them, IPv4 first, the best first.
     pub(crate) mapped: Vec<SocketAddr>,
     /// A NAT may give each destination another mapping.
@@ -69,6 +74,9 @@ impl Endpoints {
                 offered.push((address, kind));
             }
         };
+        if let Some(address) = found.port_mapped {
+            offer(address, Kind::PortMapped);
+        }
         for address in &found.mapped {
             offer(*address, Kind::Stun);
         }
@@ -131,6 +139,7 @@ mod tests {
 
     fn found(mapped: &[&str]) -> Found {
         Found {
+            port_mapped: None,
             mapped: mapped.iter().map(|text| address(text)).collect(),
             varies: false,
             local: vec!["10.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()],
@@ -143,6 +152,23 @@ mod tests {
     fn what_stun_saw_comes_first_and_loopback_not_at_all() {
         let offered = Endpoints::default().update(Instant::now(), &found(&["198.51.100.1:7"]));
         let expected = [
+            (address("198.51.100.1:7"), Kind::Stun),
+            (address("203.0.113.9:41641"), Kind::Explicit),
+            (address("10.0.0.2:41641"), Kind::Local),
+        ];
+        assert_eq!(offered, expected);
+    }
+
+    #[test]
+    fn a_mapped_port_comes_before_all_others_and_once() {
+        let mapped = Found {
+            port_mapped: Some(address("198.51.100.1:41641")),
+            varies: true,
+            ..found(&["198.51.100.1:7"])
+        };
+        let offered = Endpoints::default().update(Instant::now(), &mapped);
+        let expected = [
+            (address("198.51.100.1:41641"), Kind::PortMapped),
             (address("198.51.100.1:7"), Kind::Stun),
             (address("203.0.113.9:41641"), Kind::Explicit),
             (address("10.0.0.2:41641"), Kind::Local),

@@ -445,6 +445,7 @@ fn config(disco: DiscoPrivate, engine: EngineChoice) -> NetConfig {
         disco,
         // What is relayed is what is looked at here.
         direct: false,
+        port_mapping: false,
         endpoints: Vec::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! Routes into one interface in one table: dump → plan → apply.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -100,6 +100,52 @@ pub async fn is_empty(netlink: &Netlink, table: u32) -> Result<bool, Error> {
 ///
 /// Whatever the kernel answered.
 pub async fn way_to(netlink: &Netlink, destination: IpAddr) -> Result<Option<u32>, Error> {
+    let message = look_up(netlink, destination).await?;
+    Ok(message.and_then(|message| {
+        let mut attributes = message.attributes.iter();
+        attributes.find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        })
+    }))
+}
+
+/// A router, and how it sees us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gateway {
+    /// Its address on our side.
+    pub address: Ipv4Addr,
+    /// Our address on its side.
+    pub own: Ipv4Addr,
+}
+
+/// Returns the router that leads to `destination`, as for [`way_to`]; `None` if it is on a network of this
+/// host's own, or if no IPv4 router leads there. Nothing is sent.
+///
+/// # Errors
+///
+/// Whatever the kernel answered.
+pub async fn gateway_to(
+    netlink: &Netlink,
+    destination: Ipv4Addr,
+) -> Result<Option<Gateway>, Error> {
+    let Some(message) = look_up(netlink, destination.into()).await? else {
+        return Ok(None);
+    };
+    let (mut router, mut source) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => router = Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+            _ => {}
+        }
+    }
+    let both = router.zip(source);
+    Ok(both.map(|(address, own)| Gateway { address, own }))
+}
+
+/// Asks the kernel how our own packets get to `destination`.
+async fn look_up(netlink: &Netlink, destination: IpAddr) -> Result<Option<RouteMessage>, Error> {
     let mut request = RouteMessage::default();
     let (family, address, len) = match destination {
         IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address), 32),
@@ -116,13 +162,7 @@ pub async fn way_to(netlink: &Netlink, destination: IpAddr) -> Result<Option<u32
         .push(RouteAttribute::Mark(rules::UNDERLAY_MARK));
     let mut messages = std::pin::pin!(netlink.route.route().get(request).execute());
     match messages.try_next().await {
-        Ok(message) => Ok(message.and_then(|message| {
-            let mut attributes = message.attributes.iter();
-            attributes.find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            })
-        })),
+        Ok(message) => Ok(message),
         Err(error) => {
             let error = Error::from_route("RTM_GETROUTE", &destination.to_string(), error);
             let unreachable = [EACCES, ENETUNREACH, EHOSTUNREACH].map(Some);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::link::Bridge;
 use crate::namespace::Namespace;
-use crate::nat::{Nat, NatKind};
+use crate::nat::{Nat, NatKind, connect};
 use crate::sweep::sweep;
 
 /// The internet's prefix: 203.0.113.0/24 is reserved for documentation (RFC 5737).
@@ -60,7 +60,7 @@ impl Lab {
         self.servers += 1;
         let namespace = Namespace::new(label)?;
         self.internet.plug(&namespace, "eth0")?;
-        namespace.ip(&format!("addr add {address}/24 dev eth0"))?;
+        connect(&namespace, "eth0", address)?;
         Ok(Host {
             namespace,
             address,

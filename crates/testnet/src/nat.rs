@@ -20,6 +20,9 @@ const FIREWALL_V6: &str = "table ip6 guard {
     }
 }
 ";
+/// Beside its address each router has one of this network, with the same last byte: it is on no list of
+/// private or documented ones, and a port mapper refuses to map anything at those. Nothing leaves the lab.
+const SECOND: [u8; 3] = [192, 0, 3];
 
 /// How a router maps and whom it lets in (RFC 4787).
 ///
@@ -129,6 +132,7 @@ table ip guard {{
 #[derive(Debug)]
 pub struct Nat {
     namespace: Namespace,
+    public: Ipv4Addr,
     /// The carrier's router before it.
     _carrier: Option<Namespace>,
 }
@@ -153,13 +157,14 @@ impl Nat {
         let carrier = match kind.outer() {
             None => {
                 internet.plug(&namespace, "wan")?;
-                namespace.ip(&format!("addr add {public}/24 dev wan"))?;
+                connect(&namespace, "wan", public)?;
+                namespace.ip(&format!("addr add {}/32 dev wan", second(public)))?;
                 None
             }
             Some(outer) => {
                 let carrier = Namespace::new(&format!("{label}-c"))?;
                 internet.plug(&carrier, "wan")?;
-                carrier.ip(&format!("addr add {public}/24 dev wan"))?;
+                connect(&carrier, "wan", public)?;
                 lay(&carrier, (&namespace, "wan"), [10, 64, site])?;
                 route(&carrier, outer, Ipv4Addr::new(10, 64, site, 2))?;
                 Some(carrier)
@@ -172,6 +177,7 @@ impl Nat {
         route(&namespace, kind, Ipv4Addr::new(192, 168, site, 2))?;
         Ok(Nat {
             namespace,
+            public,
             _carrier: carrier,
         })
     }
@@ -181,6 +187,25 @@ impl Nat {
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
+
+    /// Its public address to which [`PortMapper`](crate::PortMapper) maps; a carrier's customer has none.
+    #[must_use]
+    pub fn second_address(&self) -> Ipv4Addr {
+        second(self.public)
+    }
+}
+
+/// Gives `space` an address of the internet, and the way to the routers' second ones.
+pub(crate) fn connect(space: &Namespace, interface: &str, address: Ipv4Addr) -> Result<()> {
+    let [a, b, c] = SECOND;
+    space.ip(&format!("addr add {address}/24 dev {interface}"))?;
+    space.ip(&format!("route add {a}.{b}.{c}.0/24 dev {interface}"))?;
+    Ok(())
+}
+
+fn second(address: Ipv4Addr) -> Ipv4Addr {
+    let ([a, b, c], [.., d]) = (SECOND, address.octets());
+    Ipv4Addr::new(a, b, c, d)
 }
 
 /// Lays a /24 between a router (.1, `lan`) and what is behind it (.2), whose way out it is.

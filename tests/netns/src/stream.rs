@@ -6,12 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use testnet::Namespace;
+use testnet::{Namespace, time_scale};
 
 /// Bytes in a datagram.
 const SIZE: usize = 1000;
-/// Datagrams in a second: with [`SIZE`], 4 Mbit/s.
-const RATE: u32 = 500;
+/// Datagrams in a second: with [`SIZE`], 4 Mbit/s. An emulated machine carries fewer.
+fn rate() -> f64 {
+    500.0 / time_scale()
+}
+
 /// How long after the last datagram the receiver still waits.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
@@ -93,7 +96,7 @@ fn send(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<u32> {
     let mut datagram = [0; SIZE];
     let mut number = 0u32;
     loop {
-        let due = Duration::from_secs(1) * number / RATE;
+        let due = Duration::from_secs_f64(f64::from(number) / rate());
         if due >= time {
             return Ok(number);
         }
@@ -108,7 +111,7 @@ fn send(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<u32> {
 fn receive(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<Vec<(u32, Duration)>> {
     let mut arrivals = Vec::new();
     let mut datagram = [0; SIZE];
-    let last = (time.as_secs_f64() * f64::from(RATE)) as usize;
+    let last = (time.as_secs_f64() * rate()) as usize;
     while arrivals.len() < last && begin.elapsed() < time + GRACE {
         let Ok(SIZE) = socket.recv(&mut datagram) else {
             continue;
@@ -127,7 +130,7 @@ fn delivery(sent: u32, arrivals: &[(u32, Duration)], time: Duration) -> Delivery
     let gaps = begins.zip(ends).map(|(begin, end)| (end - begin, begin));
     let silence = gaps.max().unwrap_or_default();
     // What was sent within the last moments may have been on its way.
-    let before = silence.1.saturating_sub(LOOK).as_secs_f64() * f64::from(RATE);
+    let before = silence.1.saturating_sub(LOOK).as_secs_f64() * rate();
     let before = 0..before as u32;
     Delivery {
         sent,

@@ -22,8 +22,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping; ufw and firewalld,
-    /// unpacked only.
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping; ufw, firewalld
+    /// and miniupnpd, unpacked only.
     Lab,
     /// QEMU and the default kernel: for `test vm`.
     Vm,
@@ -74,7 +74,7 @@ pub(crate) fn lab() -> Result<()> {
     if let Some(tree) = testnet::firewalls_tree()
         && let Err(error) = packages::unpack_firewalls(&tree)
     {
-        println!("Tests beside ufw and firewalld will be skipped: {error:#}");
+        println!("Tests beside ufw, firewalld and miniupnpd will be skipped: {error:#}");
     }
     Ok(())
 }

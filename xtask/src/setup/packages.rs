@@ -33,8 +33,15 @@ pub(crate) const LAB: &[Need] = &[
     ),
 ];
 
-/// Firewalls that are unpacked and not installed, so that no host begins to run one because of our tests.
-const FIREWALLS: [&str; 4] = ["ufw", "firewalld", "python3-firewall", "python3-nftables"];
+/// Firewalls and a router's port mapper that are unpacked and not installed, so that no host begins to run one
+/// because of our tests.
+const UNPACKED: [&str; 5] = [
+    "ufw",
+    "firewalld",
+    "python3-firewall",
+    "python3-nftables",
+    "miniupnpd-nftables",
+];
 
 /// What the VM tests add.
 pub(crate) const VM: &[Need] = &[
@@ -82,20 +89,22 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
         .args(packages.split(' ')))
 }
 
-/// Unpacks [`FIREWALLS`] into `tree`, unless they are there.
+/// Unpacks [`UNPACKED`] into `tree`, unless they are there.
 ///
 /// # Errors
 ///
 /// Without apt-get and dpkg, or a mirror.
 pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
+    // It lists what is there, so that a longer list is unpacked anew.
     let complete = tree.join("complete");
-    if complete.is_file() {
+    let packages = UNPACKED.join(" ");
+    if fs::read_to_string(&complete).is_ok_and(|there| there == packages) {
         return Ok(());
     }
     if find("apt-get").is_none() || find("dpkg").is_none() {
         bail!("Debian packages are read by apt-get and dpkg, which are not installed here");
     }
-    println!("Unpacking {} (not installed)", FIREWALLS.join(", "));
+    println!("Unpacking {packages} (not installed)");
     if is_root() {
         update()?;
     }
@@ -107,7 +116,7 @@ pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
     let mut download = apt_get();
     // The folder is ours, not of apt's own user.
     download.args(["-oAPT::Sandbox::User=root", "download"]);
-    quiet(download.args(FIREWALLS).current_dir(&downloads))?;
+    quiet(download.args(UNPACKED).current_dir(&downloads))?;
     for entry in fs::read_dir(&downloads)? {
         quiet(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(tree))?;
     }
@@ -121,7 +130,7 @@ pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
                 .arg(tree.join("usr/lib")),
         )?;
     }
-    Ok(fs::write(complete, "")?)
+    Ok(fs::write(complete, packages)?)
 }
 
 /// `apt-get update`, once per run.

@@ -20,6 +20,7 @@ fn engine() -> (tempfile::TempDir, Engine, Handle) {
     state.save_prefs(&prefs).unwrap();
     let config = EngineConfig {
         direct: false,
+        port_mapping: false,
         endpoints: Vec::new(),
         device: "unused0".to_owned(),
         port: 0,

@@ -1,0 +1,126 @@
+//! What the answers by NAT-PMP and PCP mean.
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use super::{Machine, Protocol};
+use crate::portmap::{pcp, pmp};
+
+impl Machine {
+    /// Notes that a service is there.
+    pub(super) fn note(&mut self, now: Instant, protocol: Protocol) {
+        self.heard[protocol as usize] = Some(now);
+        if let Some(probe) = &mut self.probe {
+            probe.answered.insert(protocol);
+        }
+        if let Some(services) = &mut self.services {
+            services.set(protocol, true);
+        }
+    }
+
+    /// Returns false for an answer that makes no sense now.
+    pub(super) fn handle_pmp(&mut self, now: Instant, answer: pmp::Answer) -> bool {
+        match answer {
+            pmp::Answer::NotPcp => true,
+            pmp::Answer::PublicAddress {
+                epoch,
+                address: Some(address),
+            } => {
+                self.public = Some(address);
+                self.note(now, Protocol::NatPmp);
+                self.watch_epoch(now, Protocol::NatPmp, epoch);
+                if let Some(mapping) = &mut self.mapping
+                    && mapping.protocol == Protocol::NatPmp
+                {
+                    mapping.external.set_ip(address);
+                }
+                self.advance(now);
+                true
+            }
+            pmp::Answer::PublicAddress { address: None, .. } => false,
+            pmp::Answer::Mapped {
+                epoch,
+                internal,
+                external,
+                lifetime,
+            } => {
+                if internal != self.port {
+                    return false;
+                }
+                // The end of a mapping is confirmed.
+                if lifetime == 0 {
+                    return true;
+                }
+                let Some(address) = self.public.filter(|_| self.asks(Protocol::NatPmp)) else {
+                    return false;
+                };
+                self.clocks[Protocol::NatPmp as usize].set(now, epoch);
+                let external = SocketAddrV4::new(address, external);
+                let lifetime = Duration::from_secs(lifetime.into());
+                self.hold(now, Protocol::NatPmp, external, lifetime);
+                true
+            }
+            pmp::Answer::Refused { mapping: true, .. } => {
+                self.handle_refusal(now, Protocol::NatPmp)
+            }
+            pmp::Answer::Refused { mapping: false, .. } => {
+                self.public = None;
+                self.heard[Protocol::NatPmp as usize] = None;
+                true
+            }
+        }
+    }
+
+    /// As [`handle_pmp`](Self::handle_pmp).
+    pub(super) fn handle_pcp(&mut self, now: Instant, answer: pcp::Answer) -> bool {
+        match answer {
+            pcp::Answer::Here { epoch } => {
+                self.note(now, Protocol::Pcp);
+                self.watch_epoch(now, Protocol::Pcp, epoch);
+                self.advance(now);
+                true
+            }
+            pcp::Answer::Mapped {
+                epoch,
+                nonce,
+                internal,
+                external,
+                address,
+                lifetime,
+            } => {
+                if nonce != self.nonce || internal != self.port {
+                    return false;
+                }
+                if lifetime == 0 {
+                    return true;
+                }
+                let Some(address) = address.filter(|_| self.asks(Protocol::Pcp)) else {
+                    return false;
+                };
+                self.clocks[Protocol::Pcp as usize].set(now, epoch);
+                let external = SocketAddrV4::new(address, external);
+                let lifetime = Duration::from_secs(lifetime.into());
+                self.hold(now, Protocol::Pcp, external, lifetime);
+                true
+            }
+            pcp::Answer::Refused { mapping: true, .. } => self.handle_refusal(now, Protocol::Pcp),
+            pcp::Answer::Refused { mapping: false, .. } => true,
+        }
+    }
+
+    fn handle_refusal(&mut self, now: Instant, protocol: Protocol) -> bool {
+        let expected = self.asks(protocol);
+        if expected {
+            tracing::debug!(?protocol, "the router refuses a port mapping");
+            self.fail(now);
+        }
+        expected
+    }
+
+    /// A mapping is being asked for by that protocol.
+    pub(super) fn asks(&self, protocol: Protocol) -> bool {
+        self.attempt
+            .as_ref()
+            .is_some_and(|attempt| attempt.protocol == protocol)
+    }
+}

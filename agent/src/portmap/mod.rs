@@ -1,0 +1,426 @@
+//! A port of the router that leads to WireGuard's: asked for by NAT-PMP, PCP or UPnP, kept while the network
+//! is up, given back at its end.
+//!
+//! ```text
+//! underlay's route ──► gateway ─┐                      ┌─► [State]: our endpoint, what the router speaks
+//! port 5351, port 1900 ─────────┼─► [Machine] (sans-IO) ┤
+//! UPnP's calls ─────────────────┘                      └─► datagrams, searches, calls
+//! ```
+//!
+//! The messages of NAT-PMP and PCP are our own, and so are the sockets: they carry the underlay's mark, without
+//! which an exit node in use would get what is meant for the router.
+//!
+//! Source: protocol/disco.md §10.
+
+mod machine;
+mod pcp;
+mod pmp;
+mod upnp;
+
+use std::future::pending;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netlink::{Netlink, routes};
+use rand::Rng;
+use socket2::SockRef;
+use tokio::net::UdpSocket;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::underlay;
+use machine::{Action, Machine, Protocol, Site};
+use upnp::{Mapped, Order, UpnpError};
+
+/// Where routers listen for NAT-PMP and PCP.
+const PORT: u16 = 5351;
+/// The way out is the way to this address, which is nobody's (RFC 5737): there is no other route to it.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Between looks at the way out; nothing is sent.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A probe ends sooner.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// For a mapping to be given back; the router forgets it anyway.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Wishes that may wait.
+const MAX_REQUESTS: usize = 16;
+
+/// What a router speaks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Services {
+    /// UPnP, as an Internet gateway device.
+    pub upnp: bool,
+    /// NAT-PMP.
+    pub pmp: bool,
+    /// PCP.
+    pub pcp: bool,
+}
+
+impl Services {
+    fn set(&mut self, protocol: Protocol, there: bool) {
+        match protocol {
+            Protocol::NatPmp => self.pmp = there,
+            Protocol::Pcp => self.pcp = there,
+            Protocol::Upnp => self.upnp = there,
+        }
+    }
+}
+
+/// How it stands.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct State {
+    /// What the router speaks; unknown if nobody asked it.
+    pub services: Option<Services>,
+    /// Address and port of the router that lead to ours.
+    pub external: Option<SocketAddrV4>,
+    /// Messages that made no sense.
+    pub ignored: u64,
+}
+
+/// Asks the task; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    /// The operator has nothing against it.
+    allowed: bool,
+    requests: mpsc::Sender<Request>,
+    wanted: watch::Sender<bool>,
+    state: watch::Receiver<State>,
+}
+
+#[derive(Debug)]
+enum Request {
+    /// Ask the router anew; answered when that is done.
+    Probe(oneshot::Sender<()>),
+    /// Answered when what is not wanted is given back.
+    Released(oneshot::Sender<()>),
+}
+
+impl Handle {
+    /// How it stands now.
+    pub(crate) fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Has a mapping asked for and kept, or given back.
+    pub(crate) fn want(&self, wanted: bool) {
+        let wanted = wanted && self.allowed;
+        self.wanted.send_if_modified(|old| {
+            let changed = *old != wanted;
+            *old = wanted;
+            changed
+        });
+    }
+
+    /// Asks the router what it speaks, which takes a quarter of a second at most; tells what is known.
+    pub(crate) async fn probe(&self) -> State {
+        self.ask(Request::Probe, PROBE_TIMEOUT).await;
+        self.state()
+    }
+
+    /// Gives the mapping back, and waits for that, a second at most.
+    pub(crate) async fn release(&self) {
+        self.want(false);
+        self.ask(Request::Released, RELEASE_TIMEOUT).await;
+    }
+
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<()>) -> Request, wait: Duration) {
+        let (answer, answered) = oneshot::channel();
+        let asking = async {
+            // Without the task, or in time without an answer, there is nothing to wait for.
+            if self.requests.send(request(answer)).await.is_ok() {
+                let _gone = answered.await;
+            }
+        };
+        if timeout(wait, asking).await.is_err() {
+            tracing::debug!("the port mapper takes its time");
+        }
+    }
+}
+
+/// The task that keeps the mapping.
+#[derive(Debug)]
+pub(crate) struct Mapper {
+    netlink: Netlink,
+    restun: Arc<Notify>,
+    requests: mpsc::Receiver<Request>,
+    wanted: watch::Receiver<bool>,
+    state: watch::Sender<State>,
+    machine: Machine,
+    sockets: Option<Sockets>,
+    /// The order under way.
+    order: Option<JoinHandle<Result<Mapped, UpnpError>>>,
+    /// Mappings that are being given back.
+    farewells: JoinSet<()>,
+    probing: Vec<oneshot::Sender<()>>,
+}
+
+/// Sockets of one site.
+#[derive(Debug)]
+struct Sockets {
+    site: Site,
+    /// Connected to the router's port for NAT-PMP and PCP, so that nobody else is heard on it.
+    router: UdpSocket,
+    /// For searches.
+    search: UdpSocket,
+}
+
+impl Mapper {
+    /// Maps `port`, WireGuard's, at the router; `restun` is told when the mapping changed. Nothing is asked
+    /// until it is wanted, and never if it is not `allowed`.
+    pub(crate) fn new(
+        netlink: Netlink,
+        port: u16,
+        restun: &Arc<Notify>,
+        allowed: bool,
+    ) -> (Self, Handle) {
+        let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (wanted_sender, wanted) = watch::channel(false);
+        let (state, state_receiver) = watch::channel(State::default());
+        let mapper = Self {
+            netlink,
+            restun: Arc::clone(restun),
+            requests,
+            wanted,
+            state,
+            machine: Machine::new(port, rand::rng().random(), Instant::now()),
+            sockets: None,
+            order: None,
+            farewells: JoinSet::new(),
+            probing: Vec::new(),
+        };
+        let handle = Handle {
+            allowed,
+            requests: request_sender,
+            wanted: wanted_sender,
+            state: state_receiver,
+        };
+        (mapper, handle)
+    }
+
+    /// Runs until all handles are gone.
+    pub(crate) async fn run(mut self) {
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answer = [0; upnp::MAX_LEN];
+        let mut found = [0; upnp::MAX_LEN];
+        loop {
+            let due = self.machine.poll_timeout();
+            let sockets = self.sockets.as_ref();
+            tokio::select! {
+                _ = looks.tick() => self.look().await,
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.look().await;
+                }
+                Some(request) = self.requests.recv() => self.handle_request(request).await,
+                received = receive(sockets.map(|sockets| &sockets.router), &mut answer) => {
+                    self.handle_answer(received.map(|(len, _)| &answer[..len]));
+                }
+                received = receive(sockets.map(|sockets| &sockets.search), &mut found) => {
+                    self.handle_found(received.map(|(len, from)| (&found[..len], from)));
+                }
+                ended = ended(&mut self.order) => {
+                    self.order = None;
+                    self.machine.handle_upnp(Instant::now(), ended);
+                }
+                Some(_) = self.farewells.join_next() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    self.machine.handle_timeout(Instant::now());
+                }
+            }
+            self.carry_out().await;
+            self.publish();
+        }
+    }
+
+    async fn handle_request(&mut self, request: Request) {
+        match request {
+            Request::Probe(answer) => {
+                self.look().await;
+                self.machine.start_probe(Instant::now());
+                self.probing.push(answer);
+            }
+            Request::Released(answer) => {
+                // What was wished before this has been heard, or is now.
+                self.look().await;
+                while self.farewells.join_next().await.is_some() {}
+                let _gone = answer.send(());
+            }
+        }
+    }
+
+    /// Looks where we are.
+    async fn look(&mut self) {
+        let site = if *self.wanted.borrow_and_update() {
+            match routes::gateway_to(&self.netlink, OUTSIDE).await {
+                Ok(gateway) => gateway.map(|gateway| Site {
+                    gateway: gateway.address,
+                    own: gateway.own,
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, "the way out is not known");
+                    return;
+                }
+            }
+        } else {
+            None
+        };
+        if self.sockets.as_ref().map(|sockets| sockets.site) == site {
+            return;
+        }
+        let now = Instant::now();
+        // The old router hears from us before the new one does.
+        self.machine.handle_site(now, None);
+        self.carry_out().await;
+        if let Some(order) = self.order.take() {
+            order.abort();
+        }
+        self.sockets = None;
+        let Some(site) = site else { return };
+        match Sockets::open(site).await {
+            Ok(sockets) => {
+                self.sockets = Some(sockets);
+                self.machine.handle_site(now, Some(site));
+            }
+            Err(error) => tracing::debug!(%error, "no socket towards the router"),
+        }
+    }
+
+    fn handle_answer(&mut self, received: io::Result<&[u8]>) {
+        match received {
+            Ok(datagram) => self.machine.handle_datagram(Instant::now(), datagram),
+            // As a rule an ICMP error: nobody listens there.
+            Err(error) => tracing::trace!(%error, "no NAT-PMP or PCP"),
+        }
+    }
+
+    fn handle_found(&mut self, received: io::Result<(&[u8], SocketAddr)>) {
+        let Some(site) = self.sockets.as_ref().map(|sockets| sockets.site) else {
+            return;
+        };
+        match received {
+            // Others have nothing to say about the router.
+            Ok((_, from)) if from.ip() != site.gateway => {}
+            Ok((datagram, _)) => match upnp::parse(datagram) {
+                Ok(None) => {}
+                found => self
+                    .machine
+                    .handle_found(Instant::now(), found.ok().flatten()),
+            },
+            Err(error) => tracing::trace!(%error, "no UPnP"),
+        }
+    }
+
+    async fn carry_out(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match (action, &self.sockets) {
+                (Action::Send(datagram), Some(sockets)) => {
+                    if let Err(error) = sockets.router.send(&datagram).await {
+                        tracing::trace!(%error, "no NAT-PMP or PCP");
+                    }
+                }
+                (Action::Search, Some(sockets)) => sockets.search().await,
+                (Action::Send(_) | Action::Search, None) => {}
+                (Action::Upnp(order), _) => self.order(order),
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Map {
+                place,
+                own,
+                internal,
+                external,
+                lifetime,
+            } => {
+                let mapping = upnp::map(place, own, (internal, external), lifetime);
+                if let Some(old) = self.order.replace(tokio::spawn(mapping)) {
+                    old.abort();
+                }
+            }
+            Order::Unmap { service, external } => {
+                self.farewells.spawn(async move {
+                    if let Err(error) = upnp::unmap(&service, external).await {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::debug!(error, "port mapping not given back");
+                    }
+                });
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let state = State {
+            services: self.machine.services(),
+            external: self.machine.external(),
+            ignored: self.machine.ignored(),
+        };
+        let old = self.state.send_replace(state);
+        if old.external != state.external {
+            self.restun.notify_one();
+        }
+        if !self.machine.is_probing() {
+            for answer in self.probing.drain(..) {
+                let _gone = answer.send(());
+            }
+        }
+    }
+}
+
+impl Sockets {
+    async fn open(site: Site) -> io::Result<Self> {
+        let router = underlay::open_udp_on(false, 0)?;
+        router.connect((site.gateway, PORT)).await?;
+        let search = underlay::open_udp_on(false, 0)?;
+        SockRef::from(&search).set_multicast_if_v4(&site.own)?;
+        Ok(Self {
+            site,
+            router,
+            search,
+        })
+    }
+
+    /// Searches at the router, and at all: some answer to the one, some to the other.
+    async fn search(&self) {
+        let router = SocketAddrV4::new(self.site.gateway, upnp::PORT);
+        for to in [router, upnp::GROUP] {
+            for search in upnp::searches() {
+                if let Err(error) = self.search.send_to(search.as_bytes(), to).await {
+                    tracing::trace!(%error, %to, "no search");
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a datagram; for ever without a socket.
+async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.recv_from(buffer).await,
+        None => pending().await,
+    }
+}
+
+/// Waits for the end of the order; for ever if there is none.
+async fn ended(
+    order: &mut Option<JoinHandle<Result<Mapped, UpnpError>>>,
+) -> Result<Mapped, UpnpError> {
+    match order {
+        Some(order) => order.await.unwrap_or(Err(UpnpError::Silent)),
+        None => pending().await,
+    }
+}
+
+/// True for an address that others may send to.
+fn is_external(address: Ipv4Addr) -> bool {
+    let [first, ..] = address.octets();
+    // 0/8 is this network, 127/8 this host, from 224 on come groups and what is reserved.
+    first != 0 && first != 127 && first < 224
+}
