@@ -8,6 +8,7 @@
 //! ```text
 //! path      near ══ tunnel over veth ══ far             `ping -f`, both ends alike
 //! forward   client ══ tunnel ══ router ── LAN host      UDP to and fro; the router alone differs
+//! junk      near ── veth ── far's WireGuard port        what is neither WireGuard's nor the agent's
 //! ```
 //!
 //! Each round trip waits for the last, so the processor never idles and all that happens is counted:
@@ -28,7 +29,7 @@ mod setting;
 mod tables;
 mod wireguard_go;
 
-use setting::{Forwarding, Setting};
+use setting::{Forwarding, Junk, Setting};
 
 /// Virtual nanoseconds that an instruction takes (`-icount shift=2`).
 const NANOSECONDS: f64 = 4.0;
@@ -50,7 +51,7 @@ pub(crate) struct Args {
     /// Measurements of each setting; the median counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only settings whose name holds this text; `path` and `forward` are all of either half.
+    /// Only settings whose name holds this text; `path`, `forward` and `junk` are all of a kind.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Print JSON.
@@ -68,6 +69,8 @@ struct Measured {
     count: u32,
     path: Vec<Figure<Setting>>,
     forward: Vec<Figure<Forwarding>>,
+    /// Per datagram, not per round trip.
+    junk: Vec<Figure<Junk>>,
 }
 
 /// Instructions per round trip, round by round.

@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const COUNTER: &str =
     "table ip idle { chain forward { type filter hook forward priority -20; policy accept
     ip daddr 198.18.0.0/15 counter drop
-} }";
+    }
+}";
 
 /// Options of the bench.
 #[derive(Debug, clap::Args)]

@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use super::upnp::{Found, Location, Mapped, Order, Place, Service, UpnpError};
+use super::upnp::{Found, Mapped, Order, Place, Service, UpnpError};
 use super::{Services, pcp, pmp};
 use clock::Clock;
 
@@ -81,17 +81,10 @@ struct Mapping {
     external: SocketAddrV4,
     renew_at: Instant,
     ends_at: Instant,
-    /// Of UPnP: whom to ask, and which boot of the device it was.
+    /// Of UPnP: whom to ask, of which device, and which boot of that it was.
     service: Option<Service>,
+    device: Option<String>,
     boot: Option<u32>,
-}
-
-impl Mapping {
-    /// It is the service of the device that is described there.
-    fn is_at(&self, location: &Location) -> bool {
-        let service = self.service.as_ref();
-        service.is_some_and(|service| service.control.address == location.address)
-    }
 }
 
 /// A mapping that is asked for.
@@ -235,29 +228,6 @@ impl Machine {
         }
     }
 
-    /// Takes an answer to a search; `None` is one that made no sense.
-    pub(super) fn handle_found(&mut self, now: Instant, found: Option<Found>) {
-        let gateway = self.site.map(|site| site.gateway);
-        // Only the router itself may be asked to map, and nobody else be made to hear from us.
-        let Some(found) = found.filter(|found| Some(*found.location.address.ip()) == gateway)
-        else {
-            self.ignore("answer to a search");
-            return;
-        };
-        self.note(now, Protocol::Upnp);
-        if let Some(mapping) = &mut self.mapping
-            && mapping.is_at(&found.location)
-            && let Some(boot) = found.boot
-            && mapping.boot.replace(boot).is_some_and(|old| old != boot)
-        {
-            self.renew_lost(now);
-        }
-        if !self.devices.contains(&found) && self.devices.len() < MAX_DEVICES {
-            self.devices.push(found);
-        }
-        self.advance(now);
-    }
-
     /// Takes the end of [`Order::Map`].
     pub(super) fn handle_upnp(&mut self, now: Instant, ended: Result<Mapped, UpnpError>) {
         if !self.asks(Protocol::Upnp) {
@@ -273,10 +243,14 @@ impl Machine {
                 let lifetime = lifetime.unwrap_or(LIFETIME);
                 self.hold(now, Protocol::Upnp, external, lifetime);
                 if let Some(mapping) = &mut self.mapping {
-                    mapping.service = Some(service);
-                    let mut devices = self.devices.iter();
-                    let device = devices.find(|device| mapping.is_at(&device.location));
+                    let at = service.control.address;
+                    let device = self
+                        .devices
+                        .iter()
+                        .find(|known| known.location.address == at);
+                    mapping.device = device.map(|device| device.device.clone());
                     mapping.boot = device.and_then(|device| device.boot);
+                    mapping.service = Some(service);
                 }
             }
             Err(error) => {
@@ -497,6 +471,7 @@ impl Machine {
             renew_at: now + lifetime / 2,
             ends_at: now + lifetime,
             service: None,
+            device: None,
             boot: None,
         });
     }

@@ -73,6 +73,11 @@ impl<'a> Applied<'a> {
         self.table(&end.namespace, &table)
     }
 
+    /// Drops there what the underlay brings.
+    pub(super) fn ingress(&mut self, end: &'a End) -> Result<()> {
+        self.table(&end.namespace, tables::INGRESS)
+    }
+
     /// Has nft masquerade what goes to the LAN.
     pub(super) fn masquerade(&mut self, router: &'a End) -> Result<()> {
         self.table(&router.namespace, tables::MASQUERADE)

@@ -66,6 +66,27 @@ pub(super) fn udp(
     })
 }
 
+/// Time of sending `count` datagrams of `payload` bytes that nobody wants. On one processor each has
+/// come to its end before the next one leaves.
+///
+/// # Errors
+///
+/// When one cannot be sent.
+pub(super) fn throw(
+    from: &Namespace,
+    to: SocketAddr,
+    payload: u32,
+    count: u32,
+) -> Result<Duration> {
+    let socket = from.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    let datagram = vec![0xa5; usize::try_from(payload)?];
+    let throw = |count: u32| (0..count).try_for_each(|_| socket.send_to(&datagram, to).map(drop));
+    throw(WARM_UP)?;
+    let begin = Instant::now();
+    throw(count)?;
+    Ok(begin.elapsed())
+}
+
 fn serve(address: SocketAddr, ready: &Sender<()>) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
     socket.set_read_timeout(Some(scaled(DEADLINE)))?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::applied::Applied;
 use super::lab::{LAN_HOST, Lab};
-use super::setting::{Forwarding, Setting};
+use super::setting::{Forwarding, Junk, Setting};
 use super::wireguard_go::WireguardGo;
 use super::{Figure, Measured, NANOSECONDS, echo};
 
@@ -16,6 +16,7 @@ const PAYLOADS: [u32; 2] = [56, 1200];
 /// What `--only` calls all settings of either half.
 const PATH: &str = "path";
 const FORWARD: &str = "forward";
+const JUNK: &str = "junk";
 /// Port of the LAN host's server.
 const ECHO_PORT: u16 = 7000;
 
@@ -33,7 +34,11 @@ pub(super) fn all(count: u32, rounds: usize, only: Option<&str>) -> Result<Measu
     lab.open_kernel().context("kernel WireGuard")?;
     let settings: Vec<Setting> = Setting::ON_KERNEL
         .into_iter()
-        .filter(|setting| wanted(PATH, setting.name()))
+        .filter(|setting| {
+            // What junk is compared with.
+            let beside = only == Some(JUNK) && *setting == Setting::Bare;
+            beside || wanted(PATH, setting.name())
+        })
         .collect();
     let mut path = path(&lab, &settings, count, rounds)?;
     let settings: Vec<Forwarding> = Forwarding::ALL
@@ -41,6 +46,11 @@ pub(super) fn all(count: u32, rounds: usize, only: Option<&str>) -> Result<Measu
         .filter(|setting| wanted(FORWARD, setting.name()))
         .collect();
     let forward = forward(&lab, &settings, count, rounds)?;
+    let settings: Vec<Junk> = Junk::ALL
+        .into_iter()
+        .filter(|setting| wanted(JUNK, setting.name()))
+        .collect();
+    let junk = junk(&lab, &settings, count, rounds)?;
     lab.close()?;
 
     if wanted(PATH, Setting::WireguardGo.name()) {
@@ -53,6 +63,7 @@ pub(super) fn all(count: u32, rounds: usize, only: Option<&str>) -> Result<Measu
         count,
         path,
         forward,
+        junk,
     })
 }
 
@@ -87,6 +98,16 @@ fn forward(
             let client = &lab.far.namespace;
             echo::udp(client, server, payload, count, || applied.learn())
         },
+    )
+}
+
+fn junk(lab: &Lab, settings: &[Junk], count: u32, rounds: usize) -> Result<Vec<Figure<Junk>>> {
+    measure(
+        settings,
+        count,
+        rounds,
+        |setting| setting.apply(lab).with_context(|| setting.name()),
+        |_, payload| echo::throw(&lab.near.namespace, lab.far.endpoint(), payload, count),
     )
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
-use super::setting::{Forwarding, Setting};
+use super::setting::{Forwarding, Junk, Setting};
 use super::{Figure, Measured};
 use crate::plot::{Bars, Group};
 
@@ -16,6 +16,9 @@ const TO_WIREGUARD_GO: f64 = 0.5;
 /// and with flowtable and our filter beside it: level is what rounds of one setting differ by.
 const TO_MASQUERADE: f64 = 1.0;
 const TO_FLOWTABLE: f64 = 1.003;
+
+/// Most that a junk datagram may cost after its device, as a part of what WireGuard does for a packet.
+const JUNK_TO_PACKET: f64 = 0.1;
 
 /// Prints what was measured.
 ///
@@ -48,6 +51,13 @@ pub(super) fn print(measured: &Measured, as_json: bool, plot: &Path) -> Result<(
         &payloads,
         Forwarding::Kernel,
         Forwarding::name,
+    );
+    table(
+        "junk to WireGuard's port, per datagram",
+        &measured.junk,
+        &payloads,
+        Junk::Ingress,
+        Junk::name,
     );
     for budget in budgets(measured, &payloads) {
         println!("{budget}");
@@ -122,6 +132,7 @@ fn more(found: f64, base: Option<f64>) -> String {
 /// Payload sizes, the smallest first.
 fn payloads(measured: &Measured) -> Vec<u32> {
     let path = measured.path.iter().map(|figure| figure.payload);
+    let path = path.chain(measured.junk.iter().map(|figure| figure.payload));
     let mut payloads: Vec<u32> = path
         .chain(measured.forward.iter().map(|figure| figure.payload))
         .collect();
@@ -251,6 +262,19 @@ fn budgets(measured: &Measured, payloads: &[u32]) -> Vec<String> {
         }
     }
     for payload in payloads {
+        let cost = junk(measured, *payload);
+        let packet = median(&measured.path, Setting::Bare, *payload).map(|trip| trip / 2.0);
+        let line = cost.and_then(|cost| {
+            budget(
+                "a junk datagram",
+                cost,
+                ("a packet through kernel WireGuard", packet),
+                JUNK_TO_PACKET,
+            )
+        });
+        lines.extend(line.map(|line| format!("{payload} bytes: {line}")));
+    }
+    for payload in payloads {
         let found = |setting| median(&measured.forward, setting, *payload);
         let Some(ours) = found(Forwarding::Offload) else {
             continue;
@@ -264,6 +288,12 @@ fn budgets(measured: &Measured, payloads: &[u32]) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What a junk datagram costs from its device on.
+fn junk(measured: &Measured, payload: u32) -> Option<f64> {
+    let found = |setting| median(&measured.junk, setting, payload);
+    Some(found(Junk::Demux)? - found(Junk::Ingress)?)
 }
 
 /// How `ours` stands to something else, if that was measured.
@@ -338,6 +368,7 @@ fn sizes(measured: &Measured, payload: u32) -> Map<String, Value> {
         ("ours", path(Setting::Ours)),
         ("wireguard_go", path(Setting::WireguardGo)),
         ("parts", parts),
+        ("junk", whole(junk(measured, payload))),
         ("acl_10_rules", path(Setting::Acl10)),
         ("acl_1000_rules", path(Setting::Acl1000)),
         ("agent", path(Setting::Agent)),
@@ -375,6 +406,7 @@ mod tests {
                 figure(Setting::WireguardGo, &[3000.0]),
             ],
             forward: Vec::new(),
+            junk: Vec::new(),
         }
     }
 

@@ -88,6 +88,38 @@ impl Setting {
     }
 }
 
+/// Where junk to WireGuard's port ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Junk {
+    /// Where the device hands it over: what it costs to send it and carry it there.
+    Ingress,
+    /// In the agent's table.
+    Demux,
+}
+
+impl Junk {
+    pub(super) const ALL: [Self; 2] = [Self::Ingress, Self::Demux];
+
+    /// As the table calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "dropped as it comes in",
+            Self::Demux => "dropped by the agent's demux",
+        }
+    }
+
+    /// Puts it on the far end.
+    pub(super) fn apply<'a>(self, lab: &'a Lab) -> Result<Applied<'a>> {
+        let mut applied = Applied::default();
+        match self {
+            Self::Ingress => applied.ingress(&lab.far)?,
+            Self::Demux => applied.firewall(&lab.far, Part::Demux)?,
+        }
+        Ok(applied)
+    }
+}
+
 /// What the router between the tunnel and the LAN does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

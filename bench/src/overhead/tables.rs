@@ -83,6 +83,12 @@ fn demux_chains() -> String {
     )
 }
 
+/// Drops what comes in by the underlay, before the stack looks at it.
+pub(super) const INGRESS: &str = r#"table netdev bench-ingress {
+    chain in { type filter hook ingress device "wan" priority 0; policy accept; meta protocol ip udp dport 41641 counter drop; }
+}
+"#;
+
 /// What goes to the LAN gets the router's address.
 pub(super) const MASQUERADE: &str = r#"table ip bench-nat {
     chain post { type nat hook postrouting priority 100; oifname "lan" masquerade; }

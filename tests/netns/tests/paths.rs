@@ -164,9 +164,7 @@ fn survives(rules: &str) -> Result<()> {
         })?;
     }
     let router = alice.host().nat().context("no router")?.namespace();
-    let deliveries = both_ways(ends([alice, bob])?, STREAM, || {
-        router.nft(rules)
-    })?;
+    let deliveries = both_ways(ends([alice, bob])?, STREAM, || router.nft(rules))?;
     for delivery in deliveries {
         let resumed = delivery.silence.0;
         println!("{delivery:?}");

@@ -1,9 +1,10 @@
-//! What the answers by NAT-PMP and PCP mean.
+//! What answers mean: those by NAT-PMP and PCP, and those to a search for UPnP.
 
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use super::{Machine, Protocol};
+use super::{MAX_DEVICES, Machine, Protocol};
+use crate::portmap::upnp::Found;
 use crate::portmap::{pcp, pmp};
 
 impl Machine {
@@ -16,6 +17,37 @@ impl Machine {
         if let Some(services) = &mut self.services {
             services.set(protocol, true);
         }
+    }
+
+    /// Takes an answer to a search; `None` is one that made no sense.
+    pub(in crate::portmap) fn handle_found(&mut self, now: Instant, found: Option<Found>) {
+        let gateway = self.site.map(|site| site.gateway);
+        // Only the router itself may be asked to map, and nobody else be made to hear from us.
+        let Some(found) = found.filter(|found| Some(*found.location.address.ip()) == gateway)
+        else {
+            self.ignore("answer to a search");
+            return;
+        };
+        self.note(now, Protocol::Upnp);
+        let mut restarted = false;
+        if let Some(mapping) = &mut self.mapping
+            && mapping.device.as_ref() == Some(&found.device)
+            && mapping
+                .boot
+                .is_some_and(|old| found.boot.is_some_and(|boot| boot != old))
+        {
+            restarted = true;
+            // It may listen on another port now.
+            (mapping.boot, mapping.service) = (found.boot, None);
+            self.devices.retain(|known| known.device != found.device);
+        }
+        if !self.devices.contains(&found) && self.devices.len() < MAX_DEVICES {
+            self.devices.push(found);
+        }
+        if restarted {
+            self.renew_lost(now);
+        }
+        self.advance(now);
     }
 
     /// Returns false for an answer that makes no sense now.

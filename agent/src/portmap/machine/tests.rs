@@ -1,4 +1,7 @@
+//! The machine against a router and a clock of the test's own.
+
 use super::*;
+use crate::portmap::upnp::Location;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -93,9 +96,13 @@ impl World {
                 }
                 Action::Search => {
                     if self.router.upnp {
+                        let boot = self.router.boot();
+                        // With another start it listens elsewhere.
+                        let url = DEVICE.replace(":5000", &format!(":{}", 5000 + boot));
                         let found = Found {
-                            location: Location::parse(DEVICE).unwrap(),
-                            boot: Some(self.router.boot()),
+                            location: Location::parse(&url).unwrap(),
+                            device: "uuid:7".to_owned(),
+                            boot: Some(boot),
                         };
                         self.machine.handle_found(self.now, Some(found));
                     }
@@ -494,6 +501,7 @@ fn devices_elsewhere_are_not_asked() {
     world.arrive();
     let elsewhere = Found {
         location: Location::parse("http://192.168.1.66:5000/rootDesc.xml").unwrap(),
+        device: String::new(),
         boot: None,
     };
     world.machine.handle_found(world.now, Some(elsewhere));
@@ -512,6 +520,7 @@ fn a_slow_upnp_device_is_asked_once_it_has_answered() {
     world.pass(SECOND);
     let found = Found {
         location: Location::parse(DEVICE).unwrap(),
+        device: String::new(),
         boot: None,
     };
     world.machine.handle_found(world.now, Some(found));

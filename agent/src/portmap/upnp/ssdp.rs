@@ -35,6 +35,8 @@ pub(crate) struct Location {
 pub(crate) struct Found {
     /// Its description.
     pub(crate) location: Location,
+    /// Its unique name, which outlives a restart; empty if it tells none.
+    pub(crate) device: String,
     /// Another number means that the device has restarted since; some tell none.
     pub(crate) boot: Option<u32>,
 }
@@ -67,6 +69,10 @@ pub(crate) fn parse(datagram: &[u8]) -> Result<Option<Found>, Senseless> {
     let location = value("LOCATION").and_then(Location::parse);
     Ok(Some(Found {
         location: location.ok_or(Senseless)?,
+        device: value("USN")
+            .and_then(|name| name.split("::").next())
+            .unwrap_or_default()
+            .to_owned(),
         boot: value("BOOTID.UPNP.ORG").and_then(|text| text.parse().ok()),
     }))
 }
@@ -111,6 +117,7 @@ mod tests {
         assert_eq!(found.location.address, address);
         assert_eq!(found.location.path, "/rootDesc.xml");
         assert_eq!(found.boot, Some(1_700_000_000));
+        assert_eq!(found.device, "uuid:7");
     }
 
     #[test]
