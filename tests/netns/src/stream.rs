@@ -28,8 +28,8 @@ pub struct Delivery {
     pub arrived: usize,
     /// Longest time without an arrival while datagrams were sent, and when it began.
     pub silence: (Duration, Duration),
-    /// Datagrams sent before that silence began that did not arrive.
-    pub lost_before: usize,
+    /// When the first datagram was sent that did not arrive.
+    pub first_lost: Option<Duration>,
 }
 
 impl Delivery {
@@ -129,13 +129,12 @@ fn delivery(sent: u32, arrivals: &[(u32, Duration)], time: Duration) -> Delivery
     let begins = [Duration::ZERO].into_iter().chain(times);
     let gaps = begins.zip(ends).map(|(begin, end)| (end - begin, begin));
     let silence = gaps.max().unwrap_or_default();
-    // What was sent within the last moments may have been on its way.
-    let before = silence.1.saturating_sub(LOOK).as_secs_f64() * rate();
-    let before = 0..before as u32;
+    let first_lost = (0..sent).find(|number| !numbers.contains(number));
+    let sent_at = |number| Duration::from_secs_f64(f64::from(number) / rate());
     Delivery {
         sent,
         arrived: numbers.len(),
         silence,
-        lost_before: before.filter(|number| !numbers.contains(number)).count(),
+        first_lost: first_lost.map(sent_at),
     }
 }
