@@ -179,8 +179,14 @@ fn one_port_serves_wireguard_and_the_agent() -> Result<()> {
             }
             peer.send_to(b"straight", SocketAddr::new(address.ip(), AGENT))?;
             ensure!(is_silent(&agent)?, "the agent's own port is open");
-            ensure!(is_silent(&wireguard)?);
+            for junk in [&b"TS odd!!"[..], &[0xa5; 64]] {
+                peer.send_to(junk, address)?;
+            }
+            ensure!(is_silent(&agent)? && is_silent(&wireguard)?, "junk arrives");
         }
+        let junk = ["nft", "list", "chain", "inet", "tailrace0", "junk"];
+        let listed = network.router.exec(&junk)?;
+        ensure!(listed.contains("counter packets 4 "), "{listed}");
         Ok(())
     })
 }

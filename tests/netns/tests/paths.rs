@@ -1,11 +1,12 @@
 //! Direct paths: from the relay to a peer's own address, and back.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::{CONNECT, End, both_ways, pair};
-use testnet::tailnet::{Node, Tailnet};
-use testnet::{scaled, skip_unless_available, wait_until};
+use testnet::tailnet::{Control, ControlOptions, Node, Tailnet};
+use testnet::{Lab, scaled, skip_unless_available, wait_until};
 
 /// Has a router let no UDP through.
 const BLOCK: &str = "table inet block {
@@ -257,4 +258,38 @@ fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     bob.cli(&["debug", "endpoint", &source, &endpoint])?;
     untrust(alice, &single)?;
     stays(&endpoint).context("where the path is trusted")
+}
+
+#[test]
+fn junk_on_the_port_is_counted_by_what_it_is_and_leads_to_nothing() -> Result<()> {
+    const EACH: usize = 50;
+    let mut lab = Lab::new()?;
+    let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+    let node = Node::start(lab.server("node")?)?;
+    node.join(&control.url(), &control.auth_key(&[])?)?;
+    let port = SocketAddr::from((node.host().address(), 41641));
+    let stranger = control.host().namespace();
+    let stranger = stranger.enter(|| UdpSocket::bind(("0.0.0.0", 0)))??;
+    // A disco message under a key that no peer has, an answer that nobody asked STUN for, and neither.
+    let mut disco = b"TS\xf0\x9f\x92\xac".to_vec();
+    disco.extend([0x5a; 32 + 24 + 64]);
+    let stun = [&[1, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
+    let junk = [
+        ("unknown_sender", disco),
+        ("stun", stun),
+        ("foreign", vec![0xa5; 100]),
+    ];
+    for (reason, datagram) in &junk {
+        for _ in 0..EACH {
+            stranger.send_to(datagram, port)?;
+        }
+        let line = format!("tailrace_junk_datagrams_total{{reason=\"{reason}\"}} {EACH}");
+        wait_until(CONNECT, "it is counted", || {
+            let metrics = node.metrics()?;
+            ensure!(metrics.lines().any(|known| known == line), "{metrics}");
+            Ok(())
+        })?;
+    }
+    node.cli(&["status"])?;
+    Ok(())
 }
