@@ -106,6 +106,26 @@ fn the_upgrade_loses_no_packet_and_takes_three_round_trips() {
     }
 }
 
+/// However their heartbeats lie to each other.
+#[test]
+fn without_endpoints_in_the_map_calls_alone_find_the_path() {
+    let usual = Some(Behaviour {
+        mapping: Dependence::Independent,
+        filtering: Dependence::AddressAndPort,
+        lifetime: SECOND * 30,
+        hairpin: false,
+    });
+    for offset in 0..30 {
+        let mut world = pair(usual, usual);
+        world.silent_map = true;
+        world.run(TENTH * offset);
+        world.flow(1, 0, TENTH);
+        world.run(SECOND * 15);
+        let sides = [world.is_direct(0, 1), world.is_direct(1, 0)];
+        assert_eq!(sides, [true; 2], "{offset} tenths");
+    }
+}
+
 #[test]
 fn after_a_rest_both_sides_are_direct_again() {
     let mut world = pair(None, None);

@@ -383,12 +383,13 @@ impl Peer {
         for address in &due {
             self.probe(context, Via::Udp(*address), None, 0);
         }
-        // A peer that nobody told us an address of can still be asked to ping ours.
-        let lost = self.candidates.len() == 0
+        // Also if there is nothing to ping: nobody told us an address of the peer, or it calls so often that
+        // we always pinged only just now. It may not know any of ours.
+        let overdue = self.trusted(now).is_none()
             && self
                 .last_call
                 .is_none_or(|at| now.since(at) >= PING_INTERVAL);
-        if call && (!due.is_empty() || lost) {
+        if call && (!due.is_empty() || overdue) {
             self.call_me_maybe(context);
         }
     }

@@ -313,6 +313,29 @@ fn a_call_is_answered_with_pings_and_never_with_a_call() {
 }
 
 #[test]
+fn a_peer_that_calls_again_and_again_is_called_back_at_our_own_pace() {
+    let mut paths = with_peer(&[]);
+    paths.activity(at(0), peer(), at(0));
+    let mut called = calls(&commands(&mut paths));
+    // Just before each heartbeat, which then finds everything pinged already.
+    for second in (2..30).step_by(3) {
+        let now = at(second * 1000);
+        let call = Message::CallMeMaybe {
+            endpoints: vec![address(A)],
+        };
+        paths.own_endpoints(now, vec![address("198.51.100.1:1")]);
+        paths.message(now, Via::Derp(HOME, peer()), disco(), call);
+        commands(&mut paths);
+        let beats = run(&mut paths, at(second * 1000 + 1500));
+        called += beats
+            .iter()
+            .map(|(_, c)| calls(std::slice::from_ref(c)))
+            .sum::<usize>();
+    }
+    assert_eq!(called, 6);
+}
+
+#[test]
 fn a_call_puts_a_trusted_path_to_the_proof() {
     let mut paths = direct();
     let call = Message::CallMeMaybe {

@@ -121,6 +121,8 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) flows: Vec<Flow>,
     relays_down: BTreeSet<RegionId>,
+    /// The network map tells nobody's endpoints.
+    pub(crate) silent_map: bool,
     map: Vec<PeerPaths>,
     /// Silence before this is nobody's fault.
     excused: Duration,
@@ -170,6 +172,7 @@ impl World {
             nodes: Vec::new(),
             flows: Vec::new(),
             relays_down: BTreeSet::new(),
+            silent_map: false,
             map: Vec::new(),
             excused: Duration::ZERO,
             count: 0,
@@ -577,10 +580,11 @@ impl World {
 
     fn publish(&mut self, number: usize) {
         let node = &self.nodes[number];
+        let told = node.endpoints.iter().filter(|_| !self.silent_map);
         self.map[number] = PeerPaths {
             disco: Some(node.disco),
             home: Some(node.home),
-            endpoints: node.endpoints.clone(),
+            endpoints: told.copied().collect(),
             expired: false,
         };
         for other in 0..self.nodes.len() {
