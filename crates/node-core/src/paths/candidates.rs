@@ -159,6 +159,10 @@ impl Candidates {
         unproved.into_iter().map(|(_, address)| address).collect()
     }
 
+    pub(super) fn is_proved(&self, now: Now, address: SocketAddr) -> bool {
+        self.0.get(&address).is_some_and(|c| c.is_proved(now))
+    }
+
     pub(super) fn is_due(&self, now: Now, address: SocketAddr) -> bool {
         let candidate = self.0.get(&address);
         candidate.is_some_and(|c| c.is_due(now, PING_TIMEOUT))

@@ -308,8 +308,10 @@ impl Peer {
             best_lost |= lost && Some(sent.via) == best;
             !lost
         });
+        // A ping from before the last answer says nothing: it found the peer's NAT still closed.
+        let may_answer = |best: &Proved| self.candidates.is_proved(now, best.address);
         if best_lost && !trusted {
-            self.best = None;
+            self.best = self.best.filter(may_answer);
         }
         let peer = self.key;
         self.asked.retain(|&ping, until| {

@@ -201,6 +201,21 @@ fn sending_without_an_answer_brings_the_relay_back_within_a_second() {
 }
 
 #[test]
+fn a_ping_that_was_lost_before_the_last_answer_does_not_end_the_path() {
+    let mut paths = with_peer(&[A]);
+    paths.activity(at(0), peer(), at(0));
+    let first = pings(&commands(&mut paths));
+    paths.ping(at(5), peer(), 1, 0);
+    pong(&mut paths, at(20), first[0]);
+    commands(&mut paths);
+    paths.unanswered(at(2000), peer());
+    run(&mut paths, at(5500));
+    assert_eq!(paths.route(&peer()), Some(Route::Both(address(A))));
+    run(&mut paths, at(9000));
+    assert_eq!(paths.route(&peer()), Some(Route::Relayed));
+}
+
+#[test]
 fn an_answered_suspicion_leaves_the_path_alone() {
     let mut paths = direct();
     paths.unanswered(at(100), peer());
