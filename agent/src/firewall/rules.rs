@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use disco_proto::{disco, stun};
 use ipnet::{IpNet, Ipv4Net};
 use netlink::Family;
 use netlink::nft::{Base, Chain, Expression as E, Hook, Kind, Layer, Port, Rule, Table, state};
@@ -33,11 +34,11 @@ const NOT_WIREGUARD: E = E::TransportBits {
 /// First payload bytes of disco (protocol/disco.md §1), and what follows STUN's type and length.
 const DISCO: E = E::TransportBytes {
     offset: 8,
-    bytes: "TS💬".as_bytes(),
+    bytes: &disco::MAGIC,
 };
 const STUN: E = E::TransportBytes {
     offset: 12,
-    bytes: &[0x21, 0x12, 0xa4, 0x42],
+    bytes: &stun::COOKIE,
 };
 // Priorities: after the host's own filters on the way in and before connection tracking on the way out, so
 // that both see WireGuard's port only; elsewhere those of iptables' `filter`, `mangle`, `nat`.
@@ -221,8 +222,8 @@ fn keep_bypass() -> [Chain; 2] {
 }
 
 /// Shares WireGuard's port with the agent: disco and STUN go to the agent's socket, and what that sends leaves
-/// from WireGuard's port. What is neither theirs nor WireGuard's is junk, and costs no more than to see that. From `detoured` sources everything does. The agent's own port is
-/// closed to the outside.
+/// from WireGuard's port. What is neither theirs nor WireGuard's is junk, and costs no more than to see that. From
+/// `detoured` sources WireGuard's packets go to the agent as well. The agent's own port is closed to the outside.
 fn demux(wireguard: u16, agent: u16, detoured: &BTreeSet<SocketAddr>) -> [Chain; 4] {
     let mut incoming = vec![
         Rule::new([

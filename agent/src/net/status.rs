@@ -8,9 +8,8 @@ use control_proto::tailcfg;
 use dataplane::{Count, Forwarded, Origin, PeerCounters};
 use ipnet::IpNet;
 use keys::{DiscoPublic, NodePublic};
-use node_core::{Desired, DesiredPeer, RegionId};
-
 use netlink::links;
+use node_core::{Desired, DesiredPeer, RegionId};
 
 use super::filter::{Guard, locked};
 use super::inner::{Inner, peer_index};

@@ -11,7 +11,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const HEADER_LEN: usize = 20;
-const COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+/// What follows type and length in every message (RFC 8489 §5).
+pub const COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 const BINDING_REQUEST: [u8; 2] = [0x00, 0x01];
 const BINDING_RESPONSE: [u8; 2] = [0x01, 0x01];
 

@@ -40,7 +40,7 @@ impl Delivery {
     }
 }
 
-/// One end: where it is, its address in the overlay, and the port that it receives on.
+/// One end: where it is, and its address in the overlay.
 #[derive(Clone, Copy, Debug)]
 pub struct End<'a> {
     /// The host.
