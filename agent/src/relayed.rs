@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::sys::socket::sockopt::UdpGroSegment;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -69,8 +70,10 @@ impl Relayed {
         // `lo` coalesces nothing, and a train of one sender's UDP_SEGMENT must arrive in parts that
         // fit our buffers.
         nix::sys::socket::setsockopt(&socket, UdpGroSegment, &false)?;
-        // More is better, less still works: the system may cap it.
-        if let Err(error) = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_LEN) {
+        // More is better, less still works: without the capability the system caps it.
+        let set = set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_LEN)
+            .or_else(|_| set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_LEN));
+        if let Err(error) = set {
             tracing::debug!(%error, "receive buffer of the relay socket stays small");
         }
         Ok(Self {

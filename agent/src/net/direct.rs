@@ -125,7 +125,7 @@ impl Inner {
             let address = self.endpoints.address(peer)?;
             Some(sources.iter().map(move |source| (*source, address)))
         });
-        self.wire.set_detours(detours.flatten().collect());
+        self.wire.set_detours(detours.flatten());
         self.arrange_netfilter().await
     }
 

@@ -9,6 +9,7 @@
 //! ```
 
 mod core;
+mod detours;
 mod endpoints;
 mod wire;
 

@@ -12,6 +12,7 @@ use netlink::rules::UNDERLAY_MARK;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::detours::Detours;
 use super::{Event, Handle};
 use crate::firewall::demux::{Demux, Raw};
 use crate::relayed::{self, Inbound};
@@ -60,7 +61,7 @@ pub(crate) struct Wire {
     /// Disco keys of peers: anybody else is not worth opening a box for.
     known: RwLock<HashSet<DiscoPublic>>,
     /// Peers' addresses without proof: what WireGuard there sends is for the synthetic address beside.
-    detours: RwLock<HashMap<SocketAddr, Ipv4Addr>>,
+    detours: RwLock<Detours>,
     counters: Counters,
 }
 
@@ -158,9 +159,11 @@ impl Wire {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    /// Sets whose WireGuard packets take the detour: through us, as if a relay had brought them.
-    pub(crate) fn set_detours(&self, detours: HashMap<SocketAddr, Ipv4Addr>) {
-        *self.detours.write().unwrap_or_else(PoisonError::into_inner) = detours;
+    /// Sets whose WireGuard packets take the detour: through us, as if a relay had brought them. Call it
+    /// before the firewall's rules change: what they brought here until then is handed over all the same.
+    pub(crate) fn set_detours(&self, detours: impl Iterator<Item = (SocketAddr, Ipv4Addr)>) {
+        let mut table = self.detours.write().unwrap_or_else(PoisonError::into_inner);
+        table.set(detours, Instant::now());
     }
 
     fn detour(&self, from: SocketAddr, datagram: &[u8]) -> Option<Ipv4Addr> {
@@ -168,7 +171,7 @@ impl Wire {
             return None;
         }
         let detours = self.detours.read().unwrap_or_else(PoisonError::into_inner);
-        detours.get(&from).copied()
+        detours.of(from)
     }
 
     /// What led to nothing.

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use testnet::{Namespace, time_scale};
 
 /// Bytes in a datagram.
@@ -18,12 +19,17 @@ fn rate() -> f64 {
 /// How long after the last datagram the receiver still waits.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
+/// How far a sender that the machine kept from running may be late before it gives up catching up: a
+/// burst of more than the queues on its way hold would be lost by the test, not by the tunnel.
+const LATE: Duration = Duration::from_millis(50);
+/// Bytes a receiver may hold that the machine keeps from running: some seconds of the stream.
+const ROOM: usize = 16 << 20;
 
 /// What became of one direction's datagrams.
 #[derive(Debug)]
 pub struct Delivery {
     /// Datagrams that were sent.
-    pub sent: u32,
+    pub sent: usize,
     /// Datagrams that arrived, each counted once.
     pub arrived: usize,
     /// Longest time without an arrival while datagrams were sent, and when it began.
@@ -36,7 +42,7 @@ impl Delivery {
     /// Datagrams that did not arrive.
     #[must_use]
     pub fn lost(&self) -> usize {
-        (self.sent as usize).saturating_sub(self.arrived)
+        self.sent.saturating_sub(self.arrived)
     }
 }
 
@@ -62,6 +68,7 @@ pub fn both_ways(
     let sockets = [a, b].map(|end| -> Result<UdpSocket> {
         let socket = end.space.enter(|| UdpSocket::bind((end.address, 0)))??;
         socket.set_read_timeout(Some(LOOK))?;
+        set_socket_recv_buffer_size_force(&socket, ROOM)?;
         Ok(socket)
     });
     let [of_a, of_b] = sockets;
@@ -83,7 +90,7 @@ pub fn both_ways(
         let mut deliveries = Vec::new();
         for (sent, arrivals) in sent.into_iter().zip([first, second]) {
             let arrivals = arrivals.map_err(|_| anyhow!("panicked"))??;
-            deliveries.push(delivery(sent, &arrivals, time));
+            deliveries.push(delivery(&sent, &arrivals, time));
         }
         deliveries
             .try_into()
@@ -91,21 +98,23 @@ pub fn both_ways(
     })
 }
 
-/// Keeps the rate on average: late, it catches up.
-fn send(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<u32> {
+/// Keeps the rate; a little late, it catches up. Returns when each datagram went out.
+fn send(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<Vec<Duration>> {
     let mut datagram = [0; SIZE];
-    let mut number = 0u32;
-    loop {
-        let due = Duration::from_secs_f64(f64::from(number) / rate());
-        if due >= time {
-            return Ok(number);
-        }
+    let mut sent = Vec::new();
+    let mut due = Duration::ZERO;
+    let step = Duration::from_secs_f64(1.0 / rate());
+    while due < time {
         thread::sleep(due.saturating_sub(begin.elapsed()));
+        let now = begin.elapsed();
+        due = (due + step).max(now.saturating_sub(LATE));
+        let number = u32::try_from(sent.len())?;
         datagram[..4].copy_from_slice(&number.to_be_bytes());
         // An ICMP error of an earlier datagram, or a full queue: that datagram is lost, and counted so.
         let _ = socket.send(&datagram);
-        number += 1;
+        sent.push(now);
     }
+    Ok(sent)
 }
 
 fn receive(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<Vec<(u32, Duration)>> {
@@ -122,19 +131,19 @@ fn receive(socket: &UdpSocket, begin: Instant, time: Duration) -> Result<Vec<(u3
     Ok(arrivals)
 }
 
-fn delivery(sent: u32, arrivals: &[(u32, Duration)], time: Duration) -> Delivery {
+fn delivery(sent: &[Duration], arrivals: &[(u32, Duration)], time: Duration) -> Delivery {
     let numbers: BTreeSet<u32> = arrivals.iter().map(|(number, _)| *number).collect();
     let times = arrivals.iter().map(|(_, at)| *at).filter(|at| *at < time);
     let ends: Vec<Duration> = times.clone().chain([time]).collect();
     let begins = [Duration::ZERO].into_iter().chain(times);
     let gaps = begins.zip(ends).map(|(begin, end)| (end - begin, begin));
     let silence = gaps.max().unwrap_or_default();
-    let first_lost = (0..sent).find(|number| !numbers.contains(number));
-    let sent_at = |number| Duration::from_secs_f64(f64::from(number) / rate());
+    let lost = |(number, _): &(u32, _)| !numbers.contains(number);
+    let first_lost = (0..).zip(sent.iter().copied()).find(lost);
     Delivery {
-        sent,
+        sent: sent.len(),
         arrived: numbers.len(),
         silence,
-        first_lost: first_lost.map(sent_at),
+        first_lost: first_lost.map(|(_, at)| at),
     }
 }

@@ -172,7 +172,7 @@ fn survives(rules: &str) -> Result<()> {
         println!("{delivery:?}");
         ensure!(resumed <= scaled(RESUMED), "{delivery:?}");
         // Lost is what went out in that silence, and while the other side had not noticed yet.
-        let most = f64::from(delivery.sent) * RESUMED.as_secs_f64() / STREAM.as_secs_f64();
+        let most = delivery.sent as f64 * RESUMED.as_secs_f64() / STREAM.as_secs_f64();
         ensure!(delivery.lost() as f64 <= most, "{delivery:?}");
     }
     Ok(())
