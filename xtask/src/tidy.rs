@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 ///
 /// ```text
 /// shells     agent  control  relay          (control embeds relay)
-/// libraries  node-core  noise-io  dataplane  netlink  policy
+/// libraries  node-core  noise-io  dataplane  netlink  policy  tunnel
 /// protocols  control-proto  derp-proto  disco-proto
 /// data       keys  packet  ebpf-abi  settings
 /// ```
@@ -29,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node-core", &["control-proto", "disco-proto", "keys"]),
     ("netlink", &["keys"]),
     ("settings", &[]),
+    ("tunnel", &["keys"]),
     ("policy", &["control-proto", "packet"]),
     ("dataplane", &["ebpf-abi", "packet"]),
     ("relay", &["derp-proto", "disco-proto", "keys", "settings"]),
@@ -58,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "packet",
             "policy",
             "settings",
+            "tunnel",
         ],
     ),
     ("testnet", &[]),
@@ -109,7 +111,8 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     ),
     (&["sqlx"], &["control"]),
     (&["jsonc-parser", "miette"], &["policy"]),
-    (&["gotatun", "tun-rs"], &["agent"]),
+    // `bench` measures the stock one beside ours.
+    (&["gotatun"], &["tunnel", "bench"]),
     (&["zbus"], &["agent"]),
     (&["snow"], &["control-proto"]),
     // Cores are driven from outside: no runtime in them.

@@ -42,7 +42,7 @@ pub enum NetError {
         operation: &'static str,
         /// Why it failed.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: std::io::Error,
     },
     /// The eBPF programs could not be removed.
     #[error("removing the eBPF programs failed")]

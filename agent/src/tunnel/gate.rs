@@ -118,6 +118,16 @@ impl Gate {
     }
 }
 
+impl tunnel::Filter for Gate {
+    fn admits(&self, direction: tunnel::Direction, packet: &[u8]) -> bool {
+        let direction = match direction {
+            tunnel::Direction::In => Direction::In,
+            tunnel::Direction::Out => Direction::Out,
+        };
+        Gate::admits(self, direction, packet)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;

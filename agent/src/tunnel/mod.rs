@@ -6,7 +6,6 @@
 mod embedded;
 mod gate;
 mod kernel;
-mod tun;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,0 +1,556 @@
+//! The system calls that have no safe wrapper: TUN devices with offloads, and UDP in batches.
+//!
+//! Nothing else in this crate is unsafe.
+#![expect(
+    unsafe_code,
+    reason = "ioctl, sendmmsg, recvmmsg, and what the kernel writes"
+)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::mem::zeroed;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::BytesMut;
+use gotatun::packet::Packet;
+
+/// `IFF_VNET_HDR`, `IFF_MULTI_QUEUE`, and `TUN_F_*` of `linux/if_tun.h`.
+const IFF_VNET_HDR: i32 = 0x4000;
+const TUN_F_CSUM: u32 = 0x01;
+const TUN_F_TSO4: u32 = 0x02;
+const TUN_F_TSO6: u32 = 0x04;
+const TUN_F_USO4: u32 = 0x20;
+const TUN_F_USO6: u32 = 0x40;
+
+/// A TUN device whose packets stand behind a [`VnetHeader`](crate::vnet::VnetHeader); it goes with the last
+/// descriptor. Neither reads nor writes block.
+#[derive(Debug)]
+pub(crate) struct Tun {
+    file: File,
+    /// Datagrams come and go as super-packets too; TCP always does.
+    pub(crate) udp_offload: bool,
+}
+
+impl Tun {
+    /// Creates the device, down and without addresses.
+    ///
+    /// # Errors
+    ///
+    /// EBUSY if another process holds it, EPERM without CAP_NET_ADMIN, ENOENT without `/dev/net/tun`, EINVAL
+    /// if the name is none or that of another kind of device.
+    pub(crate) fn create(name: &str) -> io::Result<Tun> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")?;
+        // SAFETY: all zeros are a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        if name.len() >= request.ifr_name.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = flags as i16;
+        // SAFETY: the kernel reads and writes one `ifreq`, which lives through the call.
+        let result = unsafe {
+            libc::ioctl(
+                file.as_raw_fd(),
+                libc::TUNSETIFF,
+                ptr::from_mut(&mut request),
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let offload = |flags: u32| {
+            let flags = libc::c_ulong::from(flags);
+            // SAFETY: this request takes a number, no pointer.
+            let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+        // Both bits or none; kernels before 6.2 answer EINVAL.
+        let udp_offload = offload(tcp | TUN_F_USO4 | TUN_F_USO6).is_ok();
+        if !udp_offload {
+            offload(tcp)?;
+        }
+        Ok(Tun { file, udp_offload })
+    }
+
+    /// Reads one packet or super-packet, its header first; returns its length.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is none; EBADFD once the device was deleted.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Writes one packet or super-packet, its header first.
+    ///
+    /// # Errors
+    ///
+    /// EIO while the device is down; EBADFD once it was deleted.
+    pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        (&self.file).write_vectored(parts).map(drop)
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The kernel's limits for one send of several datagrams: 64 of them before 6.9, and what one datagram may hold.
+const MAX_SEGMENTS: usize = 64;
+const MAX_BYTES: usize = 65_507;
+/// Of more messages in one call the kernel takes only the first.
+const MAX_MESSAGES: usize = 1024;
+/// Messages in one receive; each may hold 64 KiB of joined datagrams.
+pub(crate) const RX_SLOTS: usize = 8;
+const SLOT_LEN: usize = 65_536;
+/// What the kernel may hold each way while a thread does not run.
+const BUFFER_BYTES: libc::c_int = 8 << 20;
+
+/// Room for one control message that holds an integer.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; 64]);
+
+/// A UDP socket on one port of both families.
+#[derive(Debug)]
+pub(crate) struct Udp {
+    socket: UdpSocket,
+    dual: bool,
+    /// Datagrams leave as super-packets.
+    gso: AtomicBool,
+}
+
+impl Udp {
+    /// Binds `port`, any if it is 0, and marks what is sent. A host without IPv6 gets IPv4 alone.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered.
+    pub(crate) fn bind(port: u16, mark: u32) -> io::Result<Udp> {
+        let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        // SAFETY: takes numbers, returns a descriptor or -1.
+        let open = |family| match unsafe { libc::socket(family, flags, 0) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: the descriptor is new, and nobody else's.
+            fd => Ok(UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) })),
+        };
+        let v6 = open(libc::AF_INET6).and_then(|socket| {
+            let udp = Udp::new(socket, true);
+            udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
+            rustix::net::bind(&udp.socket, &any)
+                .map(|()| udp)
+                .map_err(io::Error::from)
+        });
+        let udp = match v6 {
+            Err(error) if no_such_family(&error) => {
+                let socket = open(libc::AF_INET)?;
+                let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
+                rustix::net::bind(&socket, &any)?;
+                Udp::new(socket, false)
+            }
+            other => other?,
+        };
+        udp.set_mark(mark)?;
+        // Less room and single datagrams work as well.
+        for (level, option, value) in [
+            (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER_BYTES),
+            (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER_BYTES),
+            (libc::SOL_UDP, libc::UDP_GRO, 1),
+        ] {
+            if let Err(error) = udp.set(level, option, value) {
+                tracing::debug!(%error, option, "the tunnel's socket goes without an option");
+            }
+        }
+        Ok(udp)
+    }
+
+    fn new(socket: UdpSocket, dual: bool) -> Udp {
+        let gso = AtomicBool::new(true);
+        Udp { socket, dual, gso }
+    }
+
+    /// Whether datagrams leave as super-packets: until a driver turns out not to take them.
+    pub(crate) fn sends_joined(&self) -> bool {
+        self.gso.load(Ordering::Relaxed)
+    }
+
+    /// The port it is bound to.
+    pub(crate) fn port(&self) -> io::Result<u16> {
+        self.socket.local_addr().map(|address| address.port())
+    }
+
+    /// Sets the mark of what is sent from now on.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without CAP_NET_ADMIN.
+    pub(crate) fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_MARK, mark as libc::c_int)
+    }
+
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let len = size_of_val(&value) as libc::socklen_t;
+        let value = ptr::from_ref(&value).cast();
+        // SAFETY: the kernel reads one integer, which lives through the call.
+        let result =
+            unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, value, len) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Sends `packets` in order to where `runs` say, joined to as few messages as their lengths allow. Returns how
+    /// many the kernel refused: those are lost, as on any network.
+    pub(crate) fn send(
+        &self,
+        packets: &[Packet],
+        runs: &[Run],
+        scratch: &mut SendScratch,
+    ) -> usize {
+        let gso = self.gso.load(Ordering::Relaxed);
+        self.send_joined(packets, runs, gso, scratch)
+    }
+
+    fn send_joined(
+        &self,
+        packets: &[Packet],
+        runs: &[Run],
+        gso: bool,
+        scratch: &mut SendScratch,
+    ) -> usize {
+        scratch.fill(packets, runs, gso, self.dual);
+        let mut lost = 0;
+        let mut at = 0;
+        while at < scratch.messages.len() {
+            let rest = &mut scratch.messages[at..];
+            let count = rest.len().min(MAX_MESSAGES) as libc::c_uint;
+            let fd = self.socket.as_raw_fd();
+            // SAFETY: every pointer in the messages is to memory of `scratch` or of `packets`, which live on.
+            let sent = unsafe { libc::sendmmsg(fd, rest.as_mut_ptr(), count, 0) };
+            if let Ok(sent) = usize::try_from(sent) {
+                at += sent;
+                continue;
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            let (first, count, to) = scratch.groups[at];
+            at += 1;
+            if count == 1 {
+                tracing::trace!(%error, %to, "a packet of the tunnel not sent");
+                lost += 1;
+                continue;
+            }
+            // A driver that cannot compute checksums says EIO; all else is about this path alone, such as an MTU
+            // that has single packets fragmented.
+            if error.raw_os_error() == Some(libc::EIO) && self.gso.swap(false, Ordering::Relaxed) {
+                tracing::warn!(%to, "the way out takes no super-packets of UDP; packets leave one by one from now on");
+            }
+            let run = Run { to, count };
+            let again = &packets[first..first + count];
+            lost += self.send_joined(again, &[run], false, &mut SendScratch::default());
+        }
+        lost
+    }
+
+    /// Receives what is there into `ring`, without waiting; returns the number of messages.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system answered, but for there being nothing.
+    pub(crate) fn receive(&self, ring: &mut RxRing) -> io::Result<usize> {
+        ring.prepare();
+        let RxRing { messages, .. } = ring;
+        let flags = libc::MSG_DONTWAIT;
+        // SAFETY: every pointer in the messages is to memory of `ring`, set just now.
+        let got = unsafe {
+            libc::recvmmsg(
+                self.socket.as_raw_fd(),
+                messages.as_mut_ptr(),
+                RX_SLOTS as libc::c_uint,
+                flags as _,
+                ptr::null_mut(),
+            )
+        };
+        match usize::try_from(got) {
+            Ok(got) => Ok(got),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                error => Err(error),
+            },
+        }
+    }
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A host without IPv6, or one where it is switched off.
+fn no_such_family(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(code, Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// So many packets, one after another, for one address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) to: SocketAddr,
+    pub(crate) count: usize,
+}
+
+/// How many packets from the front can be one message: equal lengths, only the last may be shorter.
+fn group_len(packets: &[Packet]) -> usize {
+    let segment = packets[0].len();
+    let mut total = segment;
+    for (count, packet) in packets.iter().enumerate().skip(1) {
+        let len = packet.len();
+        if len > segment || count == MAX_SEGMENTS || total + len > MAX_BYTES {
+            return count;
+        }
+        if len < segment {
+            return count + 1;
+        }
+        total += len;
+    }
+    packets.len()
+}
+
+/// Memory for [`Udp::send`], kept between calls.
+#[derive(Default)]
+pub(crate) struct SendScratch {
+    names: Vec<(libc::sockaddr_storage, libc::socklen_t)>,
+    vectors: Vec<libc::iovec>,
+    controls: Vec<Control>,
+    messages: Vec<libc::mmsghdr>,
+    /// Of each message the first packet, their number, and where they go.
+    groups: Vec<(usize, usize, SocketAddr)>,
+}
+
+// SAFETY: the pointers inside are followed only within the call that wrote them.
+unsafe impl Send for SendScratch {}
+
+impl SendScratch {
+    fn fill(&mut self, packets: &[Packet], runs: &[Run], gso: bool, dual: bool) {
+        self.vectors.clear();
+        self.vectors
+            .extend(packets.iter().map(|packet| libc::iovec {
+                iov_base: packet.as_ptr().cast_mut().cast(),
+                iov_len: packet.len(),
+            }));
+        self.groups.clear();
+        let mut at = 0;
+        for run in runs {
+            let end = (at + run.count).min(packets.len());
+            while at < end {
+                let count = if gso { group_len(&packets[at..end]) } else { 1 };
+                self.groups.push((at, count, run.to));
+                at += count;
+            }
+        }
+        self.names.clear();
+        self.names
+            .extend(self.groups.iter().map(|(_, _, to)| name(*to, dual)));
+        self.controls.clear();
+        self.controls.resize(self.groups.len(), Control([0; 64]));
+        self.messages.clear();
+        for (number, (first, count, _)) in self.groups.iter().enumerate() {
+            // SAFETY: all zeros are a valid `mmsghdr`.
+            let mut message: libc::mmsghdr = unsafe { zeroed() };
+            let header = &mut message.msg_hdr;
+            let (name, name_len) = &mut self.names[number];
+            header.msg_name = ptr::from_mut(name).cast();
+            header.msg_namelen = *name_len;
+            header.msg_iov = self.vectors[*first..].as_mut_ptr();
+            header.msg_iovlen = *count as _;
+            if *count > 1 {
+                let control = &mut self.controls[number].0;
+                header.msg_control = control.as_mut_ptr().cast();
+                // SAFETY: the control buffer is aligned, and long enough for one message of two bytes.
+                unsafe {
+                    header.msg_controllen = libc::CMSG_SPACE(2) as _;
+                    let cmsg = &mut *libc::CMSG_FIRSTHDR(header);
+                    cmsg.cmsg_level = libc::SOL_UDP;
+                    cmsg.cmsg_type = libc::UDP_SEGMENT;
+                    cmsg.cmsg_len = libc::CMSG_LEN(2) as _;
+                    let data = libc::CMSG_DATA(cmsg).cast::<u16>();
+                    data.write_unaligned(packets[*first].len() as u16);
+                }
+            }
+            self.messages.push(message);
+        }
+    }
+}
+
+/// An address as the socket wants it: IPv4 in IPv6 where the socket is of both families.
+fn name(to: SocketAddr, dual: bool) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all zeros are a valid `sockaddr_storage`.
+    let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+    let v6 = |address: Ipv6Addr, scope: u32| libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_port: to.port().to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr {
+            s6_addr: address.octets(),
+        },
+        sin6_scope_id: scope,
+    };
+    let storage_at = ptr::from_mut(&mut storage);
+    let len = match to {
+        SocketAddr::V4(v4) if !dual => {
+            let name = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: to.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: `sockaddr_storage` is large and aligned enough for every kind of address.
+            unsafe { storage_at.cast::<libc::sockaddr_in>().write(name) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V4(v4) => {
+            let name = v6(v4.ip().to_ipv6_mapped(), 0);
+            // SAFETY: as above.
+            unsafe { storage_at.cast::<libc::sockaddr_in6>().write(name) };
+            size_of::<libc::sockaddr_in6>()
+        }
+        SocketAddr::V6(address) => {
+            let name = v6(*address.ip(), address.scope_id());
+            // SAFETY: as above.
+            unsafe { storage_at.cast::<libc::sockaddr_in6>().write(name) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (storage, len as libc::socklen_t)
+}
+
+/// Memory for [`Udp::receive`].
+pub(crate) struct RxRing {
+    slots: Vec<BytesMut>,
+    vectors: [libc::iovec; RX_SLOTS],
+    messages: [libc::mmsghdr; RX_SLOTS],
+    names: [libc::sockaddr_storage; RX_SLOTS],
+    controls: [Control; RX_SLOTS],
+}
+
+// SAFETY: the pointers inside are written anew before each call that follows them.
+unsafe impl Send for RxRing {}
+
+impl RxRing {
+    pub(crate) fn new() -> RxRing {
+        RxRing {
+            slots: (0..RX_SLOTS).map(|_| BytesMut::zeroed(SLOT_LEN)).collect(),
+            // SAFETY: all zeros are valid for these structs of C.
+            vectors: unsafe { zeroed() },
+            // SAFETY: as above.
+            messages: unsafe { zeroed() },
+            // SAFETY: as above.
+            names: unsafe { zeroed() },
+            controls: [Control([0; 64]); RX_SLOTS],
+        }
+    }
+
+    fn prepare(&mut self) {
+        for number in 0..RX_SLOTS {
+            let slot = &mut self.slots[number];
+            slot.clear();
+            // Not to be had back while a packet of it lives on, queued for a handshake.
+            if !slot.try_reclaim(SLOT_LEN) {
+                *slot = BytesMut::zeroed(SLOT_LEN);
+                slot.clear();
+            }
+            self.vectors[number] = libc::iovec {
+                iov_base: slot.as_mut_ptr().cast(),
+                iov_len: SLOT_LEN,
+            };
+            let header = &mut self.messages[number].msg_hdr;
+            header.msg_name = ptr::from_mut(&mut self.names[number]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_iov = ptr::from_mut(&mut self.vectors[number]);
+            header.msg_iovlen = 1;
+            header.msg_control = self.controls[number].0.as_mut_ptr().cast();
+            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_flags = 0;
+        }
+    }
+
+    /// Takes the datagrams of message `number`, which the last [`Udp::receive`] must have filled; `None` if its
+    /// sender's address is of no family we know.
+    pub(crate) fn take(
+        &mut self,
+        number: usize,
+    ) -> Option<(SocketAddr, impl Iterator<Item = BytesMut> + use<>)> {
+        let message = &self.messages[number];
+        let len = (message.msg_len as usize).min(SLOT_LEN);
+        let mut segment = len;
+        // SAFETY: the kernel wrote the control messages; UDP_GRO's holds an int.
+        unsafe {
+            let mut cmsg = libc::CMSG_FIRSTHDR(&raw const message.msg_hdr);
+            while let Some(header) = cmsg.as_ref() {
+                if header.cmsg_level == libc::SOL_UDP && header.cmsg_type == libc::UDP_GRO {
+                    let size = libc::CMSG_DATA(cmsg).cast::<libc::c_int>();
+                    segment = usize::try_from(size.read_unaligned()).unwrap_or(len);
+                }
+                cmsg = libc::CMSG_NXTHDR(&raw const message.msg_hdr, cmsg);
+            }
+        }
+        let from = address(&self.names[number])?;
+        let slot = &mut self.slots[number];
+        // SAFETY: there is room for SLOT_LEN bytes, and all were written when the slot was made.
+        unsafe { slot.set_len(len) };
+        let mut rest = slot.split();
+        let datagrams = std::iter::from_fn(move || {
+            let next = rest.split_to(segment.min(rest.len()));
+            (!next.is_empty()).then_some(next)
+        });
+        Some((from, datagrams))
+    }
+}
+
+/// The sender's address as the kernel wrote it; IPv4 in IPv6 is IPv4.
+fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    let at = ptr::from_ref(storage);
+    match libc::c_int::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: of this family the kernel writes a `sockaddr_in`, which is smaller.
+            let name = unsafe { at.cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes());
+            Some(SocketAddrV4::new(ip, u16::from_be(name.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: of this family the kernel writes a `sockaddr_in6`, which is smaller.
+            let name = unsafe { at.cast::<libc::sockaddr_in6>().read() };
+            let ip = Ipv6Addr::from(name.sin6_addr.s6_addr);
+            let port = u16::from_be(name.sin6_port);
+            Some(match ip.to_ipv4_mapped() {
+                Some(ip) => SocketAddrV4::new(ip, port).into(),
+                None => SocketAddrV6::new(ip, port, 0, name.sin6_scope_id).into(),
+            })
+        }
+        _ => None,
+    }
+}
