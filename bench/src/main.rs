@@ -16,6 +16,7 @@ mod plot;
 mod policy;
 mod process;
 mod relay;
+mod tunnel;
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Benches of Tailrace's programs")]
@@ -42,6 +43,14 @@ enum Command {
     Policy(policy::Args),
     /// Goodput per core and memory per idle client of a relay.
     Relay(relay::Args),
+    /// Throughput, CPU and memory of the embedded tunnel, beside stock gotatun.
+    Tunnel(tunnel::Args),
+    /// One end of a tunnel.
+    #[command(hide = true)]
+    TunnelNode(tunnel::node::Args),
+    /// Traffic from the namespace it runs in, and who answers it.
+    #[command(hide = true)]
+    TunnelLoad(tunnel::load::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -54,5 +63,8 @@ fn main() -> anyhow::Result<()> {
         Command::Paths(args) => paths::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
+        Command::Tunnel(args) => tunnel::run(&args),
+        Command::TunnelNode(args) => tunnel::node::run(&args),
+        Command::TunnelLoad(args) => tunnel::load::run(&args),
     }
 }

@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Name of the bench.
-    #[arg(value_parser = ["acl", "control", "counters", "forward", "overhead", "paths", "policy", "relay"])]
+    #[arg(value_parser = ["acl", "control", "counters", "forward", "overhead", "paths", "policy", "relay", "tunnel"])]
     name: String,
     /// Machine-readable figures.
     #[arg(long)]

@@ -87,6 +87,7 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
     ("control", &["derp-proto", "testnet"]),
     ("relay", &["testnet"]),
     ("netlink", &["testnet"]),
+    ("tunnel", &["testnet"]),
     ("dataplane", &["control-proto", "policy", "testnet"]),
 ];
 

@@ -58,9 +58,10 @@ impl Embedded {
     async fn ensure_running(&mut self) -> Result<&mut Running, NetError> {
         let link = links::get(&self.netlink, &self.name).await?;
         let index = link.map(|link| link.index);
-        let alive = self.running.as_ref().is_some_and(|running| {
-            Some(running.index) == index && running.device.is_running()
-        });
+        let alive = self
+            .running
+            .as_ref()
+            .is_some_and(|running| Some(running.index) == index && running.device.is_running());
         if !alive {
             self.stop().await;
             // Whoever judged the packets of the old device does not judge those of the new one yet.
@@ -72,15 +73,16 @@ impl Embedded {
 
     async fn start(&self) -> Result<Running, NetError> {
         let gate = Arc::new(self.gate.clone());
-        let device = tunnel::Device::create(&self.name, self.mtu, gate).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::EPERM) => NetError::NotPermitted,
-                Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
-                    name: self.name.clone(),
-                },
-                _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
-            }
-        })?;
+        let device =
+            tunnel::Device::create(&self.name, self.mtu, gate).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::EPERM) => NetError::NotPermitted,
+                    Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
+                        name: self.name.clone(),
+                    },
+                    _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
+                }
+            })?;
         let link = links::get(&self.netlink, &self.name).await?;
         Ok(Running {
             device,
@@ -205,7 +207,10 @@ impl Tunnel for Embedded {
     }
 
     fn peers(&self) -> BoxFuture<'_, Result<BTreeMap<NodePublic, PeerState>, NetError>> {
-        let peers = self.running.iter().flat_map(|running| running.device.peers());
+        let peers = self
+            .running
+            .iter()
+            .flat_map(|running| running.device.peers());
         let state = |found: tunnel::PeerStats| PeerState {
             endpoint: found.endpoint,
             stats: PeerStats {

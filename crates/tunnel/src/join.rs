@@ -284,3 +284,199 @@ fn finish(item: &Item, first: &mut [u8]) -> VnetHeader {
         csum_offset: csum_offset as u16,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::split::split;
+    use crate::testing::{Flow, V4, V6, tcp, udp, without_id};
+
+    fn joiner(packets: &[Vec<u8>]) -> Joiner {
+        let mut joiner = Joiner::new(true);
+        for packet in packets {
+            joiner.push(Packet::from_bytes(BytesMut::from(&packet[..])));
+        }
+        joiner
+    }
+
+    /// What is written for these packets: of each super-packet its number of packets, and those that the kernel
+    /// makes of it.
+    fn written(packets: &[Vec<u8>]) -> Vec<(u32, Vec<Vec<u8>>)> {
+        let mut written = Vec::new();
+        joiner(packets).flush(|parts, segments| {
+            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+            let (vnet, packet) = bytes.split_first_chunk().unwrap();
+            let mut packet = packet.to_vec();
+            let mut made = Vec::new();
+            split(
+                VnetHeader::parse(vnet).unwrap(),
+                &mut packet,
+                |headers, payload| {
+                    made.push([headers, payload].concat());
+                },
+            )
+            .unwrap();
+            written.push((segments, made));
+        });
+        written
+    }
+
+    fn segments(flow: Flow, count: u32, size: u32) -> Vec<Vec<u8>> {
+        let segment = |number| {
+            let payload = vec![number as u8; size as usize];
+            tcp(flow, ACK, 1000 + number * size, &payload)
+        };
+        (0..count).map(segment).collect()
+    }
+
+    fn counts(packets: &[Vec<u8>]) -> Vec<u32> {
+        written(packets).iter().map(|(count, _)| *count).collect()
+    }
+
+    #[test]
+    fn a_train_of_tcp_is_one_super_packet_and_comes_apart_as_it_was() {
+        for flow in [V4, V6] {
+            let mut packets = segments(flow, 40, 1200);
+            packets.push(tcp(flow, ACK | PSH, 1000 + 40 * 1200, &[9; 700]));
+            let written = written(&packets);
+            assert_eq!(written.len(), 1);
+            assert_eq!(written[0].0, 41);
+            let expected: Vec<_> = packets.iter().map(|packet| without_id(packet)).collect();
+            let made: Vec<_> = written[0]
+                .1
+                .iter()
+                .map(|packet| without_id(packet))
+                .collect();
+            assert_eq!(made, expected);
+        }
+    }
+
+    #[test]
+    fn datagrams_join_up_to_the_first_short_one() {
+        let mut packets: Vec<_> = (0..10).map(|number| udp(V4, &[number; 100])).collect();
+        packets.insert(5, udp(V4, &[5; 99]));
+        assert_eq!(counts(&packets), [6, 5]);
+        let packets: Vec<_> = (0..100).map(|number| udp(V6, &[number; 10])).collect();
+        assert_eq!(counts(&packets), [64, 36]);
+    }
+
+    #[test]
+    fn what_differs_in_more_than_its_place_is_not_joined() {
+        let base = segments(V4, 2, 100);
+        let changes: [(usize, u8); 4] = [(1, 4), (8, 63), (6, 0), (20 + 14, 9)];
+        for (at, value) in changes {
+            let mut second = base[1].clone();
+            second[at] = value;
+            // The checksum is right: it is the difference that counts.
+            second[20 + 16..20 + 18].fill(0);
+            let value = !fold(sum(&second[20..], pseudo(&second, TCP, second.len() - 20)));
+            store(&mut second[20 + 16..], value);
+            assert_eq!(counts(&[base[0].clone(), second]), [1, 1], "{at}");
+        }
+        let gap = [base[0].clone(), tcp(V4, ACK, 1000 + 101, &[0; 100])];
+        assert_eq!(counts(&gap), [1, 1]);
+        let fin = [base[0].clone(), tcp(V4, ACK | 1, 1100, &[0; 100])];
+        assert_eq!(counts(&fin), [1, 1]);
+    }
+
+    #[test]
+    fn a_damaged_packet_stays_damaged() {
+        let mut packets = segments(V6, 3, 500);
+        packets[1][100] ^= 1;
+        let written = written(&packets);
+        assert_eq!(written.len(), 3);
+        assert_eq!(written[1].1[0], packets[1]);
+    }
+
+    #[test]
+    fn flows_that_alternate_are_joined_each_for_itself() {
+        let other = Flow { port: 40_001, ..V4 };
+        let (a, b) = (segments(V4, 5, 100), segments(other, 5, 100));
+        let packets: Vec<_> = a.into_iter().zip(b).flat_map(|(a, b)| [a, b]).collect();
+        assert_eq!(counts(&packets), [5, 5]);
+    }
+
+    /// Any traffic of some flows: trains of TCP and UDP with gaps, ends and damage.
+    fn traffic() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let packet = (0u8..4, 0u16..3, 0u8..12, 0usize..400, any::<u8>());
+        proptest::collection::vec(packet, 0..120).prop_map(|choices| {
+            let mut sequences = [0u32; 12];
+            let mut packets = Vec::new();
+            for (kind, port, what, size, fill) in choices {
+                let base = if kind % 2 == 0 { V4 } else { V6 };
+                let flow = Flow {
+                    port: 40_000 + port,
+                    ..base
+                };
+                // Mostly of one size, so that there is something to join.
+                let size = if what < 9 { 300 } else { size };
+                let payload = vec![fill; size];
+                let mut packet = if kind < 2 {
+                    let at = &mut sequences[usize::from(port) + 3 * usize::from(kind)];
+                    let flags = if what == 8 { ACK | PSH } else { ACK };
+                    let gap = u32::from(what == 7);
+                    let packet = tcp(flow, flags, at.wrapping_add(gap), &payload);
+                    *at = at.wrapping_add(gap + size as u32);
+                    packet
+                } else {
+                    udp(flow, &payload)
+                };
+                if what == 6 {
+                    let last = packet.len() - 1;
+                    packet[last] ^= 0x10;
+                }
+                packets.push(packet);
+            }
+            packets
+        })
+    }
+
+    /// Version, protocol, and port: which flow of [`traffic`] it is.
+    fn flow_of(packet: &[u8]) -> (u8, u8, u8) {
+        match packet[0] >> 4 {
+            4 => (4, packet[9], packet[21]),
+            _ => (6, packet[6], packet[41]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_flow_arrives_whole_and_in_order(packets in traffic()) {
+            let made: Vec<Vec<u8>> = written(&packets).into_iter().flat_map(|(_, made)| made).collect();
+            prop_assert_eq!(made.len(), packets.len());
+            let mut flows: Vec<_> = packets.iter().map(|packet| flow_of(packet)).collect();
+            flows.sort_unstable();
+            flows.dedup();
+            for flow in flows {
+                let of = |packets: &[Vec<u8>]| -> Vec<Vec<u8>> {
+                    let packets = packets.iter().filter(|packet| flow_of(packet) == flow);
+                    packets.map(|packet| without_id(packet)).collect()
+                };
+                prop_assert_eq!(of(&made), of(&packets));
+            }
+        }
+
+        #[test]
+        fn no_packet_makes_it_panic(packets in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..200), 0..20,
+        )) {
+            let whole = packets.iter().filter_map(|packet| {
+                let mut packet = packet.clone();
+                // Most random bytes are no IP at all.
+                if let Some(first) = packet.first_mut() {
+                    *first = if *first & 1 == 0 { 0x45 } else { 0x60 };
+                }
+                let len = ip_len(&packet)?;
+                packet.truncate(len);
+                Some(packet)
+            });
+            let whole: Vec<_> = whole.collect();
+            let mut count = 0;
+            joiner(&whole).flush(|_, segments| count += segments as usize);
+            prop_assert_eq!(count, whole.len());
+        }
+    }
+}

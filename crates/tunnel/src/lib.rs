@@ -26,6 +26,10 @@ mod outbound;
 mod peer;
 mod split;
 mod sys;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod vnet;
 

@@ -554,3 +554,78 @@ fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends packets of these lengths, each filled with its number, and returns those that arrive.
+    fn through(from: &Udp, to: SocketAddr, at: &Udp, lens: &[usize]) -> Vec<(SocketAddr, Vec<u8>)> {
+        let packets: Vec<Packet> = lens
+            .iter()
+            .enumerate()
+            .map(|(number, len)| Packet::from_bytes(BytesMut::from(&vec![number as u8; *len][..])))
+            .collect();
+        let count = packets.len();
+        let lost = from.send(&packets, &[Run { to, count }], &mut SendScratch::default());
+        assert_eq!(lost, 0);
+        let mut ring = RxRing::new();
+        let mut arrived = Vec::new();
+        // On loopback what was sent is there.
+        while arrived.len() < count {
+            let got = at.receive(&mut ring).unwrap();
+            assert!(got > 0, "{} of {count} arrived", arrived.len());
+            for number in 0..got {
+                let (from, datagrams) = ring.take(number).unwrap();
+                arrived.extend(datagrams.map(|datagram| (from, datagram.to_vec())));
+            }
+        }
+        arrived
+    }
+
+    #[test]
+    fn batches_arrive_whole_in_order_and_by_their_sender() {
+        let (a, b) = (Udp::bind(0, 0).unwrap(), Udp::bind(0, 0).unwrap());
+        // Trains of more than one message, lone packets, a short one within.
+        let mut lens = vec![1312; 150];
+        lens.extend([400, 1312, 1312, 60, 60, 1400]);
+        lens.extend(vec![92; 70]);
+        for host in ["127.0.0.1", "[::1]"] {
+            let address = |udp: &Udp| -> SocketAddr {
+                format!("{host}:{}", udp.port().unwrap()).parse().unwrap()
+            };
+            let arrived = through(&a, address(&b), &b, &lens);
+            for (number, (from, datagram)) in arrived.iter().enumerate() {
+                assert_eq!(*from, address(&a));
+                assert_eq!(datagram[..], vec![number as u8; lens[number]][..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_is_taken_once_in_both_families() {
+        let first = Udp::bind(0, 0).unwrap();
+        let port = first.port().unwrap();
+        let error = Udp::bind(port, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        assert_eq!(Udp::bind(port, 0).unwrap().port().unwrap(), port);
+    }
+
+    #[test]
+    fn what_is_too_long_is_lost_and_the_rest_is_not() {
+        let (a, b) = (Udp::bind(0, 0).unwrap(), Udp::bind(0, 0).unwrap());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port().unwrap()));
+        let packet = |len: usize| Packet::from_bytes(BytesMut::zeroed(len));
+        let packets = [packet(100), packet(65_536), packet(50)];
+        let runs = [Run { to, count: 3 }];
+        assert_eq!(a.send(&packets, &runs, &mut SendScratch::default()), 1);
+        let mut ring = RxRing::new();
+        let got = b.receive(&mut ring).unwrap();
+        let lens: Vec<usize> = (0..got)
+            .filter_map(|number| ring.take(number))
+            .flat_map(|(_, datagrams)| datagrams.map(|datagram| datagram.len()))
+            .collect();
+        assert_eq!(lens, [100, 50]);
+    }
+}
