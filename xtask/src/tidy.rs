@@ -87,6 +87,8 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
     ("control", &["derp-proto", "testnet"]),
     ("relay", &["testnet"]),
     ("netlink", &["testnet"]),
+    // The simulation's NATs are those of the lab.
+    ("node-core", &["testnet"]),
     ("tunnel", &["testnet"]),
     ("dataplane", &["control-proto", "policy", "testnet"]),
 ];

@@ -8,8 +8,6 @@
 mod crowd;
 #[path = "simulation/flaps.rs"]
 mod flaps;
-#[path = "simulation/nat.rs"]
-mod nat;
 #[path = "simulation/net.rs"]
 mod net;
 #[path = "simulation/predict.rs"]
@@ -25,10 +23,9 @@ mod world;
 
 use std::time::Duration;
 
-use nat::{Behaviour, Dependence};
 use net::Realm;
 use node_core::paths::Route;
-use predict::{both_direct, one_direct};
+use testnet::nat_model::{Behaviour, Dependence, are_direct};
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -77,7 +74,7 @@ fn every_pair_of_nats_ends_as_the_table_predicts() {
             let mut world = pair(a, b);
             world.run(SECOND * 20);
             let sides = [world.is_direct(0, 1), world.is_direct(1, 0)];
-            let predicted = (one_direct(a, b), both_direct(a, b));
+            let predicted = (are_direct(a, b), are_direct(a, b));
             let found = (sides != [false; 2], sides == [true; 2]);
             assert_eq!(found, predicted, "{a:?} and {b:?}");
         }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::link::Bridge;
 use crate::namespace::Namespace;
-use crate::nat::{Nat, NatKind, connect};
+use crate::nat::model::Behaviour;
+use crate::nat::{Carrier, Nat, NatKind, connect};
 use crate::sweep::sweep;
 
 /// The internet's prefix: 203.0.113.0/24 is reserved for documentation (RFC 5737).
@@ -98,6 +99,34 @@ impl Lab {
         Ok(Host {
             namespace,
             address,
+            nat: Some(nat),
+        })
+    }
+
+    /// Adds a carrier with one public address for all its customers.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn carrier(&mut self, label: &str, behaviour: Behaviour) -> Result<Carrier> {
+        let outside = public(FIRST_ROUTER, self.sites)?;
+        self.sites += 1;
+        Carrier::new(label, &mut self.internet, outside, behaviour)
+    }
+
+    /// Adds a host behind a home router that is a customer of `carrier`.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn customer(&mut self, label: &str, carrier: &mut Carrier) -> Result<Host> {
+        self.sites += 1;
+        let namespace = Namespace::new(label)?;
+        let router = format!("{label}-router");
+        let nat = Nat::of_carrier(&router, carrier, &namespace, self.sites)?;
+        Ok(Host {
+            namespace,
+            address: Ipv4Addr::new(192, 168, self.sites, 2),
             nat: Some(nat),
         })
     }

@@ -42,7 +42,7 @@ pub use lan::Lan;
 pub use link::{Bridge, veth};
 pub use mapper::{PortMapper, Speaks};
 pub use namespace::Namespace;
-pub use nat::{Nat, NatKind};
+pub use nat::{Carrier, Nat, NatKind, model as nat_model};
 pub use process::{Process, run};
 pub use skip::unavailable;
 pub use sweep::sweep;

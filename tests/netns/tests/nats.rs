@@ -1,10 +1,12 @@
 //! Every pair of NATs: which find a direct path, and which stay on the relay.
 
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use netns_tests::CONNECT;
+use testnet::nat_model::{Behaviour, Dependence, are_direct};
 use testnet::tailnet::{Control, ControlOptions, Engine, Node};
 use testnet::{Lab, NatKind, scaled, skip_unless_available, wait_until};
 
@@ -53,8 +55,11 @@ struct Member {
     node: Node,
 }
 
+/// Says whether two nodes at these places find a direct path.
+type Prediction = fn(Site, Site) -> bool;
+
 /// Checks one pair in one direction; returns what became of it.
-fn check(from: &Member, to: &Member) -> Result<String> {
+fn check(from: &Member, to: &Member, is_direct: Prediction) -> Result<String> {
     let address = to.node.ip("-4")?;
     from.node.reach(address, CONNECT)?;
     let begin = Instant::now();
@@ -76,15 +81,17 @@ fn check(from: &Member, to: &Member) -> Result<String> {
     Ok("relayed".to_owned())
 }
 
-#[test]
-fn every_pair_of_nats_ends_as_the_table_says() -> Result<()> {
-    skip_unless_available!("ping");
+/// A machine has few processors: one matrix at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Puts two nodes at each place, so that each kind meets itself, and checks every pair.
+fn matrix(sites: Vec<Site>, is_direct: Prediction) -> Result<()> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut lab = Lab::new()?;
     let control = Control::start(lab.server("control")?, ControlOptions::default())?;
     let key = control.auth_key(&["--reusable"])?;
     let mut members = Vec::new();
-    // Two of each, so that each kind meets itself.
-    for (number, site) in sites().into_iter().enumerate() {
+    for (number, site) in sites.into_iter().enumerate() {
         for twin in ["a", "b"] {
             let name = format!("n{number}{twin}");
             let host = match site {
@@ -110,7 +117,7 @@ fn every_pair_of_nats_ends_as_the_table_says() -> Result<()> {
                     let mut failed = Vec::new();
                     for to in called {
                         let pair = format!("{:?} → {:?}", from.site, to.site);
-                        match check(from, to) {
+                        match check(from, to, is_direct) {
                             Ok(ended) => println!("{pair}: {ended}"),
                             Err(error) => failed.push(format!("{pair}: {error:#}")),
                         }
@@ -132,4 +139,117 @@ fn every_pair_of_nats_ends_as_the_table_says() -> Result<()> {
         failed.join("\n")
     );
     Ok(())
+}
+
+#[test]
+fn every_pair_of_nats_ends_as_the_table_says() -> Result<()> {
+    skip_unless_available!("ping");
+    matrix(sites(), is_direct)
+}
+
+/// As RFC 4787 has it, and home routers do: a mapping outlasts two minutes.
+const HOME: Behaviour = Behaviour {
+    mapping: Dependence::Independent,
+    filtering: Dependence::AddressAndPort,
+    lifetime: Duration::from_secs(120),
+    hairpin: false,
+};
+
+/// What of a NAT the model knows.
+fn behaviour(site: Site) -> Option<Behaviour> {
+    match site {
+        Some(NatKind::Modelled(behaviour)) => Some(behaviour),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_way_to_map_meets_every_way_to_filter() -> Result<()> {
+    skip_unless_available!("ping");
+    let sites = Dependence::ALL.into_iter().flat_map(|mapping| {
+        Dependence::ALL.map(|filtering| {
+            Some(NatKind::Modelled(Behaviour {
+                mapping,
+                filtering,
+                ..HOME
+            }))
+        })
+    });
+    matrix(sites.collect(), |a, b| {
+        are_direct(behaviour(a), behaviour(b))
+    })
+}
+
+#[test]
+fn customers_of_one_carrier_meet_where_it_turns_packets_around() -> Result<()> {
+    skip_unless_available!("ping");
+    for hairpin in [true, false] {
+        let mut lab = Lab::new()?;
+        let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+        let key = control.auth_key(&["--reusable"])?;
+        let mut carrier = lab.carrier("carrier", Behaviour { hairpin, ..HOME })?;
+        let mut member = |name: &str| -> Result<Member> {
+            let node = Node::start(lab.customer(name, &mut carrier)?)?;
+            node.join(&control.url(), &key)?;
+            let name = name.to_owned();
+            Ok(Member {
+                name,
+                site: None,
+                node,
+            })
+        };
+        let (alice, bob) = (member("alice")?, member("bob")?);
+        let prediction: Prediction = if hairpin { |_, _| true } else { |_, _| false };
+        println!("{hairpin}: {}", check(&alice, &bob, prediction)?);
+    }
+    Ok(())
+}
+
+/// What some home routers and most carriers give UDP.
+const SHORT: Duration = Duration::from_secs(30);
+/// When a path that nobody uses is no longer kept alive (disco.md).
+const IDLE: Duration = Duration::from_secs(45);
+
+#[test]
+fn a_path_outlasts_short_mappings_and_comes_back_after_they_ended() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut lab = Lab::new()?;
+    let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+    let key = control.auth_key(&["--reusable"])?;
+    let kind = NatKind::Modelled(Behaviour {
+        lifetime: SHORT,
+        ..HOME
+    });
+    let mut join = |name: &str| -> Result<Node> {
+        let node = Node::start(lab.behind(name, kind)?)?;
+        node.join(&control.url(), &key)?;
+        Ok(node)
+    };
+    let nodes = [join("alice")?, join("bob")?];
+    let [alice, bob] = &nodes;
+    let address = bob.ip("-4")?;
+    alice.reach(address, CONNECT)?;
+    let direct = || {
+        wait_until(UPGRADE, "the path is direct", || {
+            alice.ping(address)?;
+            ensure!(!alice.peer("bob")?.text("CurAddr")?.is_empty(), "relayed");
+            Ok(())
+        })
+    };
+    direct()?;
+    // One packet every ten seconds, for two lifetimes: what keeps the mapping is the path's own pings.
+    let text = address.to_string();
+    let pings = ["ping", "-n", "-c", "7", "-i", "10", "-W", "2", &text];
+    let said = alice.host().namespace().exec(&pings)?;
+    ensure!(said.contains("7 received"), "{said}");
+    ensure!(!alice.peer("bob")?.text("CurAddr")?.is_empty(), "relayed");
+    // Time is what is tested here: until nobody keeps the mappings, and they are gone.
+    thread::sleep(IDLE + SHORT + Duration::from_secs(5));
+    // The first packet is answered, by the relay or directly.
+    let said = alice
+        .host()
+        .namespace()
+        .exec(&["ping", "-n", "-c", "1", "-W", "2", &text])?;
+    ensure!(said.contains("1 received"), "{said}");
+    direct()
 }

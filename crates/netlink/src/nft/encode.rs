@@ -52,9 +52,9 @@ pub(super) const DIFFERENT: u32 = 1;
 // enum nft_payload_bases
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-// enum nft_payload_csum_types
-const CHECKSUM_INET: u32 = 1;
-const UDP_CHECKSUM_OFFSET: u32 = 6;
+/// `NFT_PAYLOAD_L4CSUM_PSEUDOHDR`: the layer's checksum follows what is written. Unlike the plain kind it leaves a
+/// datagram alone that has none, as IPv4 allows, instead of making up a wrong one.
+const UPDATE_L4_CHECKSUM: u32 = 1;
 // enum nft_verdicts, nf_inet_verdict
 pub(super) const VERDICT_DROP: i32 = 0;
 pub(super) const VERDICT_ACCEPT: i32 = 1;
@@ -244,8 +244,7 @@ fn expression(list: &mut Writer, item: &Expression) {
                 data.put_u32(2, TRANSPORT_HEADER);
                 data.put_u32(3, port.offset());
                 data.put_u32(4, 2);
-                data.put_u32(6, CHECKSUM_INET);
-                data.put_u32(7, UDP_CHECKSUM_OFFSET);
+                data.put_u32(8, UPDATE_L4_CHECKSUM);
             });
         }
         Expression::Masquerade => named(list, "masq", |_| {}),

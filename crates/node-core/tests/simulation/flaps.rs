@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use node_core::RegionId;
 
-use crate::nat::{Behaviour, Dependence};
 use crate::net::Realm;
 use crate::predict::certain;
 use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
+use testnet::nat_model::{Behaviour, Dependence};
 
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::nat::{Behaviour, Nat, Outbound};
+use testnet::nat_model::{Behaviour, Nat, Outbound};
 
 /// A network in which addresses mean something; those of different homes are often the same.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -1,31 +1,9 @@
 //! Which pairs of nodes find a direct path.
 
-use crate::nat::{Behaviour, Dependence};
+use testnet::nat_model::{Behaviour, are_direct};
+
 use crate::net::Net;
 use crate::world::Node;
-
-/// Says whether a ping of `a` to the address that STUN told `b` comes back as a pong.
-fn answers(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
-    use Dependence::{AddressAndPort, Independent};
-    let stable = |side: Option<Behaviour>| side.is_none_or(|s| s.mapping == Independent);
-    let arrives = match b {
-        None => true,
-        Some(b) if b.filtering == Independent => true,
-        Some(b) if b.mapping != Independent => false,
-        Some(b) => b.filtering == Dependence::Address || stable(a),
-    };
-    arrives && (a.is_none_or(|a| a.filtering != AddressAndPort) || stable(b))
-}
-
-/// Says whether at least one of two nodes gets a direct path to the other.
-pub(crate) fn one_direct(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
-    answers(a, b) || answers(b, a)
-}
-
-/// Says whether both do.
-pub(crate) fn both_direct(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
-    one_direct(a, b)
-}
 
 /// Says whether both of two nodes get a direct path, as far as that is certain.
 pub(crate) fn certain(net: &Net, a: &Node, b: &Node) -> bool {
@@ -39,7 +17,7 @@ pub(crate) fn certain(net: &Net, a: &Node, b: &Node) -> bool {
     let (a, b) = (combined(&way_a), combined(&way_b));
     let shared = way_a.iter().find(|one| way_b.contains(one));
     let hairpin = shared.is_none_or(|(_, nat)| nat.hairpin);
-    hairpin && both_direct(a, b)
+    hairpin && are_direct(a, b)
 }
 
 /// NATs behind each other depend on what any of them depends on.

@@ -1,8 +1,13 @@
 //! Routers that translate addresses, of the kinds that home, office and carrier networks have.
 
+pub mod model;
+mod translator;
+
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
+use model::Behaviour;
+use translator::Translator;
 
 use crate::link::{Bridge, veth};
 use crate::namespace::Namespace;
@@ -26,7 +31,8 @@ const SECOND: [u8; 3] = [192, 0, 3];
 
 /// How a router maps and whom it lets in (RFC 4787).
 ///
-/// nftables makes no endpoint-dependent mapping that lets in more than answers, nor one by address alone.
+/// nftables makes no endpoint-dependent mapping that lets in more than answers, nor one by address alone; the
+/// lab's own NAT makes them all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NatKind {
     /// One mapping for every destination; lets in anybody.
@@ -47,10 +53,12 @@ pub enum NatKind {
     DualStack,
     /// Lets no UDP out.
     NoUdp,
+    /// UDP as the model has it, by the lab itself; the rest as port-restricted.
+    Modelled(Behaviour),
 }
 
 impl NatKind {
-    /// Every kind.
+    /// Every kind that the kernel makes.
     pub const ALL: [Self; 9] = [
         Self::FullCone,
         Self::Restricted,
@@ -91,11 +99,17 @@ impl NatKind {
             }
             Self::Symmetric | Self::DualStack => ("random", String::new(), "", ""),
             Self::NoUdp => ("", String::new(), "", "meta l4proto udp drop"),
+            // To the translator, and from it.
+            Self::Modelled(_) => ("", String::new(), "", translator::FORWARD),
         };
         let let_in = if let_in.is_empty() {
             let_in
         } else {
             format!("iifname \"wan\" {let_in}")
+        };
+        let untouched = match self {
+            Self::Modelled(_) => "meta l4proto udp accept",
+            _ => "",
         };
         format!(
             r#"
@@ -108,6 +122,7 @@ table ip nat {{
         {let_in}
     }}
     chain postrouting {{ type nat hook postrouting priority 100; policy accept
+        {untouched}
         oifname "wan" masquerade {random}
     }}
 }}
@@ -118,7 +133,7 @@ table ip guard {{
     }}
     chain forward {{ type filter hook forward priority 0; policy drop
         {out}
-        iifname "lan" accept
+        iifname "lan*" accept
         iifname "wan" ct state established,related accept
         iifname "wan" ct status dnat accept
     }}
@@ -135,6 +150,8 @@ pub struct Nat {
     public: Ipv4Addr,
     /// The carrier's router before it.
     _carrier: Option<Namespace>,
+    /// What translates UDP if the kernel does not.
+    _translator: Option<Translator>,
 }
 
 impl Nat {
@@ -175,10 +192,41 @@ impl Nat {
             lay_v6(&namespace, host, site)?;
         }
         route(&namespace, kind, Ipv4Addr::new(192, 168, site, 2))?;
+        let translator = match kind {
+            NatKind::Modelled(behaviour) => {
+                Some(Translator::start(&namespace, public, behaviour, &["lan"])?)
+            }
+            _ => None,
+        };
         Ok(Nat {
             namespace,
             public,
             _carrier: carrier,
+            _translator: translator,
+        })
+    }
+
+    /// Puts `host` behind a port-restricted router that is a customer of `carrier`.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn of_carrier(
+        label: &str,
+        carrier: &mut Carrier,
+        host: &Namespace,
+        site: u8,
+    ) -> Result<Nat> {
+        let namespace = Namespace::new(label)?;
+        carrier.serve(&namespace, site)?;
+        lay(&namespace, (host, "eth0"), [192, 168, site])?;
+        let inside = Ipv4Addr::new(192, 168, site, 2);
+        route(&namespace, NatKind::PortRestricted, inside)?;
+        Ok(Nat {
+            namespace,
+            public: carrier.public,
+            _carrier: None,
+            _translator: None,
         })
     }
 
@@ -192,6 +240,50 @@ impl Nat {
     #[must_use]
     pub fn second_address(&self) -> Ipv4Addr {
         second(self.public)
+    }
+}
+
+/// A carrier's router with one public address for all its customers, which translates UDP as the model has it.
+#[derive(Debug)]
+pub struct Carrier {
+    namespace: Namespace,
+    public: Ipv4Addr,
+    translator: Translator,
+}
+
+impl Carrier {
+    /// Connects it to the internet, without customers.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn new(
+        label: &str,
+        internet: &mut Bridge,
+        public: Ipv4Addr,
+        behaviour: Behaviour,
+    ) -> Result<Carrier> {
+        let namespace = Namespace::new(label)?;
+        internet.plug(&namespace, "wan")?;
+        connect(&namespace, "wan", public)?;
+        route(
+            &namespace,
+            NatKind::Modelled(behaviour),
+            Ipv4Addr::UNSPECIFIED,
+        )?;
+        let translator = Translator::start(&namespace, public, behaviour, &[])?;
+        Ok(Carrier {
+            namespace,
+            public,
+            translator,
+        })
+    }
+
+    /// Lays a line to a customer's router: `10.64.<site>.2` on its `wan`.
+    fn serve(&mut self, customer: &Namespace, site: u8) -> Result<()> {
+        let line = format!("lan{site}");
+        lay_from((&self.namespace, &line), (customer, "wan"), [10, 64, site])?;
+        self.translator.take_from(&self.namespace, &line)
     }
 }
 
@@ -209,10 +301,18 @@ fn second(address: Ipv4Addr) -> Ipv4Addr {
 }
 
 /// Lays a /24 between a router (.1, `lan`) and what is behind it (.2), whose way out it is.
-fn lay(router: &Namespace, (inner, name): (&Namespace, &str), net: [u8; 3]) -> Result<()> {
+fn lay(router: &Namespace, inner: (&Namespace, &str), net: [u8; 3]) -> Result<()> {
+    lay_from((router, "lan"), inner, net)
+}
+
+fn lay_from(
+    (router, line): (&Namespace, &str),
+    (inner, name): (&Namespace, &str),
+    net: [u8; 3],
+) -> Result<()> {
     let [a, b, c] = net;
-    veth((router, "lan"), (inner, name))?;
-    router.ip(&format!("addr add {a}.{b}.{c}.1/24 dev lan"))?;
+    veth((router, line), (inner, name))?;
+    router.ip(&format!("addr add {a}.{b}.{c}.1/24 dev {line}"))?;
     inner.ip(&format!("addr add {a}.{b}.{c}.2/24 dev {name}"))?;
     inner.ip(&format!("route add default via {a}.{b}.{c}.1"))?;
     Ok(())

@@ -1,6 +1,7 @@
 //! A NAT as RFC 4787 describes one: how it maps and whom it lets in.
 //!
-//! Knows neither sockets nor a clock; an owner carries the packets and says what time it is.
+//! Knows neither sockets nor a clock; an owner carries the packets and says what time it is: the simulation of
+//! `node-core`, and a router of the lab ([`NatKind::Modelled`](super::NatKind)).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 /// What a decision looks at of the remote end.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Dependence {
+pub enum Dependence {
     /// Nothing: the same for every remote end.
     Independent,
     /// Its address.
@@ -19,7 +20,7 @@ pub(crate) enum Dependence {
 
 impl Dependence {
     /// Every kind there is.
-    pub(crate) const ALL: [Self; 3] = [Self::Independent, Self::Address, Self::AddressAndPort];
+    pub const ALL: [Self; 3] = [Self::Independent, Self::Address, Self::AddressAndPort];
 
     fn of(self, remote: SocketAddr) -> Remote {
         match self {
@@ -32,20 +33,20 @@ impl Dependence {
 
 /// How a NAT behaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Behaviour {
+pub struct Behaviour {
     /// What a mapping is for.
-    pub(crate) mapping: Dependence,
+    pub mapping: Dependence,
     /// Who gets in through it.
-    pub(crate) filtering: Dependence,
+    pub filtering: Dependence,
     /// How long a mapping lives after the last packet out.
-    pub(crate) lifetime: Duration,
+    pub lifetime: Duration,
     /// Packets from inside to the outside address come back in.
-    pub(crate) hairpin: bool,
+    pub hairpin: bool,
 }
 
 /// What becomes of a packet from inside.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Outbound {
+pub enum Outbound {
     /// It leaves with this source.
     Leaves(SocketAddr),
     /// It turns around: a host inside gets it.
@@ -57,6 +58,25 @@ pub(crate) enum Outbound {
     },
     /// It was for the outside address, and nobody inside may have it.
     Dropped,
+}
+
+/// Says whether a ping of `a` to the address that STUN told `b` comes back as a pong; `None` has no NAT.
+fn answers(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
+    use Dependence::{Address, AddressAndPort, Independent};
+    let stable = |side: Option<Behaviour>| side.is_none_or(|side| side.mapping == Independent);
+    let arrives = match b {
+        None => true,
+        Some(b) if b.filtering == Independent => true,
+        Some(b) if b.mapping != Independent => false,
+        Some(b) => b.filtering == Address || stable(a),
+    };
+    arrives && (a.is_none_or(|a| a.filtering != AddressAndPort) || stable(b))
+}
+
+/// Says whether two nodes behind such NATs find a direct path; `None` has no NAT.
+#[must_use]
+pub fn are_direct(a: Option<Behaviour>, b: Option<Behaviour>) -> bool {
+    answers(a, b) || answers(b, a)
 }
 
 type Remote = Option<(IpAddr, Option<u16>)>;
@@ -72,7 +92,7 @@ struct Mapping {
 
 /// One NAT with one outside address.
 #[derive(Debug)]
-pub(crate) struct Nat {
+pub struct Nat {
     outside: IpAddr,
     behaviour: Behaviour,
     /// By outside port.
@@ -81,7 +101,9 @@ pub(crate) struct Nat {
 }
 
 impl Nat {
-    pub(crate) fn new(outside: IpAddr, behaviour: Behaviour) -> Self {
+    /// A NAT with this outside address, without mappings.
+    #[must_use]
+    pub fn new(outside: IpAddr, behaviour: Behaviour) -> Self {
         Self {
             outside,
             behaviour,
@@ -90,12 +112,14 @@ impl Nat {
         }
     }
 
-    pub(crate) fn behaviour(&self) -> Behaviour {
+    /// How it behaves.
+    #[must_use]
+    pub fn behaviour(&self) -> Behaviour {
         self.behaviour
     }
 
     /// Takes a packet from inside.
-    pub(crate) fn outbound(&mut self, now: Duration, from: SocketAddr, to: SocketAddr) -> Outbound {
+    pub fn outbound(&mut self, now: Duration, from: SocketAddr, to: SocketAddr) -> Outbound {
         let turns = to.ip() == self.outside;
         if turns && !self.behaviour.hairpin {
             return Outbound::Dropped;
@@ -127,12 +151,7 @@ impl Nat {
     }
 
     /// Returns the inside address that a packet from outside is for; `None` drops it.
-    pub(crate) fn inbound(
-        &mut self,
-        now: Duration,
-        from: SocketAddr,
-        port: u16,
-    ) -> Option<SocketAddr> {
+    pub fn inbound(&mut self, now: Duration, from: SocketAddr, port: u16) -> Option<SocketAddr> {
         self.expire(now);
         let mapping = self.mappings.get(&port)?;
         let filtering = self.behaviour.filtering;
@@ -143,7 +162,7 @@ impl Nat {
     }
 
     /// Loses every mapping, as by a power cut; later ones get other ports.
-    pub(crate) fn reboot(&mut self) {
+    pub fn reboot(&mut self) {
         self.mappings.clear();
         self.next_port = self.next_port.wrapping_add(1013).max(1024);
     }
