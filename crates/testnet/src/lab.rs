@@ -1,6 +1,6 @@
 //! The standard topology: public hosts and hosts behind NAT on one internet.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::link::Bridge;
 use crate::namespace::Namespace;
 use crate::nat::model::Behaviour;
-use crate::nat::{Carrier, Nat, NatKind, connect};
+use crate::nat::{Carrier, Nat, NatKind, connect, connect_v6};
 use crate::sweep::sweep;
 
 /// The internet's prefix: 203.0.113.0/24 is reserved for documentation (RFC 5737).
@@ -33,6 +33,8 @@ pub struct Lab {
 pub struct Host {
     namespace: Namespace,
     address: Ipv4Addr,
+    /// The only one it has, if there is one.
+    address_v6: Option<Ipv6Addr>,
     nat: Option<Nat>,
 }
 
@@ -65,6 +67,26 @@ impl Lab {
         Ok(Host {
             namespace,
             address,
+            address_v6: None,
+            nat: None,
+        })
+    }
+
+    /// Adds a host with a public IPv6 address, and no other: 2001:db8:ffff::1:0 and up.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` refuses.
+    pub fn server_v6(&mut self, label: &str) -> Result<Host> {
+        let address = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 1, self.servers.into());
+        self.servers += 1;
+        let namespace = Namespace::new(label)?;
+        self.internet.plug(&namespace, "eth0")?;
+        connect_v6(&namespace, "eth0", address)?;
+        Ok(Host {
+            namespace,
+            address: Ipv4Addr::UNSPECIFIED,
+            address_v6: Some(address),
             nat: None,
         })
     }
@@ -99,6 +121,7 @@ impl Lab {
         Ok(Host {
             namespace,
             address,
+            address_v6: None,
             nat: Some(nat),
         })
     }
@@ -127,6 +150,7 @@ impl Lab {
         Ok(Host {
             namespace,
             address: Ipv4Addr::new(192, 168, self.sites, 2),
+            address_v6: None,
             nat: Some(nat),
         })
     }
@@ -150,7 +174,16 @@ impl Host {
         &self.namespace
     }
 
-    /// Its own address: public for a server, private behind NAT.
+    /// Where others reach it on port `port`: if it is public.
+    #[must_use]
+    pub fn reached_at(&self, port: u16) -> SocketAddr {
+        match self.address_v6 {
+            Some(address) => (address, port).into(),
+            None => (self.address, port).into(),
+        }
+    }
+
+    /// Its own IPv4 address: public for a server, private behind NAT.
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         self.address

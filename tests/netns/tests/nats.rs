@@ -205,6 +205,38 @@ fn customers_of_one_carrier_meet_where_it_turns_packets_around() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn nodes_with_ipv6_alone_meet_and_nobody_needs_ipv4() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut lab = Lab::new()?;
+    let control = Control::start(lab.server_v6("control")?, ControlOptions::default())?;
+    let key = control.auth_key(&["--reusable"])?;
+    let mut member = |name: &str, kind| -> Result<Member> {
+        let node = Node::start(lab.behind(name, kind)?)?;
+        node.join(&control.url(), &key)?;
+        Ok(Member {
+            name: name.to_owned(),
+            site: Some(kind),
+            node,
+        })
+    };
+    let alice = member("alice", NatKind::V6Only)?;
+    for other in [
+        member("bob", NatKind::V6Only)?,
+        member("carol", NatKind::DualStack)?,
+    ] {
+        for (from, to) in [(&alice, &other), (&other, &alice)] {
+            println!(
+                "{} → {}: {}",
+                from.name,
+                to.name,
+                check(from, to, |_, _| true)?
+            );
+        }
+    }
+    Ok(())
+}
+
 /// What some home routers and most carriers give UDP.
 const SHORT: Duration = Duration::from_secs(30);
 /// When a path that nobody uses is no longer kept alive (disco.md).

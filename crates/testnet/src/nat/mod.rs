@@ -3,7 +3,7 @@
 pub mod model;
 mod translator;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use model::Behaviour;
@@ -51,6 +51,8 @@ pub enum NatKind {
     SymmetricCarrier,
     /// Symmetric, with IPv6 beside: addresses of its own for every host, and a firewall that lets in answers only.
     DualStack,
+    /// IPv6 alone, behind a firewall that lets in answers only; it reaches nobody who has none.
+    V6Only,
     /// Lets no UDP out.
     NoUdp,
     /// UDP as the model has it, by the lab itself; the rest as port-restricted.
@@ -58,7 +60,7 @@ pub enum NatKind {
 }
 
 impl NatKind {
-    /// Every kind that the kernel makes.
+    /// Every kind that has IPv4 and that the kernel makes.
     pub const ALL: [Self; 9] = [
         Self::FullCone,
         Self::Restricted,
@@ -97,7 +99,7 @@ impl NatKind {
             Self::PortRestricted | Self::Carrier | Self::SymmetricCarrier => {
                 ("", String::new(), "", "")
             }
-            Self::Symmetric | Self::DualStack => ("random", String::new(), "", ""),
+            Self::Symmetric | Self::DualStack | Self::V6Only => ("random", String::new(), "", ""),
             Self::NoUdp => ("", String::new(), "", "meta l4proto udp drop"),
             // To the translator, and from it.
             Self::Modelled(_) => ("", String::new(), "", translator::FORWARD),
@@ -188,8 +190,11 @@ impl Nat {
             }
         };
         lay(&namespace, (host, "eth0"), [192, 168, site])?;
-        if kind == NatKind::DualStack {
+        if matches!(kind, NatKind::DualStack | NatKind::V6Only) {
             lay_v6(&namespace, host, site)?;
+        }
+        if kind == NatKind::V6Only {
+            host.ip("-4 addr flush dev eth0")?;
         }
         route(&namespace, kind, Ipv4Addr::new(192, 168, site, 2))?;
         let translator = match kind {
@@ -318,22 +323,26 @@ fn lay_from(
     Ok(())
 }
 
+/// Gives `space` an IPv6 address of the internet, and the way to every site.
+pub(crate) fn connect_v6(space: &Namespace, interface: &str, address: Ipv6Addr) -> Result<()> {
+    space.ip(&format!("addr add {address}/64 dev {interface} nodad"))?;
+    for site in (1..=SITES).map(u16::from) {
+        let via = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, site);
+        if via != address {
+            space.ip(&format!("route add 2001:db8:{site:x}::/64 via {via}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives a site IPv6: a /64 of its own, routed to every other site's.
 fn lay_v6(router: &Namespace, host: &Namespace, site: u8) -> Result<()> {
     router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    router.ip(&format!(
-        "addr add 2001:db8:ffff::{site:x}/64 dev wan nodad"
-    ))?;
+    let outside = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, site.into());
+    connect_v6(router, "wan", outside)?;
     router.ip(&format!("addr add 2001:db8:{site:x}::1/64 dev lan nodad"))?;
     host.ip(&format!("addr add 2001:db8:{site:x}::2/64 dev eth0 nodad"))?;
     host.ip(&format!("route add default via 2001:db8:{site:x}::1"))?;
-    for other in (1..=SITES).filter(|other| *other != site) {
-        let (prefix, via) = (
-            format!("2001:db8:{other:x}::/64"),
-            format!("2001:db8:ffff::{other:x}"),
-        );
-        router.ip(&format!("route add {prefix} via {via}"))?;
-    }
     router.nft(FIREWALL_V6)
 }
 

@@ -81,7 +81,7 @@ impl Control {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        (self.host.address(), PORT).into()
+        self.host.reached_at(PORT)
     }
 
     /// The machine it runs on.
@@ -151,7 +151,7 @@ impl Control {
 
     fn wait_healthy(&mut self) -> Result<()> {
         let Control { process, host, .. } = self;
-        let address = (host.address(), PORT).into();
+        let address = host.reached_at(PORT);
         wait_until(START, "control is healthy", || {
             if let Some(status) = process.ended()? {
                 anyhow::bail!("it ended: {status}");
@@ -165,7 +165,7 @@ impl Control {
 }
 
 fn url(host: &Host) -> String {
-    format!("http://{}:{PORT}", host.address())
+    format!("http://{}", host.reached_at(PORT))
 }
 
 fn serve(host: &Host, state: &Path, options: &ControlOptions) -> Result<Process> {
@@ -173,7 +173,7 @@ fn serve(host: &Host, state: &Path, options: &ControlOptions) -> Result<Process>
     command
         .args(["serve", "--state-dir"])
         .arg(state)
-        .args(["--listen", &format!("{}:{PORT}", host.address())])
+        .args(["--listen", &host.reached_at(PORT).to_string()])
         .args(["--server-url", &url(host)]);
     if let Some(map) = &options.derp_map {
         command.arg("--no-derp").arg("--derp-map").arg(map);
