@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use agent::firewall::demux::{Demux, Raw};
+use disco_proto::{disco, stun};
 use nix::sched::{CloneFlags, unshare};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -14,7 +15,7 @@ const PORT: u16 = 41_641;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
-fn raw_sockets_take_what_is_not_wireguards_and_answer_from_its_port() {
+fn raw_sockets_take_disco_and_stun_and_answer_from_its_port() {
     let test = std::thread::spawn(|| {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
             println!("\nSKIP raw demux: no network namespace ({error})");
@@ -47,18 +48,22 @@ async fn exchange(host: IpAddr) {
     let demux = Demux::Raw(Raw::open(PORT, 0).unwrap());
     let here = SocketAddr::new(host, PORT);
 
-    // None of these is the agent's: WireGuard's four types, too short, another port. Order holds on loopback, so
+    // None of these is the agent's: WireGuard's four types, too short, junk, another port. Order holds on loopback, so
     // what arrives first proves that they did not.
     for kind in 1..=4 {
         peer.send_to(&[kind, 0, 0, 0, 9, 9], here).await.unwrap();
     }
-    peer.send_to(&[0xff; 3], here).await.unwrap();
+    for junk in [&[0xff; 3][..], b"TS odd!", &[0; 40], &[4, 0, 0, 1]] {
+        peer.send_to(junk, here).await.unwrap();
+    }
     let other = elsewhere.local_addr().unwrap();
-    peer.send_to(b"TSxx", other).await.unwrap();
+    peer.send_to(&disco::MAGIC, other).await.unwrap();
 
-    let long = [0x54; 5_000];
+    let mut long = vec![0x54; 5_000];
+    long[..disco::MAGIC.len()].copy_from_slice(&disco::MAGIC);
+    let asked = [&[0, 1, 0, 0][..], &stun::COOKIE, &[7; 12]].concat();
     let mut buffer = [0; 9_000];
-    for payload in [&b"TS odd!"[..], &[0, 1, 0, 0], &[4, 0, 0, 1], &long] {
+    for payload in [&disco::MAGIC[..], &asked, &long] {
         peer.send_to(payload, here).await.unwrap();
         let (length, from) = timeout(PATIENCE, demux.receive(&mut buffer))
             .await

@@ -1,19 +1,24 @@
 //! The port demux: the agent's own datagrams (discovery, STUN, peer relays) on the port that kernel WireGuard holds.
 //!
 //! With netfilter a table rewrites ports, and the agent reads an ordinary socket; without it raw sockets take a copy
-//! of what is not WireGuard's, and send from its port. Both decide by the first word of the payload.
+//! of what looks like disco or STUN, and send from its port. Both decide by the first words of the payload.
 
 use std::io;
 use std::net::SocketAddr;
 
+use disco_proto::{disco, stun};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 
 use crate::underlay::udp;
 
-/// WireGuard's message types 1 to 4 have no bit of this in their first payload word (network byte order); 0xfc would
-/// take its data packets, type 4.
-pub const NOT_WIREGUARD: u32 = 0xf8ff_ffff;
+/// How disco begins, as far as one load reaches.
+const DISCO: u32 = {
+    let [a, b, c, d, ..] = disco::MAGIC;
+    u32::from_be_bytes([a, b, c, d])
+};
+/// What STUN has behind its first word.
+const STUN: u32 = u32::from_be_bytes(stun::COOKIE);
 
 /// The longest IPv4 header with a UDP header: room that a receive buffer needs beside the payload.
 const HEADROOM: usize = 60 + udp::HEADER;
@@ -84,7 +89,7 @@ impl Demux {
     }
 }
 
-/// Raw sockets that see a copy of every datagram to WireGuard's port which is not WireGuard's.
+/// Raw sockets that see a copy of every datagram to WireGuard's port which looks like disco or STUN.
 ///
 /// The kernel does not verify UDP checksums before it copies: what arrives here must be authenticated, or matched to
 /// a request, by its reader.
@@ -181,12 +186,11 @@ fn raw_socket(domain: Domain, program: &[SockFilter], mark: u32) -> io::Result<U
 
 /// The classic BPF program of a raw socket. The kernel shows it the packet from the IP header on with IPv4, from the
 /// UDP header on with IPv6; a load past the end drops.
-fn program(port: u16, ipv4: bool) -> [SockFilter; 8] {
+fn program(port: u16, ipv4: bool) -> [SockFilter; 9] {
     const LDX_MSH: u16 = 0xb1;
     const LDX_IMM: u16 = 0x01;
     const LDH_IND: u16 = 0x48;
     const LDW_IND: u16 = 0x40;
-    const AND: u16 = 0x54;
     const JEQ: u16 = 0x15;
     const RET: u16 = 0x06;
     let header = if ipv4 { LDX_MSH } else { LDX_IMM };
@@ -194,16 +198,17 @@ fn program(port: u16, ipv4: bool) -> [SockFilter; 8] {
     [
         step(header, 0, 0, 0),
         step(LDH_IND, 0, 0, 2),
-        step(JEQ, 0, 3, u32::from(port)),
+        step(JEQ, 0, 4, u32::from(port)),
         step(LDW_IND, 0, 0, 8),
-        step(AND, 0, 0, NOT_WIREGUARD),
-        step(JEQ, 0, 1, 0),
+        step(JEQ, 3, 0, DISCO),
+        step(LDW_IND, 0, 0, 12),
+        step(JEQ, 1, 0, STUN),
         step(RET, 0, 0, 0),
         step(RET, 0, 0, u32::MAX),
     ]
 }
 
-/// The source port and payload of a received packet, if the agent's: to `port`, and not WireGuard's.
+/// The source port and payload of a received packet, if the agent's: to `port`, and disco or STUN by its look.
 fn parse(packet: &[u8], ipv4: bool, port: u16) -> Option<(u16, &[u8])> {
     let header = if ipv4 {
         usize::from(packet.first()? & 0x0f) * 4
@@ -215,6 +220,7 @@ fn parse(packet: &[u8], ipv4: bool, port: u16) -> Option<(u16, &[u8])> {
     // A datagram longer than the buffer is cut off by the kernel.
     let end = usize::from(word(4)?).min(udp.len());
     let payload = udp.get(udp::HEADER..end)?;
-    let kind = u32::from_be_bytes(payload.first_chunk().copied()?);
-    (word(2)? == port && kind & NOT_WIREGUARD != 0).then_some((word(0)?, payload))
+    let long = |at: usize| Some(u32::from_be_bytes(*payload.get(at..)?.first_chunk()?));
+    let ours = long(0)? == DISCO || long(4)? == STUN;
+    (word(2)? == port && ours).then_some((word(0)?, payload))
 }
