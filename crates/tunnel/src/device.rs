@@ -92,6 +92,18 @@ impl Device {
         Update { device: self }
     }
 
+    /// What the kernel splits and joins for us.
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        Offloads {
+            tun_udp: self.tun.udp_offload,
+            udp_segments: self
+                .threads
+                .as_ref()
+                .is_some_and(|threads| threads.udp().sends_joined()),
+        }
+    }
+
     /// What was counted of every peer.
     pub fn peers(&self) -> impl Iterator<Item = (NodePublic, PeerStats)> {
         self.peers.iter().map(|(key, peer)| (*key, peer.stats()))
@@ -122,6 +134,15 @@ impl Device {
             unwritten: read(&counters.unwritten),
         }
     }
+}
+
+/// What comes and goes in super-packets; TCP on the TUN device always does.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Offloads {
+    /// Datagrams on the TUN device: from Linux 6.2 on.
+    pub tun_udp: bool,
+    /// Outer datagrams that are sent: while no driver has refused them, and none before packets are carried.
+    pub udp_segments: bool,
 }
 
 /// Counts since the device was created.
