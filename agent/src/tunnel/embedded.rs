@@ -73,15 +73,13 @@ impl Embedded {
 
     async fn start(&self) -> Result<Running, NetError> {
         let gate = Arc::new(self.gate.clone());
-        let device =
-            tunnel::Device::create(&self.name, self.mtu, gate).map_err(|error| {
-                match error.raw_os_error() {
-                    Some(libc::EPERM) => NetError::NotPermitted,
-                    Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
-                        name: self.name.clone(),
-                    },
-                    _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
-                }
+        let device = tunnel::Device::create(tunnel::Config::new(&self.name, self.mtu), gate)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => NetError::NotPermitted,
+                Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
+                    name: self.name.clone(),
+                },
+                _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
             })?;
         let link = links::get(&self.netlink, &self.name).await?;
         Ok(Running {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
 use serde::{Deserialize, Serialize};
-use tunnel::{Direction, Filter};
+use tunnel::{Config, Direction, Filter};
 
 /// Which WireGuard carries the packets.
 #[derive(
@@ -107,7 +107,7 @@ fn key(text: &str) -> Result<[u8; 32]> {
 }
 
 fn ours(spec: &Spec) -> Result<tunnel::Device> {
-    let mut device = tunnel::Device::create(&spec.name, spec.mtu, Arc::new(Open))
+    let mut device = tunnel::Device::create(Config::new(&spec.name, spec.mtu), Arc::new(Open))
         .with_context(|| format!("creating {}", spec.name))?;
     let mut update = device.update();
     update.set_key(&NodePrivate::from_bytes(key(&spec.key)?));

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use ipnet::IpNet;
 use keys::{NodePrivate, NodePublic};
@@ -17,10 +19,13 @@ use crate::peer::{Peer, PeerStats};
 use crate::sys::{Tun, Udp};
 use crate::threads::Threads;
 
+/// One flow of packets is one worker's, and each core beyond some is idle or another's.
+const MAX_WORKERS: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
+
 /// A WireGuard device on a TUN device of its own, carried by threads of its own. It ends when dropped.
 pub struct Device {
     core: Arc<Core>,
-    tun: Arc<Tun>,
+    queues: Vec<Arc<Tun>>,
     threads: Option<Threads>,
     identity: Option<Arc<Identity>>,
     peers: HashMap<NodePublic, Arc<Peer>>,
@@ -36,18 +41,44 @@ impl fmt::Debug for Device {
     }
 }
 
+/// How a device is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Config<'a> {
+    /// Name of the TUN device.
+    pub name: &'a str,
+    /// Packets are padded to no more than this, in bytes; the device's own MTU is its owner's to set.
+    pub mtu: u16,
+    /// Pairs of threads, each with a queue of the device and a socket.
+    pub workers: NonZeroUsize,
+}
+
+impl Config<'_> {
+    /// As many workers as half the processors, and no more than help.
+    #[must_use]
+    pub fn new(name: &str, mtu: u16) -> Config<'_> {
+        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let workers = NonZeroUsize::new(processors / 2).unwrap_or(NonZeroUsize::MIN);
+        Config {
+            name,
+            mtu,
+            workers: workers.min(MAX_WORKERS),
+        }
+    }
+}
+
 impl Device {
-    /// Creates the TUN device, down and without addresses; nothing is carried before [`Self::bind`]. Packets of
-    /// up to `mtu` bytes are padded; the device's own MTU is its owner's to set. Every packet passes `filter`.
+    /// Creates the TUN device, down and without addresses; nothing is carried before [`Self::bind`]. Every packet
+    /// passes `filter`.
     ///
     /// # Errors
     ///
     /// EBUSY if another process holds the device, EPERM without CAP_NET_ADMIN, ENOENT without `/dev/net/tun`,
     /// EINVAL if the name is that of another kind of device.
-    pub fn create(name: &str, mtu: u16, filter: Arc<dyn Filter>) -> io::Result<Device> {
+    pub fn create(config: Config<'_>, filter: Arc<dyn Filter>) -> io::Result<Device> {
+        let queues = Tun::create(config.name, config.workers.get())?;
         Ok(Device {
-            core: Arc::new(Core::new(mtu, filter)),
-            tun: Arc::new(Tun::create(name)?),
+            core: Arc::new(Core::new(config.mtu, filter)),
+            queues: queues.into_iter().map(Arc::new).collect(),
             threads: None,
             identity: None,
             peers: HashMap::new(),
@@ -63,10 +94,11 @@ impl Device {
     /// Whatever the system answered, EADDRINUSE above all; then nothing is carried.
     pub fn bind(&mut self, port: u16, mark: u32) -> io::Result<u16> {
         self.threads = None;
-        let udp = Udp::bind(port, mark)?;
-        let port = udp.port()?;
-        self.threads = Some(Threads::start(&self.core, &self.tun, udp)?);
-        Ok(port)
+        let sockets = Udp::bind(port, mark, self.queues.len())?;
+        let threads = self
+            .threads
+            .insert(Threads::start(&self.core, &self.queues, sockets)?);
+        threads.sockets()[0].port()
     }
 
     /// Sets the mark of what is sent from now on.
@@ -75,10 +107,8 @@ impl Device {
     ///
     /// EPERM without CAP_NET_ADMIN.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
-        match &self.threads {
-            Some(threads) => threads.udp().set_mark(mark),
-            None => Ok(()),
-        }
+        let mut sockets = self.threads.iter().flat_map(Threads::sockets);
+        sockets.try_for_each(|udp| udp.set_mark(mark))
     }
 
     /// True while packets are carried: false before [`Self::bind`], and once the TUN device was deleted.
@@ -95,12 +125,10 @@ impl Device {
     /// What the kernel splits and joins for us.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
+        let mut sockets = self.threads.iter().flat_map(Threads::sockets);
         Offloads {
-            tun_udp: self.tun.udp_offload,
-            udp_segments: self
-                .threads
-                .as_ref()
-                .is_some_and(|threads| threads.udp().sends_joined()),
+            tun_udp: self.queues.iter().all(|queue| queue.udp_offload),
+            udp_segments: self.threads.is_some() && sockets.all(|udp| udp.sends_joined()),
         }
     }
 

@@ -33,6 +33,6 @@ mod tests;
 mod threads;
 mod vnet;
 
-pub use device::{Counters, Device, Offloads, Update};
+pub use device::{Config, Counters, Device, Offloads, Update};
 pub use filter::{Direction, Filter};
 pub use peer::PeerStats;

@@ -20,14 +20,15 @@ use gotatun::packet::Packet;
 
 /// `IFF_VNET_HDR`, `IFF_MULTI_QUEUE`, and `TUN_F_*` of `linux/if_tun.h`.
 const IFF_VNET_HDR: i32 = 0x4000;
+const IFF_MULTI_QUEUE: i32 = 0x0100;
 const TUN_F_CSUM: u32 = 0x01;
 const TUN_F_TSO4: u32 = 0x02;
 const TUN_F_TSO6: u32 = 0x04;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 
-/// A TUN device whose packets stand behind a [`VnetHeader`](crate::vnet::VnetHeader); it goes with the last
-/// descriptor. Neither reads nor writes block.
+/// A queue of a TUN device whose packets stand behind a [`VnetHeader`](crate::vnet::VnetHeader); the device goes with
+/// the last one. Neither reads nor writes block.
 #[derive(Debug)]
 pub(crate) struct Tun {
     file: File,
@@ -36,13 +37,23 @@ pub(crate) struct Tun {
 }
 
 impl Tun {
-    /// Creates the device, down and without addresses.
+    /// Creates the device, down and without addresses, with so many queues. The kernel deals flows out to them, and
+    /// keeps each where its answers come in.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub(crate) fn create(name: &str, queues: usize) -> io::Result<Vec<Tun>> {
+        (0..queues).map(|_| Tun::open(name, queues > 1)).collect()
+    }
+
+    /// Creates the device, or one more queue of it.
     ///
     /// # Errors
     ///
     /// EBUSY if another process holds it, EPERM without CAP_NET_ADMIN, ENOENT without `/dev/net/tun`, EINVAL
     /// if the name is none or that of another kind of device.
-    pub(crate) fn create(name: &str) -> io::Result<Tun> {
+    fn open(name: &str, one_of_several: bool) -> io::Result<Tun> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -56,7 +67,10 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | IFF_VNET_HDR;
+        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | IFF_VNET_HDR;
+        if one_of_several {
+            flags |= IFF_MULTI_QUEUE;
+        }
         request.ifr_ifru.ifru_flags = flags as i16;
         // SAFETY: the kernel reads and writes one `ifreq`, which lives through the call.
         let result = unsafe {
@@ -138,12 +152,35 @@ pub(crate) struct Udp {
 }
 
 impl Udp {
-    /// Binds `port`, any if it is 0, and marks what is sent. A host without IPv6 gets IPv4 alone.
+    /// Binds so many sockets to `port`, any if it is 0, and marks what they send. The kernel deals senders out to
+    /// them; nobody else shares the port. A host without IPv6 gets IPv4 alone.
     ///
     /// # Errors
     ///
-    /// Whatever the system answered.
-    pub(crate) fn bind(port: u16, mark: u32) -> io::Result<Udp> {
+    /// Whatever the system answered; EADDRINUSE if anybody holds the port.
+    pub(crate) fn bind(port: u16, mark: u32, sockets: usize) -> io::Result<Vec<Udp>> {
+        // The first one is alone, or there is none.
+        let first = Udp::bind_one(port, mark, false)?;
+        let port = first.port()?;
+        let mut all = vec![first];
+        if sockets > 1 {
+            all[0].share(true)?;
+        }
+        for _ in 1..sockets {
+            all.push(Udp::bind_one(port, mark, true)?);
+        }
+        for udp in all.iter().filter(|_| sockets > 1) {
+            udp.share(false)?;
+        }
+        Ok(all)
+    }
+
+    /// Lets other sockets have the same port, or none from now on.
+    fn share(&self, shared: bool) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, shared.into())
+    }
+
+    fn bind_one(port: u16, mark: u32, shared: bool) -> io::Result<Udp> {
         let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         // SAFETY: takes numbers, returns a descriptor or -1.
         let open = |family| match unsafe { libc::socket(family, flags, 0) } {
@@ -154,6 +191,7 @@ impl Udp {
         let v6 = open(libc::AF_INET6).and_then(|socket| {
             let udp = Udp::new(socket, true);
             udp.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+            udp.share(shared)?;
             let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
             rustix::net::bind(&udp.socket, &any)
                 .map(|()| udp)
@@ -161,10 +199,11 @@ impl Udp {
         });
         let udp = match v6 {
             Err(error) if no_such_family(&error) => {
-                let socket = open(libc::AF_INET)?;
+                let udp = Udp::new(open(libc::AF_INET)?, false);
+                udp.share(shared)?;
                 let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
-                rustix::net::bind(&socket, &any)?;
-                Udp::new(socket, false)
+                rustix::net::bind(&udp.socket, &any)?;
+                udp
             }
             other => other?,
         };
@@ -559,6 +598,10 @@ fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
+    fn bind(port: u16) -> io::Result<Udp> {
+        Udp::bind(port, 0, 1).map(|mut all| all.remove(0))
+    }
+
     /// Sends packets of these lengths, each filled with its number, and returns those that arrive.
     fn through(from: &Udp, to: SocketAddr, at: &Udp, lens: &[usize]) -> Vec<(SocketAddr, Vec<u8>)> {
         let packets: Vec<Packet> = lens
@@ -585,7 +628,7 @@ mod tests {
 
     #[test]
     fn batches_arrive_whole_in_order_and_by_their_sender() {
-        let (a, b) = (Udp::bind(0, 0).unwrap(), Udp::bind(0, 0).unwrap());
+        let (a, b) = (bind(0).unwrap(), bind(0).unwrap());
         // Trains of more than one message, lone packets, a short one within.
         let mut lens = vec![1312; 150];
         lens.extend([400, 1312, 1312, 60, 60, 1400]);
@@ -604,17 +647,22 @@ mod tests {
 
     #[test]
     fn a_port_is_taken_once_in_both_families() {
-        let first = Udp::bind(0, 0).unwrap();
-        let port = first.port().unwrap();
-        let error = Udp::bind(port, 0).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        assert_eq!(Udp::bind(port, 0).unwrap().port().unwrap(), port);
+        for sockets in [1, 3] {
+            let first = Udp::bind(0, 0, sockets).unwrap();
+            let port = first[0].port().unwrap();
+            assert_eq!(first.len(), sockets);
+            for again in [1, 2] {
+                let error = Udp::bind(port, 0, again).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+            }
+            drop(first);
+            assert_eq!(bind(port).unwrap().port().unwrap(), port);
+        }
     }
 
     #[test]
     fn what_is_too_long_is_lost_and_the_rest_is_not() {
-        let (a, b) = (Udp::bind(0, 0).unwrap(), Udp::bind(0, 0).unwrap());
+        let (a, b) = (bind(0).unwrap(), bind(0).unwrap());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, b.port().unwrap()));
         let packet = |len: usize| Packet::from_bytes(BytesMut::zeroed(len));
         let packets = [packet(100), packet(65_536), packet(50)];

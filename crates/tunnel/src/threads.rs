@@ -1,4 +1,7 @@
-//! The threads that carry packets, one for each direction: [`Threads`].
+//! The threads that carry packets: [`Threads`].
+//!
+//! Two make a worker, one for each direction, with a queue of the TUN device and a socket of their own. More workers
+//! serve more peers at a time, not one peer faster: its sessions want one thread at a time.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -22,46 +25,59 @@ const TX_BATCH: usize = 98;
 /// Before what is broken is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What the threads share.
-struct Shared {
+/// What the threads of one worker share.
+struct Worker {
     core: Arc<Core>,
     tun: Arc<Tun>,
-    udp: Udp,
+    udp: Arc<Udp>,
     /// Readable once the threads are to end.
-    stop: OwnedFd,
+    stop: Arc<OwnedFd>,
+    /// It runs the timers.
+    first: bool,
 }
 
 /// Threads that carry packets until this is dropped.
 pub(crate) struct Threads {
-    shared: Arc<Shared>,
+    sockets: Vec<Arc<Udp>>,
+    stop: Arc<OwnedFd>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
-    pub(crate) fn start(core: &Arc<Core>, tun: &Arc<Tun>, udp: Udp) -> io::Result<Threads> {
-        let shared = Arc::new(Shared {
-            core: Arc::clone(core),
-            tun: Arc::clone(tun),
-            udp,
-            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        });
+    /// Starts a worker for each queue of the device, which has as many sockets.
+    pub(crate) fn start(
+        core: &Arc<Core>,
+        queues: &[Arc<Tun>],
+        sockets: Vec<Udp>,
+    ) -> io::Result<Threads> {
         let mut threads = Threads {
-            shared: Arc::clone(&shared),
+            sockets: sockets.into_iter().map(Arc::new).collect(),
+            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             handles: Vec::new(),
         };
-        for (name, run) in [
-            ("tunnel-out", send as fn(&Shared)),
-            ("tunnel-in", receive as fn(&Shared)),
-        ] {
-            let shared = Arc::clone(&shared);
-            let builder = thread::Builder::new().name(name.to_owned());
-            threads.handles.push(builder.spawn(move || run(&shared))?);
+        for (number, (tun, udp)) in queues.iter().zip(&threads.sockets).enumerate() {
+            let worker = Arc::new(Worker {
+                core: Arc::clone(core),
+                tun: Arc::clone(tun),
+                udp: Arc::clone(udp),
+                stop: Arc::clone(&threads.stop),
+                first: number == 0,
+            });
+            for (name, run) in [
+                ("tunnel-out", send as fn(&Worker)),
+                ("tunnel-in", receive as fn(&Worker)),
+            ] {
+                let worker = Arc::clone(&worker);
+                let builder = thread::Builder::new().name(name.to_owned());
+                threads.handles.push(builder.spawn(move || run(&worker))?);
+            }
         }
         Ok(threads)
     }
 
-    pub(crate) fn udp(&self) -> &Udp {
-        &self.shared.udp
+    /// The sockets, of which there is one at least.
+    pub(crate) fn sockets(&self) -> &[Arc<Udp>] {
+        &self.sockets
     }
 
     pub(crate) fn are_running(&self) -> bool {
@@ -71,7 +87,7 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Err(error) = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes()) {
+        if let Err(error) = rustix::io::write(&*self.stop, &1u64.to_ne_bytes()) {
             tracing::error!(%error, "the tunnel's threads cannot be told to end");
             return;
         }
@@ -91,7 +107,7 @@ enum Woken {
     Stop,
 }
 
-impl Shared {
+impl Worker {
     /// Waits until `file` has something, or is broken, for `timeout` at most.
     fn wait(&self, file: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> Woken {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -119,15 +135,15 @@ impl Shared {
 }
 
 /// TUN to UDP.
-fn send(shared: &Shared) {
-    let mut outbound = Outbound::new(Arc::clone(&shared.core));
+fn send(worker: &Worker) {
+    let mut outbound = Outbound::new(Arc::clone(&worker.core));
     let mut scratch = SendScratch::default();
     let mut buffer = vec![0; VnetHeader::LEN + (1 << 16)];
     loop {
         outbound.begin();
         let mut error = None;
         while outbound.wire.len() < TX_BATCH {
-            match shared.tun.read(&mut buffer) {
+            match worker.tun.read(&mut buffer) {
                 Ok(len) => outbound.take(&mut buffer[..len]),
                 Err(failure) => {
                     error = Some(failure);
@@ -135,16 +151,16 @@ fn send(shared: &Shared) {
                 }
             }
         }
-        shared.send(&mut outbound.wire, &mut scratch);
+        worker.send(&mut outbound.wire, &mut scratch);
         let woken = match error {
             None => continue,
             Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                shared.wait(Some(shared.tun.as_fd()), None)
+                worker.wait(Some(worker.tun.as_fd()), None)
             }
             Some(error) if is_gone(&error) => return,
             Some(error) => {
                 tracing::debug!(%error, "reading the TUN device");
-                shared.wait(None, Some(PAUSE))
+                worker.wait(None, Some(PAUSE))
             }
         };
         if woken == Woken::Stop {
@@ -154,14 +170,14 @@ fn send(shared: &Shared) {
 }
 
 /// UDP to TUN, and the timers.
-fn receive(shared: &Shared) {
-    let core = &shared.core;
-    let mut inbound = Inbound::new(Arc::clone(core), shared.tun.udp_offload);
+fn receive(worker: &Worker) {
+    let core = &worker.core;
+    let mut inbound = Inbound::new(Arc::clone(core), worker.tun.udp_offload);
     let mut scratch = SendScratch::default();
     let mut ring = RxRing::new();
     let mut ticked = Instant::now();
     loop {
-        let got = match shared.udp.receive(&mut ring) {
+        let got = match worker.udp.receive(&mut ring) {
             Ok(got) => got,
             Err(error) => {
                 // An ICMP answer to something that was sent.
@@ -176,20 +192,20 @@ fn receive(shared: &Shared) {
                     inbound.take(from, datagrams);
                 }
             }
-            shared.send(&mut inbound.replies, &mut scratch);
-            if !write(shared, &mut inbound) {
+            worker.send(&mut inbound.replies, &mut scratch);
+            if !write(worker, &mut inbound) {
                 return;
             }
         }
-        if ticked.elapsed() >= TICK {
+        if worker.first && ticked.elapsed() >= TICK {
             ticked = Instant::now();
             core.tick(&mut inbound.replies);
-            shared.send(&mut inbound.replies, &mut scratch);
+            worker.send(&mut inbound.replies, &mut scratch);
         }
         // A full batch: there is more.
         if got < RX_SLOTS {
-            // Woken peers wait for a tick; who is woken by a packet to send wakes nobody here.
-            if shared.wait(Some(shared.udp.as_fd()), Some(TICK)) == Woken::Stop {
+            let timeout = worker.first.then_some(TICK);
+            if worker.wait(Some(worker.udp.as_fd()), timeout) == Woken::Stop {
                 return;
             }
         }
@@ -197,13 +213,13 @@ fn receive(shared: &Shared) {
 }
 
 /// Writes what was received; false once the device is gone.
-fn write(shared: &Shared, inbound: &mut Inbound) -> bool {
-    let counters = &shared.core.counters;
+fn write(worker: &Worker, inbound: &mut Inbound) -> bool {
+    let counters = &worker.core.counters;
     let mut gone = false;
     let mut written = 0;
     inbound.joiner.flush(|parts, packets| {
         written += 1;
-        if let Err(error) = shared.tun.write(parts) {
+        if let Err(error) = worker.tun.write(parts) {
             // Down: the packets are lost, the device is not.
             gone |= is_gone(&error);
             count(&counters.unwritten, packets as usize);

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use keys::{NodePrivate, NodePublic};
 use testnet::{Namespace, scaled, veth, wait_until};
 use tokio::runtime::Runtime;
-use tunnel::{Device, Direction, Filter};
+use tunnel::{Config, Device, Direction, Filter};
 
 const MTU: u16 = 1280;
 const PORT: u16 = 51820;
@@ -100,7 +101,12 @@ impl End {
 type PeerOf = (NodePublic, SocketAddr, [IpAddr; 2]);
 
 fn ours(key: &NodePrivate, (peer, endpoint, inner): PeerOf) -> Result<Device> {
-    let mut device = Device::create("wg0", MTU, Arc::new(Open))?;
+    // More than one worker, whatever the machine has: nothing may depend on there being one.
+    let config = Config {
+        workers: NonZeroUsize::new(3).context("zero")?,
+        ..Config::new("wg0", MTU)
+    };
+    let mut device = Device::create(config, Arc::new(Open))?;
     let mut update = device.update();
     update.set_key(key);
     update.add_peer(peer, Some(endpoint));
