@@ -20,6 +20,7 @@ mod derp;
 pub mod engine;
 mod error_text;
 pub mod firewall;
+mod icmp;
 pub mod localapi;
 pub mod metrics;
 pub mod net;

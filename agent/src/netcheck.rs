@@ -1,7 +1,11 @@
-//! How far each relay region is, and how we look from there: STUN from WireGuard's port, HTTPS where UDP
-//! does not get through.
+//! How far each relay region is, and how we look from there: STUN from WireGuard's port, HTTPS or
+//! ICMP where UDP does not get through; and whether a captive portal is between.
 //!
-//! Source: protocol/disco.md §8, §9.
+//! Source: protocol/disco.md §8, §9, §11.
+
+mod beside;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -12,34 +16,29 @@ use disco_proto::stun;
 use futures_util::future::join_all;
 use node_core::derp::{Node, Region};
 use node_core::{DerpMap, RegionId};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::derp::{addresses, host_header, open_tls};
+use crate::derp::addresses;
 use crate::paths::Wire;
 
 /// Time for STUN.
 const STUN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for DNS, before STUN.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time for one HTTPS probe.
-const HTTPS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Regions after which the rest only gets a grace period.
 const ENOUGH_REGIONS: usize = 3;
 /// Round trip assumed for a region not yet measured.
 const UNKNOWN_RTT: Duration = Duration::from_millis(200);
 /// STUN answers that may wait to be looked at.
 const MAX_ANSWERS: usize = 256;
-/// Longest answer to an HTTPS probe that is read.
-const MAX_RESPONSE_LEN: usize = 4 << 10;
 
 /// What one check found.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Report {
     /// Some STUN server answered.
     pub udp: bool,
-    /// Round trips over IPv4, or over HTTPS if UDP does not work.
+    /// Round trips over IPv4; by ICMP or HTTPS if UDP does not work.
     pub v4: BTreeMap<RegionId, Duration>,
     /// Round trips over IPv6.
     pub v6: BTreeMap<RegionId, Duration>,
@@ -49,6 +48,10 @@ pub struct Report {
     pub mapped_v6: Option<SocketAddr>,
     /// The host has IPv6 at all.
     pub os_has_ipv6: bool,
+    /// Relays answer ICMP echo; unknown while UDP works, which is better.
+    pub icmp_v4: Option<bool>,
+    /// Somebody else answers for the relays; unknown if none that can be asked was reached.
+    pub captive_portal: Option<bool>,
 }
 
 impl Report {
@@ -72,6 +75,8 @@ impl Report {
             mut mapped,
             mapped_v6,
             os_has_ipv6,
+            icmp_v4,
+            captive_portal,
         } = newer;
         // One answer alone does not tell whether a NAT varies its mapping.
         if udp && mapped.len() < 2 {
@@ -92,6 +97,9 @@ impl Report {
             mapped,
             mapped_v6,
             os_has_ipv6,
+            icmp_v4,
+            // Only full reports look.
+            captive_portal: captive_portal.or(self.captive_portal),
         };
     }
 
@@ -147,7 +155,14 @@ pub(crate) async fn run(map: &DerpMap, plan: Plan<'_>, wire: &Wire) -> Report {
     let servers = resolve(map, &regions).await;
     let mut report = measure(schedule(&regions, &servers), wire).await;
     if !report.udp {
-        report.v4 = measure_https(map, &regions).await;
+        let regions: Vec<&Region> = regions
+            .keys()
+            .filter_map(|id| map.regions.get(id))
+            .collect();
+        beside::measure(&regions, &mut report).await;
+    }
+    if matches!(plan, Plan::Full) {
+        report.captive_portal = beside::find_portal(map).await;
     }
     report
 }
@@ -298,55 +313,3 @@ async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
     }
     report
 }
-
-/// Measures the first DERP node of each region by an HTTPS request, connection set-up not counted.
-async fn measure_https(
-    map: &DerpMap,
-    regions: &BTreeMap<RegionId, Vec<Duration>>,
-) -> BTreeMap<RegionId, Duration> {
-    let probes = regions
-        .keys()
-        .filter_map(|id| map.regions.get(id))
-        .map(async |region| {
-            let latency = timeout(HTTPS_TIMEOUT, probe_https(region)).await.ok()??;
-            Some((region.id, latency))
-        });
-    join_all(probes).await.into_iter().flatten().collect()
-}
-
-async fn probe_https(region: &Region) -> Option<Duration> {
-    let node = region.nodes.iter().find(|node| !node.stun_only)?;
-    match try_probe_https(node).await {
-        Ok(latency) => Some(latency),
-        Err(error) => {
-            tracing::debug!(node = node.name, %error, "HTTPS probe failed");
-            None
-        }
-    }
-}
-
-async fn try_probe_https(node: &Node) -> io::Result<Duration> {
-    let mut stream = open_tls(node).await.map_err(io::Error::other)?;
-    let request = format!(
-        "GET /derp/latency-check HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        host_header(node)
-    );
-    let start = Instant::now();
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
-    let mut response = Vec::new();
-    while !response.windows(2).any(|pair| pair == b"\r\n") && response.len() < MAX_RESPONSE_LEN {
-        if stream.read_buf(&mut response).await? == 0 {
-            break;
-        }
-    }
-    let latency = start.elapsed();
-    if response.starts_with(b"HTTP/1.1 200") {
-        Ok(latency)
-    } else {
-        Err(io::Error::other("the relay did not answer 200"))
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -73,6 +73,9 @@ fn report(result: &NetcheckResult) -> String {
         format!("\t* Home DERP: {home}"),
         "\t* DERP latency:".to_owned(),
     ];
+    if let Some(portal) = result.captive_portal {
+        lines.insert(6, format!("\t* CaptivePortal: {portal}"));
+    }
     let mut regions: Vec<(Option<u64>, u16)> = result
         .regions
         .keys()

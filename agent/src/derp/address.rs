@@ -49,6 +49,7 @@ mod tests {
             stun_only: false,
             stun_port: None,
             stun_ip: None,
+            http: false,
             certificate: Certificate::HostName,
         }
     }

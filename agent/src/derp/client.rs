@@ -394,6 +394,7 @@ mod tests {
             stun_only: false,
             stun_port: None,
             stun_ip: None,
+            http: false,
             certificate: node_core::derp::Certificate::HostName,
         };
         let start = Instant::now();

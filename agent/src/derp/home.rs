@@ -266,6 +266,7 @@ mod tests {
                 stun_only: false,
                 stun_port: Some(3478),
                 stun_ip: None,
+                http: false,
                 certificate: Certificate::HostName,
             };
             let region = Region {

@@ -18,7 +18,6 @@
 
 mod client;
 mod debug;
-mod icmp;
 mod netcheck;
 mod peerapi;
 mod ping;

@@ -22,6 +22,11 @@ pub struct NetcheckResult {
     /// So it does over IPv6.
     #[serde(rename = "IPv6")]
     pub ipv6: bool,
+    /// Relays answer ICMP echo; looked for only without UDP.
+    #[serde(rename = "ICMPv4")]
+    pub icmp_v4: bool,
+    /// Somebody else answers for the relays; unknown if none serves plain HTTP.
+    pub captive_portal: Option<bool>,
     /// The host has IPv6.
     #[serde(rename = "OSHasIPv6")]
     pub os_has_ipv6: bool,
@@ -86,7 +91,9 @@ impl From<&Netcheck> for NetcheckResult {
         let regions = map.regions.values();
         Self {
             udp: report.udp,
-            ipv4: report.udp && !report.v4.is_empty(),
+            ipv4: (report.udp || report.icmp_v4 == Some(true)) && !report.v4.is_empty(),
+            icmp_v4: report.icmp_v4 == Some(true),
+            captive_portal: report.captive_portal,
             ipv6: report.udp && !report.v6.is_empty(),
             os_has_ipv6: report.os_has_ipv6,
             mapping_varies: report.mapping_varies(),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::query::Query;
 use super::server::{Failure, address};
-use super::{PingResult, icmp, peerapi};
+use super::{PingResult, peerapi};
 use crate::engine::Handle;
 use crate::error_text::error_text;
+use crate::icmp;
 
 /// Most bytes of padding in a ping.
 const MAX_PING_SIZE: u16 = 8_000;
@@ -24,7 +25,7 @@ pub(super) async fn ping(query: &Query, engine: &Handle) -> Result<PingResult, F
             if result.is_local_ip {
                 return Ok(result);
             }
-            let sent = tokio::task::spawn_blocking(move || icmp::ping(ip, PING_TIMEOUT)).await;
+            let sent = tokio::task::spawn_blocking(move || icmp::ping(ip, 0, PING_TIMEOUT)).await;
             match sent {
                 Ok(Ok(Some(latency))) => result.latency_seconds = latency.as_secs_f64(),
                 Ok(Ok(None)) => result.err = format!("no echo reply within {PING_TIMEOUT:?}"),

@@ -268,6 +268,7 @@ impl Steward {
             working_ipv6: Some(report.udp && !report.v6.is_empty()),
             os_has_ipv6: Some(report.os_has_ipv6),
             working_udp: Some(report.udp),
+            working_icmpv4: report.icmp_v4,
             preferred_derp: home.map_or(0, |home| home.0.into()),
             ..tailcfg::NetInfo::default()
         };

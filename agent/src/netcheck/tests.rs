@@ -113,6 +113,7 @@ fn map(regions: &[(u16, Option<u16>)]) -> DerpMap {
             stun_only: true,
             stun_port: *stun_port,
             stun_ip: None,
+            http: false,
             certificate: Certificate::HostName,
         };
         let region = Region {

@@ -347,6 +347,7 @@ impl Overlay {
             stun_only: false,
             stun_port: Some(STUN_PORT),
             stun_ip: None,
+            http: false,
             certificate: self.relay.certificate.clone(),
         };
         let region = Region {

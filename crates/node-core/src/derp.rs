@@ -103,6 +103,8 @@ pub struct Node {
     pub stun_port: Option<u16>,
     /// Address to use for STUN instead of the node's own.
     pub stun_ip: Option<std::net::IpAddr>,
+    /// Answers plain HTTP on port 80, for those who look for a captive portal.
+    pub http: bool,
     /// How its certificate is verified.
     pub certificate: Certificate,
 }
@@ -123,6 +125,7 @@ impl Node {
             stun_only: wire.stun_only,
             stun_port: wire.stun_port(),
             stun_ip: wire.stun_test_ip.parse().ok(),
+            http: wire.can_port80,
             certificate: Certificate::parse(&wire.cert_name, wire.insecure_for_tests).ok()?,
         })
     }

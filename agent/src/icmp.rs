@@ -1,4 +1,4 @@
-//! Ordinary pings over the overlay: one ICMP echo and its reply.
+//! Ordinary pings, over the overlay or past it: one ICMP echo and its reply.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +15,21 @@ const HEADER_LEN: usize = 8;
 /// Bytes behind the header, as many as ping(8) sends.
 const PAYLOAD_LEN: usize = 56;
 
-/// Sends one echo request and waits for its reply: the round trip, or `None` after `timeout`. Blocks.
+/// Sends one echo request, which bears the firewall mark `mark`, and waits for its reply: the round trip, or `None`
+/// after `timeout`. Blocks.
 ///
 /// # Errors
 ///
 /// What the socket answered; raw sockets need root.
-pub(super) fn ping(target: IpAddr, timeout: Duration) -> io::Result<Option<Duration>> {
+pub(crate) fn ping(target: IpAddr, mark: u32, timeout: Duration) -> io::Result<Option<Duration>> {
     let (domain, protocol) = match target {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
     };
     let mut socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
     socket.connect(&SocketAddr::new(target, 0).into())?;
     let id: u16 = rand::random();
     let sequence: u16 = rand::random();
