@@ -473,7 +473,7 @@ fn a_ping_that_was_asked_for_is_answered_or_expires() {
 #[test]
 fn a_round_trip_is_told_while_its_path_is_in_use_and_was_measured() {
     let latency = |paths: &Paths, now| paths.latencies(now).next().map(|(_, latency)| latency);
-    let mut paths = direct();
+    let paths = direct();
     assert_eq!(latency(&paths, at(20)), Some(Duration::from_millis(20)));
     // Trust is over, and nothing came over the relay.
     assert_eq!(latency(&paths, at(7000)), None);
