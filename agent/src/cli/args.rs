@@ -46,6 +46,8 @@ pub enum ClientCommand {
     Logout,
     /// Show this node and its peers.
     Status(JsonArgs),
+    /// Watch live throughput of peers and routes, paths, latencies and drops.
+    Top(TopArgs),
     /// Print overlay addresses.
     Ip(IpArgs),
     /// Ask whether and how a peer answers.
@@ -152,6 +154,28 @@ pub struct JsonArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `top`
+#[derive(Args, Clone, Copy, Debug)]
+pub struct TopArgs {
+    /// Seconds between two samples, from 0.2 to 60.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = sample_interval)]
+    pub interval: Duration,
+    /// Print one sample as JSON, with the rates of one interval.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Reads seconds between two samples: quicker ones would measure the measuring.
+fn sample_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "give a number of seconds, as 1 or 0.5".to_owned())?;
+    if !(0.2..=60.0).contains(&seconds) {
+        return Err("give 0.2 to 60 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// `ip`
@@ -293,6 +317,9 @@ mod tests {
             "tailrace down",
             "tailrace logout",
             "tailrace status --json",
+            "tailrace top",
+            "tailrace top --interval 0.2 --json",
+            "tailrace top --interval 60",
             "tailrace ip -4",
             "tailrace ip -6 peer --json",
             "tailrace ping peer -c 3 --icmp",
@@ -319,6 +346,10 @@ mod tests {
             "tailrace ping p -c 0",
             "tailrace set",
             "tailrace ip -4 -6",
+            "tailrace top --interval 0.1",
+            "tailrace top --interval 61",
+            "tailrace top --interval nan",
+            "tailrace top --interval soon",
             "tailrace debug",
             "tailrace debug endpoint peer",
             "tailrace debug endpoint peer 203.0.113.7",

@@ -6,6 +6,7 @@ mod netcheck;
 mod ping;
 mod routes;
 mod show;
+mod top;
 mod up;
 
 use std::path::PathBuf;
@@ -97,6 +98,7 @@ async fn run(command: ClientCommand, socket: Option<PathBuf>) -> Result<ExitCode
                 .await?;
         }
         ClientCommand::Status(JsonArgs { json }) => return show::status(&client(), json).await,
+        ClientCommand::Top(args) => return top::run(&client(), &args).await,
         ClientCommand::Ip(args) => show::ip(&client(), &args).await?,
         ClientCommand::Ping(args) => return ping::run(&client(), &args).await,
         ClientCommand::Netcheck(args) => netcheck::run(&client(), args).await?,

@@ -32,6 +32,7 @@ use crate::state::StateError;
 
 pub use self::core::{Engine, EngineConfig};
 pub use snapshot::Snapshot;
+pub(crate) use snapshot::node_name;
 
 /// The data plane while there is one; readers ask it, only the engine changes it.
 type SharedNet = Arc<RwLock<Option<Net>>>;

@@ -43,7 +43,7 @@ impl Snapshot {
     /// Returns the first label of a peer's name, or what its host calls itself.
     #[must_use]
     pub fn peer_name(&self, key: &NodePublic) -> Option<String> {
-        self.map.as_ref()?.peer_by_key(key).map(name)
+        self.map.as_ref()?.peer_by_key(key).map(node_name)
     }
 
     /// Returns the node that an address leads to: the longest prefix of its allowed IPs wins.
@@ -81,7 +81,7 @@ impl Snapshot {
         let result = PingResult {
             ip: ip.to_string(),
             node_ip: address.unwrap_or_default(),
-            node_name: name(node),
+            node_name: node_name(node),
             is_local_ip: own && node.addresses.iter().any(|prefix| prefix.contains(&ip)),
             ..PingResult::default()
         };
@@ -100,7 +100,7 @@ pub(super) fn peer_api(node: &Node, ip: IpAddr) -> Option<SocketAddr> {
 }
 
 /// First label of the name; what the host calls itself if it has none.
-fn name(node: &Node) -> String {
+pub(crate) fn node_name(node: &Node) -> String {
     match node.label() {
         "" => node.hostinfo.hostname.clone(),
         label => label.to_owned(),

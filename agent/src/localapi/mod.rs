@@ -14,6 +14,7 @@
 //! | `GET netcheck` | [`NetcheckResult`] |
 //! | `GET whois?addr=` | [`WhoIs`] |
 //! | `GET watch-ipn-bus` | [`Notify`] lines, the first at once |
+//! | `GET tailrace-top` | [`Sample`] (ours) |
 //! | `GET usermetrics`, `GET metrics` | Prometheus text |
 
 mod client;
@@ -25,12 +26,14 @@ mod query;
 mod server;
 mod slots;
 mod status;
+mod top;
 mod types;
 
 pub use client::{Client, ClientError, Lines};
 pub use netcheck::NetcheckResult;
 pub use server::{BindError, Server};
 pub use status::{status, whois};
+pub use top::{DropSample, ForwardedSample, NodeSample, PeerSample, RouteSample, Sample, sample};
 pub use types::{
     BackendState, DroppedPacket, ErrorBody, Notify, OverlayTraffic, PeerStatus, PingResult,
     RelayStatus, RuleHits, StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,

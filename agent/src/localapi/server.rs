@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use super::debug;
 use super::query::Query;
 use super::slots::Slots;
-use super::{ErrorBody, NetcheckResult, Notify, PREFIX, StartOptions, ping, status, whois};
+use super::{ErrorBody, NetcheckResult, Notify, PREFIX, StartOptions, ping, sample, status, whois};
 use crate::engine::{Handle, Notice, Refusal};
 use crate::error_text::error_text;
 use crate::metrics;
@@ -327,6 +327,7 @@ async fn route(
                 .map(|found| json(&found))
                 .ok_or_else(|| Failure::not_found(format!("no node has the address {address}")))
         }
+        ("tailrace-top", &Method::GET) => Ok(json(&sample(&engine.snapshot().await?))),
         // Nothing is served or funnelled; upstream's `status` asks.
         ("serve-config", &Method::GET) => Ok(json(&serde_json::json!({}))),
         ("watch-ipn-bus", &Method::GET) => Ok(watch_bus(engine.notices())),
@@ -341,8 +342,8 @@ async fn route(
         }
         (
             "status" | "prefs" | "start" | "login-interactive" | "logout" | "ping" | "netcheck"
-            | "whois" | "debug-endpoint" | "debug-drops" | "debug-rules" | "serve-config"
-            | "watch-ipn-bus" | "metrics" | "usermetrics",
+            | "whois" | "debug-endpoint" | "debug-drops" | "debug-rules" | "tailrace-top"
+            | "serve-config" | "watch-ipn-bus" | "metrics" | "usermetrics",
             method,
         ) => Err(Failure {
             status: StatusCode::METHOD_NOT_ALLOWED,

@@ -12,7 +12,8 @@ use node_core::paths::{PeerPaths, Route};
 
 use super::NetError;
 use super::filter::joined;
-use super::inner::{Inner, peer_index};
+use super::inner::Inner;
+use super::numbers::peer_index;
 use super::reroute::Traffic;
 use crate::error_text::error_text;
 use crate::paths::{Event, Order};
@@ -266,8 +267,9 @@ impl Inner {
             if let Some(state) = states.get(peer) {
                 return Some((state.stats.tx_bytes, state.stats.rx_bytes));
             }
-            let index = peer_index(self.endpoints.address(peer)?);
-            let counters = self.guard.count_of(index)?;
+            let own = peer_index(self.endpoints.address(peer)?);
+            let count = |number| self.guard.count_of(number);
+            let counters = self.numbers.sum(own, peer, count)?;
             Some((counters.tx_packets, counters.rx_packets))
         };
         let traffic = peers.into_iter().filter_map(|peer| {

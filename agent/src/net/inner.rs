@@ -1,7 +1,7 @@
 //! The parts of the data plane that are applied together: tunnel, wiring, counters, peer table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
+use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
 use super::tsmp::Tsmp;
 use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
@@ -43,6 +44,8 @@ pub(super) struct Inner {
     pub(super) port: u16,
     pub(super) state_dir: PathBuf,
     pub(super) endpoints: Endpoints,
+    /// Under which numbers their routes are counted.
+    pub(super) numbers: Numbers,
     /// Endpoints that replace all others: set by hand.
     pub(super) direct: BTreeMap<NodePublic, SocketAddr>,
     /// How peers are reached, if not only through relays.
@@ -340,6 +343,9 @@ impl Inner {
             table.push(peer.with_overlay(overlay));
         }
         self.peers.replace(table.into_iter());
+        let guard = &self.guard;
+        self.numbers
+            .assign(desired, |number| guard.count_of(number));
         Ok(())
     }
 
@@ -412,7 +418,8 @@ impl Inner {
                 let peers: Vec<_> = prefixes
                     .iter()
                     .filter_map(|(prefix, key)| {
-                        let index = peer_index(self.endpoints.address(key)?);
+                        let peer = peer_index(self.endpoints.address(key)?);
+                        let index = self.numbers.of(peer, key, prefix);
                         Some((*prefix, guarded(index, filter.restriction(key))))
                     })
                     .collect();
@@ -509,9 +516,4 @@ fn guarded(index: PeerIndex, Restriction { jailed, expires }: Restriction) -> da
         jailed,
         expires: expires.map(dataplane::since_boot),
     }
-}
-
-/// The peer's number in the counters: its place in 127.64.0.0/10, stable as its address is.
-pub(super) fn peer_index(address: Ipv4Addr) -> PeerIndex {
-    PeerIndex(address.to_bits() & 0x3f_ffff)
 }

@@ -5,6 +5,7 @@ mod drops;
 mod error;
 pub(crate) mod filter;
 mod inner;
+mod numbers;
 pub(crate) mod peers;
 mod ping;
 mod rejects;
@@ -47,6 +48,7 @@ use crate::tunnel::Kernel;
 use direct::Pins;
 use filter::Guard;
 use inner::Inner;
+use numbers::Numbers;
 use peers::Peers;
 use start::{adopt, check_permission, check_port, choose_engine};
 use steward::{Assignment, Steward};
@@ -61,7 +63,8 @@ pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
 pub use ping::Pinger;
 pub use status::{
-    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply, RelayStatus,
+    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply,
+    RelayStatus, RouteStatus,
 };
 pub use tsmp::TunnelPong;
 
@@ -298,6 +301,7 @@ impl Net {
             port: config.port,
             state_dir: config.state_dir,
             endpoints,
+            numbers: Numbers::default(),
             direct,
             routes,
             detours: BTreeMap::new(),
@@ -465,10 +469,14 @@ impl Net {
 
     /// Returns the data plane as it is now.
     pub async fn status(&self) -> NetStatus {
-        NetStatus {
-            port_mapping: self.portmap.state(),
-            ..self.inner.lock().await.status().await
+        let mut status = self.inner.lock().await.status().await;
+        status.port_mapping = self.portmap.state();
+        for (key, latency) in self.paths.latencies().await {
+            if let Some(peer) = status.peers.get_mut(&key) {
+                peer.latency = Some(latency);
+            }
         }
+        status
     }
 
     /// Returns what pings peers of the present network, without holding on to the data plane.

@@ -12,7 +12,8 @@ use netlink::links;
 use node_core::{Desired, DesiredPeer, RegionId};
 
 use super::filter::{Guard, locked};
-use super::inner::{Inner, peer_index};
+use super::inner::Inner;
+use super::numbers::peer_index;
 use super::{EndpointKind, FilterPlace, FilterStatus, Junk, PortMapping, ShieldStatus};
 use crate::tunnel::PeerState;
 
@@ -66,6 +67,12 @@ pub struct NetStatus {
     pub relays: Vec<RelayStatus>,
     /// Every peer of the device.
     pub peers: BTreeMap<NodePublic, PeerStatus>,
+    /// When the counters of peers and routes were read, since boot.
+    pub read_at: Duration,
+    /// Networks that are reached through peers.
+    pub routes: Vec<RouteStatus>,
+    /// Networks that this node serves to peers.
+    pub served_routes: Vec<IpNet>,
     /// Datagrams to WireGuard's port that led to nothing.
     pub junk: Junk,
     /// What the router can do and does for us.
@@ -127,6 +134,19 @@ pub struct PeerStatus {
     pub relay: String,
     /// Its WireGuard session is alive: traffic within the last three minutes.
     pub active: bool,
+    /// Round trip of the last disco answer on the way in use, if one was measured there.
+    pub latency: Option<Duration>,
+}
+
+/// A network that is reached through a peer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RouteStatus {
+    /// The network; of length 0 for the exit node's.
+    pub prefix: IpNet,
+    /// The peer.
+    pub peer: NodePublic,
+    /// What the eBPF programs counted; `None` if they do not run, or count it with the peer's own.
+    pub overlay: Option<OverlayTraffic>,
 }
 
 /// An answered ping.
@@ -177,12 +197,23 @@ pub enum NetEvent {
     },
 }
 
+impl From<PeerCounters> for OverlayTraffic {
+    fn from(counts: PeerCounters) -> Self {
+        Self {
+            rx_packets: counts.rx_packets,
+            rx_bytes: counts.rx_bytes,
+            tx_packets: counts.tx_packets,
+            tx_bytes: counts.tx_bytes,
+        }
+    }
+}
+
 /// What is shown of a peer, out of what the network map, the tunnel and the programs say.
 pub(super) fn peer_status(
     desired: &Desired,
     peer: &DesiredPeer,
     state: &PeerState,
-    counts: Option<&PeerCounters>,
+    counts: Option<PeerCounters>,
 ) -> PeerStatus {
     let handshake = state.stats.last_handshake;
     let age = handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
@@ -192,12 +223,7 @@ pub(super) fn peer_status(
     PeerStatus {
         rx_bytes: state.stats.rx_bytes,
         tx_bytes: state.stats.tx_bytes,
-        overlay: counts.map(|counts| OverlayTraffic {
-            rx_packets: counts.rx_packets,
-            rx_bytes: counts.rx_bytes,
-            tx_packets: counts.tx_packets,
-            tx_bytes: counts.tx_bytes,
-        }),
+        overlay: counts.map(OverlayTraffic::from),
         last_handshake: handshake,
         cur_addr: direct,
         relay: peer
@@ -205,6 +231,7 @@ pub(super) fn peer_status(
             .map_or("", |home| desired.derp_map.code(home))
             .to_owned(),
         active: age.is_some_and(|age| age < SESSION_LIFE),
+        latency: None,
     }
 }
 
@@ -271,18 +298,30 @@ impl Inner {
         let link = links::get(&self.netlink, &self.device).await.ok().flatten();
         let states = self.states().await;
         let counts = self.guard.counts();
+        let read_at = dataplane::boot_clock();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
-        let peers = desired.map(|desired| {
-            let peers = desired.peers.iter();
-            peers
-                .map(|(key, peer)| {
-                    let state = states.get(key).copied().unwrap_or_default();
-                    let address = self.endpoints.address(key);
-                    let counts = address.and_then(|ip| counts.get(&peer_index(ip)));
-                    (*key, peer_status(desired, peer, &state, counts))
-                })
-                .collect()
-        });
+        let mut peers = BTreeMap::new();
+        let mut routes = Vec::new();
+        for (key, peer) in desired.iter().flat_map(|desired| &desired.peers) {
+            let state = states.get(key).copied().unwrap_or_default();
+            let address = self.endpoints.address(key);
+            let count = |number| counts.get(&number).copied();
+            let sum = address.and_then(|ip| self.numbers.sum(peer_index(ip), key, count));
+            let numbers: BTreeMap<_, _> = self.numbers.routes(key).collect();
+            routes.extend(peer.routes.iter().map(|prefix| {
+                RouteStatus {
+                    prefix: *prefix,
+                    peer: *key,
+                    overlay: numbers
+                        .get(prefix)
+                        .and_then(|number| count(*number))
+                        .map(OverlayTraffic::from),
+                }
+            }));
+            if let Some(desired) = desired {
+                peers.insert(*key, peer_status(desired, peer, &state, sum));
+            }
+        }
         let home = self.relays.home();
         NetStatus {
             engine: self.tunnel.engine(),
@@ -296,7 +335,10 @@ impl Inner {
             shield: self.shields.status(),
             home: home.map(|(region, code)| Home { region, code }),
             relays: self.relays.status(),
-            peers: peers.unwrap_or_default(),
+            peers,
+            read_at,
+            routes,
+            served_routes: desired.map_or_else(Vec::new, |desired| desired.served_routes.clone()),
             junk: self.junk().await,
             port_mapping: PortMapping::default(),
         }

@@ -119,6 +119,9 @@ impl Core {
                 // Whoever asked may be gone.
                 let _ = answer.send(self.paths.active().collect());
             }
+            Event::Latencies(answer) => {
+                let _ = answer.send(self.paths.latencies(now).collect());
+            }
             Event::OwnEndpoints(endpoints) => self.paths.own_endpoints(now, endpoints),
             Event::UnderlayChanged => self.paths.underlay_changed(now),
             Event::Ping { peer, size, answer } => {

@@ -13,6 +13,7 @@ mod detours;
 mod endpoints;
 mod wire;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub(crate) enum Event {
     Unanswered(NodePublic),
     /// Somebody asks whose traffic has to be told.
     Active(oneshot::Sender<Vec<NodePublic>>),
+    /// Somebody asks for round trips.
+    Latencies(oneshot::Sender<HashMap<NodePublic, Duration>>),
     /// Where we can be reached.
     OwnEndpoints(Vec<SocketAddr>),
     /// The host's own networks changed.
@@ -118,6 +121,13 @@ impl Handle {
     pub(crate) async fn active(&self) -> Vec<NodePublic> {
         let (answer, answered) = oneshot::channel();
         self.tell(Event::Active(answer)).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// The round trips of peers on the way by which each is reached, as far as they were measured.
+    pub(crate) async fn latencies(&self) -> HashMap<NodePublic, Duration> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Event::Latencies(answer)).await;
         answered.await.unwrap_or_default()
     }
 

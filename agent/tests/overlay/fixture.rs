@@ -136,6 +136,7 @@ impl Overlay {
                     id: i64::try_from(id).unwrap_or(0),
                     name: String::new(),
                     allowed_ips: node.addresses.clone(),
+                    routes: Vec::new(),
                     disco: Some(node.disco.public()),
                     home_derp: Some(REGION),
                     endpoints: Vec::new(),

@@ -75,28 +75,34 @@ impl Dropped {
     /// Why no rule let the packet pass, in a few words for people.
     #[must_use]
     pub fn why(&self) -> &'static str {
-        match self.reason {
-            DropReason::NoRule => "no rule admits it",
-            DropReason::NoFlow => "no connection of ours, and no rule admits it",
-            DropReason::ShieldsUp => "shields are up: peers may answer, not initiate",
-            DropReason::Jailed => "the peer is jailed: it may answer, not initiate",
-            DropReason::NotLocal => "the destination is neither ours nor behind us",
-            DropReason::EchoReply => "an echo reply that nobody here asked for",
-            DropReason::IcmpError => "an ICMP error about no flow of ours",
-            DropReason::Fragment => "a fragment of a packet whose first was not accepted",
-            DropReason::KeyExpired => "our own key has expired: log in again",
-            DropReason::PeerExpired => "the peer's key has expired",
-            DropReason::NoPolicy => "no policy has been put in force yet",
-            DropReason::TsmpFromHost => "only the agent may send TSMP",
-            DropReason::Multicast => "multicast is not carried",
-            DropReason::LinkLocal => "link-local addresses are not carried",
-            DropReason::NotIp
-            | DropReason::Truncated
-            | DropReason::TransportCut
-            | DropReason::FragmentTiny
-            | DropReason::ExtensionHeader
-            | DropReason::BadProtocol => "malformed, or of a form that is not judged",
-        }
+        why_dropped(self.reason)
+    }
+}
+
+/// Why a packet is dropped for this reason, in a few words for people.
+#[must_use]
+pub fn why_dropped(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::NoRule => "no rule admits it",
+        DropReason::NoFlow => "no connection of ours, and no rule admits it",
+        DropReason::ShieldsUp => "shields are up: peers may answer, not initiate",
+        DropReason::Jailed => "the peer is jailed: it may answer, not initiate",
+        DropReason::NotLocal => "the destination is neither ours nor behind us",
+        DropReason::EchoReply => "an echo reply that nobody here asked for",
+        DropReason::IcmpError => "an ICMP error about no flow of ours",
+        DropReason::Fragment => "a fragment of a packet whose first was not accepted",
+        DropReason::KeyExpired => "our own key has expired: log in again",
+        DropReason::PeerExpired => "the peer's key has expired",
+        DropReason::NoPolicy => "no policy has been put in force yet",
+        DropReason::TsmpFromHost => "only the agent may send TSMP",
+        DropReason::Multicast => "multicast is not carried",
+        DropReason::LinkLocal => "link-local addresses are not carried",
+        DropReason::NotIp
+        | DropReason::Truncated
+        | DropReason::TransportCut
+        | DropReason::FragmentTiny
+        | DropReason::ExtensionHeader
+        | DropReason::BadProtocol => "malformed, or of a form that is not judged",
     }
 }
 

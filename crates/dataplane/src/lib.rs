@@ -49,7 +49,7 @@ pub use attach::Attachment;
 pub use counters::Counters;
 pub use dataplane::Dataplane;
 pub use direct::Direct;
-pub use drops::{Dropped, Drops};
+pub use drops::{Dropped, Drops, why_dropped};
 pub use ebpf_abi::{
     ABI_VERSION, Count, Direction, DropReason, Forwarded, Origin, PeerCounters, PeerIndex,
     PortRange, Reason, STACK_INTERVAL, ShieldReason,

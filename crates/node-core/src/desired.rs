@@ -118,6 +118,8 @@ pub struct DesiredPeer {
     pub name: String,
     /// Inner addresses that belong to this peer; each prefix belongs to one peer only; sorted.
     pub allowed_ips: Vec<IpNet>,
+    /// Those of them that are not its own addresses but lie behind it; sorted.
+    pub routes: Vec<IpNet>,
     /// Key for disco messages, if the peer has one.
     pub disco: Option<DiscoPublic>,
     /// Region by which the peer is reached.
@@ -185,6 +187,7 @@ impl Desired {
                 id: node.id.0,
                 name: node.name.trim_end_matches('.').to_owned(),
                 allowed_ips,
+                routes: Vec::new(),
                 disco: Some(node.disco_key).filter(|key| !key.is_zero()),
                 home_derp: home(node),
                 endpoints: node.endpoints.clone(),
@@ -217,8 +220,9 @@ impl Desired {
             true => is_exit,
             false => options.accept_routes && !node.addresses.contains(net),
         });
-        peer.allowed_ips
-            .extend(wanted.filter(|net| taken.insert(*net)));
+        peer.routes = wanted.filter(|net| taken.insert(*net)).collect();
+        peer.routes.sort_unstable();
+        peer.allowed_ips.extend(&peer.routes);
         peer.allowed_ips.sort_unstable();
     }
 

@@ -387,6 +387,14 @@ impl Paths {
         self.peers.get(key).map(|peer| peer.route)
     }
 
+    /// Returns the round trip of the last answer on the way by which each peer is reached, as far as one
+    /// was measured: straight while that is trusted, else over a relay within the last minute. Looks at
+    /// every peer.
+    pub fn latencies(&self, now: Now) -> impl Iterator<Item = (NodePublic, Duration)> {
+        let peers = self.peers.iter();
+        peers.filter_map(move |(key, peer)| Some((*key, peer.latency(now)?)))
+    }
+
     /// Returns how many messages led to nothing.
     #[must_use]
     pub fn ignored(&self) -> Ignored {

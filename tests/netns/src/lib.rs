@@ -8,6 +8,7 @@ mod echo;
 mod gateway;
 mod snapshot;
 mod stream;
+mod terminal;
 mod transfer;
 
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ pub use echo::{Echo, Flow};
 pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
 pub use snapshot::KernelState;
 pub use stream::{Delivery, End, both_ways};
+pub use terminal::Terminal;
 pub use transfer::transfer;
 
 /// Time within which two joined nodes reach each other.

@@ -95,9 +95,11 @@ pub(super) fn hints(demo: &Demo, programs: &Path) -> String {
         let tailrace = programs.join("tailrace");
         let (tailrace, socket) = (tailrace.display(), node.socket());
         let socket = socket.display();
-        text.push_str(&format!(
-            "  ip netns exec {space} {tailrace} --socket {socket} status\n"
-        ));
+        for command in ["status", "top"] {
+            text.push_str(&format!(
+                "  ip netns exec {space} {tailrace} --socket {socket} {command}\n"
+            ));
+        }
         for other in &tailnet.nodes {
             if !std::ptr::eq(node, other)
                 && let Ok(address) = other.ip("-4")

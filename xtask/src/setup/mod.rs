@@ -22,7 +22,7 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping; ufw, firewalld
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping, tmux; ufw, firewalld
     /// and miniupnpd, unpacked only.
     Lab,
     /// QEMU and the default kernel: for `test vm`.

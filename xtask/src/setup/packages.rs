@@ -21,6 +21,8 @@ pub(crate) const LAB: &[Need] = &[
     ("conntrack", "conntrack"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
+    // The terminal in which `tailrace top` is driven.
+    ("tmux", "tmux"),
     // What firewalld needs, itself unpacked below.
     ("dbus-daemon", "dbus-daemon"),
     (

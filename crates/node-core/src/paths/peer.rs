@@ -25,6 +25,8 @@ const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 const ASKED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Trust left to a path that is sent to without an answer: a few round trips, within these bounds.
 const SUSPICION: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(1));
+/// A round trip over a relay is told for so long: nothing measures it again by itself.
+const RELAYED_FRESH: Duration = Duration::from_secs(60);
 /// Most pings of one peer on their way; each has a record here.
 const MAX_SENT: usize = 256;
 /// Most pings of one peer that somebody waits for.
@@ -45,6 +47,13 @@ struct Sent {
     at: Now,
     /// Somebody waits for the answer.
     asked: Option<u64>,
+}
+
+/// Round trips of the last answers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answered {
+    direct: Option<Proved>,
+    relayed: Option<(Now, Duration)>,
 }
 
 #[derive(Debug)]
@@ -68,6 +77,8 @@ pub(super) struct Peer {
     counted: Option<Now>,
     sent: BTreeMap<TxId, Sent>,
     asked: BTreeMap<u64, Now>,
+    /// The last answers, straight from [`Self::best`] and over a relay.
+    answered: Answered,
     pub(super) route: Route,
     /// Addresses whose packets must not move the endpoint, as last told.
     detoured: Vec<SocketAddr>,
@@ -93,6 +104,7 @@ impl Peer {
             counted: None,
             sent: BTreeMap::new(),
             asked: BTreeMap::new(),
+            answered: Answered::default(),
             route: Route::Relayed,
             detoured: Vec::new(),
             armed: None,
@@ -110,6 +122,23 @@ impl Peer {
     /// The pings that somebody waits for.
     pub(super) fn pings_asked(&self) -> impl Iterator<Item = u64> {
         self.asked.keys().copied()
+    }
+
+    /// The round trip of the last answer on the way in use; `None` if none was measured there.
+    pub(super) fn latency(&self, now: Now) -> Option<Duration> {
+        match self.trusted(now) {
+            // A path that was adopted has not answered yet.
+            Some(best) => self
+                .answered
+                .direct
+                .filter(|answer| answer.address == best.address)
+                .map(|answer| answer.latency),
+            None => self
+                .answered
+                .relayed
+                .filter(|(at, _)| now.since(*at) < RELAYED_FRESH)
+                .map(|(_, latency)| latency),
+        }
     }
 
     /// How many candidates it has, and how many pings are on their way.
@@ -151,6 +180,7 @@ impl Peer {
         self.last_round = None;
         self.reprobe = None;
         self.sent.clear();
+        self.answered = Answered::default();
         self.candidates.forget_measurements();
     }
 
@@ -253,6 +283,9 @@ impl Peer {
                 latency,
             });
         }
+        if let (Via::Derp(..), Via::Derp(..)) = (sent.via, via) {
+            self.answered.relayed = Some((context.now, latency));
+        }
         // The address that was pinged is proved, whatever address the pong came from; over a relay
         // nothing is.
         let (Via::Udp(address), Via::Udp(_)) = (sent.via, via) else {
@@ -267,6 +300,7 @@ impl Peer {
         });
         if current.is_none() {
             self.best = Some(proved);
+            self.answered.direct = Some(proved);
             self.trust_until = context.now + TRUST;
             self.reprobe = None;
         }

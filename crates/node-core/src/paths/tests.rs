@@ -471,6 +471,29 @@ fn a_ping_that_was_asked_for_is_answered_or_expires() {
 }
 
 #[test]
+fn a_round_trip_is_told_while_its_path_is_in_use_and_was_measured() {
+    let latency = |paths: &Paths, now| paths.latencies(now).next().map(|(_, latency)| latency);
+    let paths = direct();
+    assert_eq!(latency(&paths, at(20)), Some(Duration::from_millis(20)));
+    // Trust is over, and nothing came over the relay.
+    assert_eq!(latency(&paths, at(7000)), None);
+
+    let mut paths = with_peer(&[]);
+    paths.ping(at(0), peer(), 1, 0);
+    let relayed = pings(&commands(&mut paths))[0];
+    let (via, id) = relayed;
+    let source = address("127.3.3.40:7");
+    paths.message(at(30), via, disco(), Message::Pong { id, source });
+    assert_eq!(latency(&paths, at(30)), Some(Duration::from_millis(30)));
+    assert_eq!(latency(&paths, at(61_000)), None);
+
+    // What a former process measured is not known.
+    let mut paths = with_peer(&[A]);
+    paths.adopt(at(0), peer(), address(A));
+    assert_eq!(latency(&paths, at(0)), None);
+}
+
+#[test]
 fn nobody_waits_for_a_ping_to_a_peer_that_is_gone() {
     let mut paths = direct();
     paths.ping(at(30), peer(), 42, 0);
