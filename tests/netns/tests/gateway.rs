@@ -52,7 +52,8 @@ fn a_subnet_router_carries_tcp_udp_and_pings_of_both_families() -> Result<()> {
         }
     }
     let metrics = site.gate.metrics()?;
-    for from in ["peer", "lan"] {
+    // What was sent, in packets of the tunnel; and an acknowledgement for every buffer of them.
+    for (from, least) in [("peer", 10_000), ("lan", 50)] {
         let past = format!(
             r#"tailrace_forwarded_packets_total{{from="{from}",outcome="past_the_stack"}}"#
         );
@@ -61,8 +62,7 @@ fn a_subnet_router_carries_tcp_udp_and_pings_of_both_families() -> Result<()> {
             .context("nothing went past the stack")?
             .trim()
             .parse()?;
-        // An acknowledgement for every few segments.
-        ensure!(packets > 500, "{packets} from {from}");
+        ensure!(packets > least, "{packets} from {from}");
     }
     Ok(())
 }
