@@ -81,6 +81,7 @@ impl Inner {
                 Order::Route(peer, route) => {
                     if self.routes.insert(peer, route) != Some(route) {
                         tell_path(peer, route);
+                        self.accounts.changed(peer, route);
                         changed = true;
                     }
                     routed.insert(peer);
@@ -266,9 +267,11 @@ impl Inner {
             if let Some(state) = states.get(peer) {
                 return Some((state.stats.tx_bytes, state.stats.rx_bytes));
             }
-            let index = peer_index(self.endpoints.address(peer)?);
-            let counters = self.guard.count_of(index)?;
-            Some((counters.tx_packets, counters.rx_packets))
+            let own = self.endpoints.address(peer).map(peer_index);
+            let numbers = own.into_iter().chain(self.route_numbers.of_peer(*peer));
+            let counters = numbers.filter_map(|number| self.guard.count_of(number));
+            let packets = counters.map(|counters| (counters.tx_packets, counters.rx_packets));
+            packets.reduce(|sum, more| (sum.0 + more.0, sum.1 + more.1))
         };
         let traffic = peers.into_iter().filter_map(|peer| {
             let (sent, received) = traffic(&peer)?;

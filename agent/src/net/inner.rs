@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
 use super::peers::{Peer, Peers};
+use super::traffic::{Accounts, RouteNumbers};
 use super::tsmp::Tsmp;
 use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
 use crate::derp::Manager;
@@ -74,10 +75,20 @@ pub(super) struct Inner {
     pub(super) filter_problem: Option<String>,
     /// What the task that offloads forwarded flows goes by.
     pub(super) offload: watch::Sender<offload::Config>,
+    /// The numbers by which routes of peers are counted.
+    pub(super) route_numbers: RouteNumbers,
+    /// Which way traffic went.
+    pub(super) accounts: Accounts,
+    /// Forwarded flows whose packets go past the stack.
+    pub(super) offloaded: usize,
     pub(super) applied: Option<Applied>,
 }
 
 impl Holder for Inner {
+    fn offloaded(&mut self, flows: usize) {
+        self.offloaded = flows;
+    }
+
     fn dataplane(&mut self) -> Option<impl DerefMut<Target = Dataplane>> {
         self.guard.dataplane()
     }
@@ -407,12 +418,14 @@ impl Inner {
             return Ok(());
         };
         let prefixes = prefixes(desired);
+        self.route_numbers.assign(&prefixes);
         match &mut self.guard {
             Guard::Ebpf(dataplane, ..) => {
                 let peers: Vec<_> = prefixes
                     .iter()
                     .filter_map(|(prefix, key)| {
-                        let index = peer_index(self.endpoints.address(key)?);
+                        let own = peer_index(self.endpoints.address(key)?);
+                        let index = self.route_numbers.of(*prefix, *key).unwrap_or(own);
                         Some((*prefix, guarded(index, filter.restriction(key))))
                     })
                     .collect();

@@ -5,6 +5,7 @@ mod drops;
 mod error;
 pub(crate) mod filter;
 mod inner;
+mod measure;
 pub(crate) mod peers;
 mod ping;
 mod rejects;
@@ -13,6 +14,7 @@ mod reroute;
 mod start;
 mod status;
 mod steward;
+pub(crate) mod traffic;
 mod tsmp;
 
 use std::collections::BTreeMap;
@@ -47,9 +49,11 @@ use crate::tunnel::Kernel;
 use direct::Pins;
 use filter::Guard;
 use inner::Inner;
+use measure::Censuses;
 use peers::Peers;
 use start::{adopt, check_permission, check_port, choose_engine};
 use steward::{Assignment, Steward};
+use traffic::{Accounts, RouteNumbers};
 use tsmp::Tsmp;
 
 pub use crate::netcheck::Report as NetcheckReport;
@@ -59,10 +63,12 @@ pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
+pub use measure::Measures;
 pub use ping::Pinger;
 pub use status::{
     Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply, RelayStatus,
 };
+pub use traffic::{Carried, Path as TrafficPath, PathChange};
 pub use tsmp::TunnelPong;
 
 /// Events that may wait for the agent.
@@ -149,6 +155,7 @@ pub struct Net {
     paths: paths::Handle,
     portmap: portmap::Handle,
     assignment: watch::Sender<Option<Assignment>>,
+    censuses: Censuses,
     tasks: Vec<AbortHandle>,
 }
 
@@ -211,6 +218,7 @@ impl Net {
             Some(_) => links::delete(&netlink, &config.device).await?,
             None => {}
         }
+        let adopted_device = leftover.is_some() && tunnel.engine() == Engine::Kernel;
         if leftover.is_none_or(|device| device.listen_port != config.port) {
             check_port(config.port)?;
         }
@@ -317,6 +325,9 @@ impl Net {
             filter_serial: 0,
             filter_problem: None,
             offload,
+            route_numbers: RouteNumbers::default(),
+            accounts: Accounts::new(adopted_device),
+            offloaded: 0,
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
@@ -351,6 +362,7 @@ impl Net {
             paths,
             portmap,
             assignment,
+            censuses: Censuses::default(),
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
         Ok((net, events))
@@ -469,6 +481,21 @@ impl Net {
             port_mapping: self.portmap.state(),
             ..self.inner.lock().await.status().await
         }
+    }
+
+    /// Returns the data plane as it is now with all that is counted. How full the eBPF maps are is at most 15 s old,
+    /// and asked for while nothing else waits.
+    pub async fn measure(&self) -> Measures {
+        let (mut measures, census) = {
+            let mut inner = self.inner.lock().await;
+            let measures = inner.measure().await;
+            (measures, inner.guard.census())
+        };
+        measures.status.port_mapping = self.portmap.state();
+        if let Some(census) = census {
+            measures.maps = self.censuses.take(&census).await;
+        }
+        measures
     }
 
     /// Returns what pings peers of the present network, without holding on to the data plane.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use control_proto::tailcfg;
-use dataplane::{Count, Forwarded, Origin, PeerCounters};
+use dataplane::{Count, Forwarded, Origin, PeerCounters, PeerIndex};
 use ipnet::IpNet;
 use keys::{DiscoPublic, NodePublic};
 use netlink::links;
@@ -268,18 +268,40 @@ impl Inner {
 
     /// Reads everything that `status` shows.
     pub(super) async fn status(&self) -> NetStatus {
+        self.status_of(&self.states().await, &self.guard.counts())
+            .await
+    }
+
+    /// What the programs counted of a peer: of its addresses, and of its routes.
+    fn counts_of(
+        &self,
+        key: &NodePublic,
+        counts: &BTreeMap<PeerIndex, PeerCounters>,
+    ) -> Option<PeerCounters> {
+        let own = self.endpoints.address(key).map(peer_index);
+        let numbers = own.into_iter().chain(self.route_numbers.of_peer(*key));
+        let counts = numbers.filter_map(|number| counts.get(&number));
+        counts.copied().reduce(|mut sum, more| {
+            sum += more;
+            sum
+        })
+    }
+
+    /// As [`Self::status`], with what the tunnel and the programs have said.
+    pub(super) async fn status_of(
+        &self,
+        states: &BTreeMap<NodePublic, PeerState>,
+        counts: &BTreeMap<PeerIndex, PeerCounters>,
+    ) -> NetStatus {
         let link = links::get(&self.netlink, &self.device).await.ok().flatten();
-        let states = self.states().await;
-        let counts = self.guard.counts();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
         let peers = desired.map(|desired| {
             let peers = desired.peers.iter();
             peers
                 .map(|(key, peer)| {
                     let state = states.get(key).copied().unwrap_or_default();
-                    let address = self.endpoints.address(key);
-                    let counts = address.and_then(|ip| counts.get(&peer_index(ip)));
-                    (*key, peer_status(desired, peer, &state, counts))
+                    let counts = self.counts_of(key, counts);
+                    (*key, peer_status(desired, peer, &state, counts.as_ref()))
                 })
                 .collect()
         });

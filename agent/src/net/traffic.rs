@@ -1,0 +1,590 @@
+//! Which way traffic went: bytes and packets by path, by relay region and by route.
+//!
+//! WireGuard counts bytes per peer and not per path. What goes through relays passes this process, which counts it;
+//! the rest went directly, by the family of the endpoint that the peer has, or had last.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dataplane::{Count, PeerCounters, PeerIndex};
+use ipnet::IpNet;
+use keys::NodePublic;
+use node_core::RegionId;
+use node_core::paths::Route;
+
+use super::inner::peer_index;
+use super::status::OverlayTraffic;
+
+/// Peers that metrics show one by one.
+const MAX_SHOWN: usize = 256;
+/// Routes of peers that have counters of their own.
+const MAX_ROUTES: usize = 1024;
+/// Their numbers in the programs begin where those of peers end.
+const FIRST_ROUTE: u32 = 1 << 22;
+/// Shortest WireGuard data message that holds a packet; what is shorter keeps alive.
+const DATA_LEN: usize = 33;
+
+/// Traffic in both directions, in packets and bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Carried {
+    /// Received.
+    pub rx: Count,
+    /// Sent.
+    pub tx: Count,
+}
+
+impl AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.rx += other.rx;
+        self.tx += other.tx;
+    }
+}
+
+impl Carried {
+    /// What was counted since `before`; all of it, if the counters have begun anew since.
+    fn since(self, before: Self) -> Self {
+        let less = |now: Count, before: Count| Count {
+            packets: now.packets.checked_sub(before.packets).unwrap_or(now.packets),
+            bytes: now.bytes.checked_sub(before.bytes).unwrap_or(now.bytes),
+        };
+        Self {
+            rx: less(self.rx, before.rx),
+            tx: less(self.tx, before.tx),
+        }
+    }
+}
+
+impl From<PeerCounters> for Carried {
+    fn from(counters: PeerCounters) -> Self {
+        Self {
+            rx: Count {
+                packets: counters.rx_packets,
+                bytes: counters.rx_bytes,
+            },
+            tx: Count {
+                packets: counters.tx_packets,
+                bytes: counters.tx_bytes,
+            },
+        }
+    }
+}
+
+impl From<OverlayTraffic> for Carried {
+    fn from(overlay: OverlayTraffic) -> Self {
+        Self {
+            rx: Count {
+                packets: overlay.rx_packets,
+                bytes: overlay.rx_bytes,
+            },
+            tx: Count {
+                packets: overlay.tx_packets,
+                bytes: overlay.tx_bytes,
+            },
+        }
+    }
+}
+
+impl From<Carried> for OverlayTraffic {
+    fn from(carried: Carried) -> Self {
+        Self {
+            rx_packets: carried.rx.packets,
+            rx_bytes: carried.rx.bytes,
+            tx_packets: carried.tx.packets,
+            tx_bytes: carried.tx.bytes,
+        }
+    }
+}
+
+/// A way by which packets of WireGuard go.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Path {
+    /// Directly, over IPv4.
+    DirectIpv4,
+    /// Directly, over IPv6.
+    DirectIpv6,
+    /// Through a relay of this region.
+    Relay(RegionId),
+}
+
+impl Path {
+    /// The direct path to this endpoint.
+    #[must_use]
+    pub fn direct(endpoint: SocketAddr) -> Self {
+        if endpoint.is_ipv4() {
+            Self::DirectIpv4
+        } else {
+            Self::DirectIpv6
+        }
+    }
+}
+
+/// Where a peer's path changed to.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum PathChange {
+    /// Directly, over IPv4.
+    DirectIpv4,
+    /// Directly, over IPv6.
+    DirectIpv6,
+    /// Through a relay and, without trust, directly too.
+    Both,
+    /// Through a relay.
+    Relay,
+}
+
+impl PathChange {
+    /// Every change.
+    pub const ALL: [Self; 4] = [Self::DirectIpv4, Self::DirectIpv6, Self::Both, Self::Relay];
+
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DirectIpv4 => "direct_ipv4",
+            Self::DirectIpv6 => "direct_ipv6",
+            Self::Both => "both",
+            Self::Relay => "relay",
+        }
+    }
+
+    fn to(route: Route) -> Self {
+        match route {
+            Route::Direct(endpoint) if endpoint.is_ipv4() => Self::DirectIpv4,
+            Route::Direct(_) => Self::DirectIpv6,
+            Route::Both(_) => Self::Both,
+            Route::Relayed => Self::Relay,
+        }
+    }
+}
+
+/// Packets and bytes, counted by several at once.
+#[derive(Debug, Default)]
+struct Tally {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Tally {
+    fn add(&self, count: Count) {
+        self.packets.fetch_add(count.packets, Ordering::Relaxed);
+        self.bytes.fetch_add(count.bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Count {
+        Count {
+            packets: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What went through relays: of one peer, or of one region.
+#[derive(Debug, Default)]
+pub(crate) struct RelayTally {
+    rx: Tally,
+    tx: Tally,
+}
+
+impl RelayTally {
+    pub(super) fn read(&self) -> Carried {
+        Carried {
+            rx: self.rx.read(),
+            tx: self.tx.read(),
+        }
+    }
+}
+
+/// What went through relays, by region.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Regions(Arc<Mutex<BTreeMap<RegionId, Arc<RelayTally>>>>);
+
+impl Regions {
+    /// The counters of a region.
+    pub(crate) fn of(&self, region: RegionId) -> Arc<RelayTally> {
+        let mut regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        regions.entry(region).or_default().clone()
+    }
+
+    pub(super) fn read(&self) -> BTreeMap<RegionId, Carried> {
+        let regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = regions.iter();
+        read.map(|(region, tally)| (*region, tally.read())).collect()
+    }
+}
+
+/// Counts packets that came from a peer through a relay: all of them for the region, and for the peer their bytes
+/// and those packets that hold one of the overlay.
+pub(crate) fn note_received<'a>(
+    region: &RelayTally,
+    peer: &RelayTally,
+    packets: impl IntoIterator<Item = &'a [u8]>,
+) {
+    note(&region.rx, &peer.rx, packets);
+}
+
+/// As [`note_received`], of packets to a peer.
+pub(crate) fn note_sent<'a>(
+    region: &RelayTally,
+    peer: &RelayTally,
+    packets: impl IntoIterator<Item = &'a [u8]>,
+) {
+    note(&region.tx, &peer.tx, packets);
+}
+
+fn note<'a>(region: &Tally, peer: &Tally, packets: impl IntoIterator<Item = &'a [u8]>) {
+    let (mut all, mut data) = (Count::default(), Count::default());
+    for packet in packets {
+        let bytes = packet.len() as u64;
+        all += Count { packets: 1, bytes };
+        let is_data = packet.first() == Some(&4) && packet.len() >= DATA_LEN;
+        data += Count {
+            packets: u64::from(is_data),
+            bytes,
+        };
+    }
+    region.add(all);
+    peer.add(data);
+}
+
+/// The numbers by which routes of peers are counted in the programs, beside those of peers.
+///
+/// A number means one route of one peer for as long as it is in use: of another, the programs' counters begin anew.
+#[derive(Debug, Default)]
+pub(super) struct RouteNumbers {
+    numbers: BTreeMap<(IpNet, NodePublic), PeerIndex>,
+}
+
+impl RouteNumbers {
+    /// Numbers the routes among `prefixes`, each with the peer that has it; those that went lose theirs.
+    pub(super) fn assign(&mut self, prefixes: &[(IpNet, NodePublic)]) {
+        let is_route = |(net, _): &&(IpNet, NodePublic)| net.prefix_len() != net.max_prefix_len();
+        let routes: BTreeSet<_> = prefixes.iter().filter(is_route).copied().collect();
+        self.numbers.retain(|route, _| routes.contains(route));
+        let taken: BTreeSet<u32> = self.numbers.values().map(|number| number.0).collect();
+        let room = MAX_ROUTES.saturating_sub(taken.len());
+        let free = (FIRST_ROUTE..).filter(|number| !taken.contains(number));
+        let new: Vec<_> = routes
+            .into_iter()
+            .filter(|route| !self.numbers.contains_key(route))
+            .take(room)
+            .collect();
+        self.numbers.extend(new.into_iter().zip(free.map(PeerIndex)));
+    }
+
+    /// The number of a peer's prefix, if it is a route that is counted.
+    pub(super) fn of(&self, prefix: IpNet, peer: NodePublic) -> Option<PeerIndex> {
+        self.numbers.get(&(prefix, peer)).copied()
+    }
+
+    /// All numbers of routes of a peer.
+    pub(super) fn of_peer(&self, peer: NodePublic) -> impl Iterator<Item = PeerIndex> {
+        let numbers = self.numbers.iter();
+        numbers
+            .filter(move |((_, of), _)| *of == peer)
+            .map(|(_, number)| *number)
+    }
+
+    fn by_peer(&self) -> HashMap<NodePublic, Vec<(IpNet, PeerIndex)>> {
+        let mut routes: HashMap<_, Vec<_>> = HashMap::new();
+        for ((net, peer), number) in &self.numbers {
+            routes.entry(*peer).or_default().push((*net, *number));
+        }
+        routes
+    }
+}
+
+/// One peer's counters, as the tunnel, the relays and the programs have them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    /// Bytes as WireGuard counts them; no packets.
+    pub(super) wireguard: Carried,
+    /// Bytes that went through relays, and packets of the overlay in them.
+    pub(super) relayed: Carried,
+    /// The direct endpoint in use.
+    pub(super) endpoint: Option<SocketAddr>,
+}
+
+/// What is remembered of one peer between two looks.
+#[derive(Debug, Default)]
+struct Known {
+    wireguard: Carried,
+    relayed: Carried,
+    /// The last direct path since the last look, if there was one.
+    direct: Option<Path>,
+    /// What was seen more than relays account for, or less: bytes and packets, received and sent.
+    balance: [i128; 4],
+    /// Overlay traffic in all.
+    overlay: Carried,
+}
+
+/// Sums up counters, look by look.
+#[derive(Debug, Default)]
+pub(super) struct Accounts {
+    known: HashMap<NodePublic, Known>,
+    /// The programs' counters at the last look.
+    indexes: HashMap<PeerIndex, Carried>,
+    direct: BTreeMap<Path, Carried>,
+    routes: BTreeMap<IpNet, Carried>,
+    changes: BTreeMap<PathChange, u64>,
+    shown: BTreeSet<NodePublic>,
+    /// Counters of before this process are nobody's: nothing was looked at yet.
+    baseline: bool,
+}
+
+impl Accounts {
+    /// Begins at zero; with `adopted`, at what the first look shows.
+    pub(super) fn new(adopted: bool) -> Self {
+        Self {
+            baseline: adopted,
+            ..Self::default()
+        }
+    }
+
+    /// A peer's route changed.
+    pub(super) fn changed(&mut self, peer: NodePublic, route: Route) {
+        *self.changes.entry(PathChange::to(route)).or_default() += 1;
+        if let Route::Direct(endpoint) = route {
+            self.known.entry(peer).or_default().direct = Some(Path::direct(endpoint));
+        }
+    }
+
+    /// Looks at all peers' counters, and at those of the programs, if there are any. `own` tells the programs'
+    /// number of a peer itself.
+    pub(super) fn look(
+        &mut self,
+        peers: &BTreeMap<NodePublic, Counted>,
+        counts: &BTreeMap<PeerIndex, PeerCounters>,
+        numbers: &RouteNumbers,
+        own: impl Fn(&NodePublic) -> Option<PeerIndex>,
+    ) {
+        let baseline = std::mem::take(&mut self.baseline);
+        self.show(peers);
+        self.known.retain(|peer, _| peers.contains_key(peer));
+        self.indexes.retain(|index, _| counts.contains_key(index));
+        let routes = numbers.by_peer();
+        for (peer, counted) in peers {
+            let mut delta = Carried::default();
+            let of_routes = routes.get(peer).into_iter().flatten();
+            let of_routes = of_routes.map(|(net, number)| (Some(*net), *number));
+            let own = own(peer).map(|number| (None, number));
+            for (net, number) in own.into_iter().chain(of_routes) {
+                let now = counts.get(&number).copied().map(Carried::from).unwrap_or_default();
+                let before = self.indexes.insert(number, now).unwrap_or_default();
+                let more = if baseline { Carried::default() } else { now.since(before) };
+                delta += more;
+                if let Some(net) = net {
+                    *self.routes.entry(net).or_default() += more;
+                }
+            }
+            let known = self.known.entry(*peer).or_default();
+            known.overlay += delta;
+            let wireguard = counted.wireguard.since(known.wireguard);
+            let relayed = counted.relayed.since(known.relayed);
+            (known.wireguard, known.relayed) = (counted.wireguard, counted.relayed);
+            let present = counted.endpoint.map(Path::direct);
+            let direct = present.or(known.direct);
+            known.direct = present;
+            if baseline {
+                continue;
+            }
+            known.settle(wireguard, relayed, delta);
+            if let Some(path) = direct {
+                *self.direct.entry(path).or_default() += known.withdraw();
+            }
+        }
+    }
+
+    /// Overlay traffic of each peer since this process looks.
+    pub(super) fn overlay(&self, peer: &NodePublic) -> Option<Carried> {
+        self.known.get(peer).map(|known| known.overlay)
+    }
+
+    /// Traffic on direct paths.
+    pub(super) fn direct(&self) -> &BTreeMap<Path, Carried> {
+        &self.direct
+    }
+
+    /// Traffic by the peers' routes that are in use.
+    pub(super) fn routes(&self, numbers: &RouteNumbers) -> BTreeMap<IpNet, Carried> {
+        let used: BTreeSet<IpNet> = numbers.numbers.keys().map(|(net, _)| *net).collect();
+        let routes = self.routes.iter().filter(|(net, _)| used.contains(*net));
+        routes.map(|(net, carried)| (*net, *carried)).collect()
+    }
+
+    /// Peers that metrics show one by one.
+    pub(super) fn shown(&self) -> &BTreeSet<NodePublic> {
+        &self.shown
+    }
+
+    /// Lets further peers be shown while there is room, the busiest first.
+    fn show(&mut self, peers: &BTreeMap<NodePublic, Counted>) {
+        self.shown.retain(|peer| peers.contains_key(peer));
+        let mut others: Vec<_> = peers
+            .iter()
+            .filter(|(peer, _)| !self.shown.contains(*peer))
+            .map(|(peer, Counted { wireguard, .. })| (wireguard.rx.bytes + wireguard.tx.bytes, *peer))
+            .collect();
+        let room = MAX_SHOWN.saturating_sub(self.shown.len());
+        // The idle ones of many do not take the room.
+        if others.len() > room {
+            others.retain(|(bytes, _)| *bytes > 0);
+        }
+        others.sort_unstable_by(|a, b| b.cmp(a));
+        let others = others.into_iter().take(room);
+        self.shown.extend(others.map(|(_, peer)| peer));
+    }
+
+    /// How often paths changed.
+    pub(super) fn changes(&self) -> &BTreeMap<PathChange, u64> {
+        &self.changes
+    }
+}
+
+impl Known {
+    /// Adds what came since the last look. Packets under way are counted by one side before the other; where
+    /// nothing goes through relays any more, what these counted too much was lost behind them.
+    fn settle(&mut self, wireguard: Carried, relayed: Carried, overlay: Carried) {
+        let both = |carried: Carried| [carried.rx, carried.tx];
+        let seen = both(wireguard).into_iter().zip(both(overlay));
+        let balances = self.balance.as_chunks_mut::<2>().0.iter_mut();
+        for (([bytes, packets], (wireguard, overlay)), relayed) in
+            balances.zip(seen).zip(both(relayed))
+        {
+            *bytes += i128::from(wireguard.bytes) - i128::from(relayed.bytes);
+            *packets += i128::from(overlay.packets) - i128::from(relayed.packets);
+            if relayed == Count::default() {
+                *bytes = (*bytes).max(0);
+                *packets = (*packets).max(0);
+            }
+        }
+    }
+
+    /// Takes out what relays do not account for.
+    fn withdraw(&mut self) -> Carried {
+        let mut take = |at: usize| {
+            let taken = self.balance[at].max(0);
+            self.balance[at] -= taken;
+            u64::try_from(taken).unwrap_or(u64::MAX)
+        };
+        Carried {
+            rx: Count {
+                bytes: take(0),
+                packets: take(1),
+            },
+            tx: Count {
+                bytes: take(2),
+                packets: take(3),
+            },
+        }
+    }
+}
+
+/// The programs' number of the peer with this synthetic address.
+pub(super) fn own_number(address: Option<std::net::Ipv4Addr>) -> Option<PeerIndex> {
+    address.map(peer_index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: [u8; 32] = [7; 32];
+
+    fn counted(bytes: u64, relayed: u64, endpoint: Option<&str>) -> BTreeMap<NodePublic, Counted> {
+        let rx = |bytes| Carried {
+            rx: Count { packets: 0, bytes },
+            tx: Count::default(),
+        };
+        let counted = Counted {
+            wireguard: rx(bytes),
+            relayed: rx(relayed),
+            endpoint: endpoint.map(|endpoint| endpoint.parse().unwrap()),
+        };
+        BTreeMap::from([(NodePublic::from_bytes(PEER), counted)])
+    }
+
+    fn look(accounts: &mut Accounts, peers: &BTreeMap<NodePublic, Counted>) {
+        accounts.look(peers, &BTreeMap::new(), &RouteNumbers::default(), |_| None);
+    }
+
+    fn received(accounts: &Accounts, path: Path) -> u64 {
+        accounts.direct().get(&path).map_or(0, |carried| carried.rx.bytes)
+    }
+
+    #[test]
+    fn what_relays_do_not_account_for_went_directly() {
+        let mut accounts = Accounts::new(false);
+        look(&mut accounts, &counted(1000, 1000, None));
+        assert_eq!(accounts.direct().len(), 0);
+        look(&mut accounts, &counted(5000, 1500, Some("192.0.2.1:1")));
+        assert_eq!(received(&accounts, Path::DirectIpv4), 3500);
+        look(&mut accounts, &counted(6000, 1500, Some("[2001:db8::1]:1")));
+        assert_eq!(received(&accounts, Path::DirectIpv6), 1000);
+        assert_eq!(received(&accounts, Path::DirectIpv4), 3500);
+    }
+
+    #[test]
+    fn a_path_that_came_and_went_between_two_looks_is_counted() {
+        let mut accounts = Accounts::new(false);
+        let peer = NodePublic::from_bytes(PEER);
+        look(&mut accounts, &counted(0, 0, None));
+        accounts.changed(peer, Route::Direct("192.0.2.1:1".parse().unwrap()));
+        accounts.changed(peer, Route::Relayed);
+        look(&mut accounts, &counted(900, 400, None));
+        assert_eq!(received(&accounts, Path::DirectIpv4), 500);
+        assert_eq!(accounts.changes().len(), 2);
+    }
+
+    #[test]
+    fn packets_under_way_make_no_direct_path() {
+        let mut accounts = Accounts::new(false);
+        // WireGuard had counted what the relay socket had not yet, and the other way round.
+        look(&mut accounts, &counted(1000, 900, None));
+        look(&mut accounts, &counted(2000, 2100, None));
+        look(&mut accounts, &counted(3000, 3000, Some("192.0.2.1:1")));
+        assert_eq!(received(&accounts, Path::DirectIpv4), 0);
+    }
+
+    #[test]
+    fn what_a_former_agent_counted_is_not_counted_again() {
+        let mut accounts = Accounts::new(true);
+        look(&mut accounts, &counted(1_000_000, 0, Some("192.0.2.1:1")));
+        look(&mut accounts, &counted(1_000_500, 0, Some("192.0.2.1:1")));
+        assert_eq!(received(&accounts, Path::DirectIpv4), 500);
+    }
+
+    #[test]
+    fn routes_are_counted_for_themselves_and_for_their_peer_and_keep_their_numbers() {
+        let peer = NodePublic::from_bytes(PEER);
+        let nets: [IpNet; 3] = ["10.1.0.0/16", "10.2.0.0/16", "100.64.0.1/32"]
+            .map(|net| net.parse().unwrap());
+        let mut numbers = RouteNumbers::default();
+        numbers.assign(&nets.map(|net| (net, peer)));
+        assert_eq!(numbers.of(nets[2], peer), None, "an address is no route");
+        let second = numbers.of(nets[1], peer).unwrap();
+        numbers.assign(&[(nets[1], peer)]);
+        assert_eq!(numbers.of(nets[1], peer), Some(second));
+        numbers.assign(&[(nets[0], peer), (nets[1], peer)]);
+        assert_eq!(numbers.of(nets[1], peer), Some(second));
+
+        let counters = |rx_bytes| PeerCounters {
+            rx_bytes,
+            ..PeerCounters::default()
+        };
+        let own = PeerIndex(3);
+        let counts = BTreeMap::from([(own, counters(10)), (second, counters(500))]);
+        let mut accounts = Accounts::new(false);
+        accounts.look(&counted(0, 0, None), &counts, &numbers, |_| Some(own));
+        assert_eq!(accounts.overlay(&peer).unwrap().rx.bytes, 510);
+        let routes = accounts.routes(&numbers);
+        assert_eq!(routes[&nets[1]].rx.bytes, 500);
+        // The route goes away; the peer's counter does not fall.
+        numbers.assign(&[]);
+        let counts = BTreeMap::from([(own, counters(20))]);
+        accounts.look(&counted(0, 0, None), &counts, &numbers, |_| Some(own));
+        assert_eq!(accounts.overlay(&peer).unwrap().rx.bytes, 520);
+        assert!(accounts.routes(&numbers).is_empty());
+    }
+}
