@@ -107,7 +107,10 @@ impl Default for Metrics {
             errors: register(
                 &registry,
                 IntCounterVec::new(
-                    opts("database_errors_total", "Operations that the database failed."),
+                    opts(
+                        "database_errors_total",
+                        "Operations that the database failed.",
+                    ),
                     &["operation"],
                 ),
             ),
@@ -127,7 +130,10 @@ impl Default for Metrics {
                 Histogram::with_opts(change.buckets(CHANGE_BUCKETS.to_vec())),
             ),
             map_bytes: counter("map_bytes_total", "Bytes of map frames sent."),
-            queued: gauge("queue_depth", "Changes that wait in the queues of all streams."),
+            queued: gauge(
+                "queue_depth",
+                "Changes that wait in the queues of all streams.",
+            ),
             queued_most: gauge("queue_depth_max", "Changes that wait in the longest queue."),
             unsaved: gauge(
                 "reports_unsaved",
@@ -209,7 +215,8 @@ impl Metrics {
         set(&self.queued_most, counts.queued_most);
         set(&self.unsaved, counts.unsaved);
         if let Some(bytes) = database_bytes {
-            self.database_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.database_bytes
+                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

@@ -151,10 +151,12 @@ fn capped_routes(routes: &[(&IpNet, &Carried)]) -> impl Iterator<Item = (String,
 }
 
 fn sum<K>(carried: &[(K, &Carried)]) -> Carried {
-    carried.iter().fold(Carried::default(), |mut sum, (_, one)| {
-        sum += **one;
-        sum
-    })
+    carried
+        .iter()
+        .fold(Carried::default(), |mut sum, (_, one)| {
+            sum += **one;
+            sum
+        })
 }
 
 /// Writes a family of packets and one of bytes, both with a last label for the direction.
@@ -292,10 +294,16 @@ fn peers(page: &mut Page, snapshot: &Snapshot, measures: &Measures) {
         if own.is_none() {
             continue;
         }
-        let age = peer.last_handshake.and_then(|at| now.duration_since(at).ok());
+        let age = peer
+            .last_handshake
+            .and_then(|at| now.duration_since(at).ok());
         one.handshake_age = age.map(|age| age.as_secs_f64()).or(one.handshake_age);
         if peer.active {
-            let region = if path == "relay" { peer.relay.clone() } else { String::new() };
+            let region = if path == "relay" {
+                peer.relay.clone()
+            } else {
+                String::new()
+            };
             one.path = Some((path, region));
         }
     }
@@ -328,17 +336,19 @@ fn peers(page: &mut Page, snapshot: &Snapshot, measures: &Measures) {
 }
 
 /// The name of a peer that has series of its own.
-fn shown(
-    snapshot: &Snapshot,
-    shown: &BTreeSet<NodePublic>,
-    key: &NodePublic,
-) -> Option<String> {
-    shown.contains(key).then(|| snapshot.peer_name(key)).flatten()
+fn shown(snapshot: &Snapshot, shown: &BTreeSet<NodePublic>, key: &NodePublic) -> Option<String> {
+    shown
+        .contains(key)
+        .then(|| snapshot.peer_name(key))
+        .flatten()
 }
 
 fn maps(page: &mut Page, measures: &Measures) {
     let maps = &measures.maps;
-    let entries = || maps.iter().filter_map(|(name, map)| Some((name, map.entries?)));
+    let entries = || {
+        maps.iter()
+            .filter_map(|(name, map)| Some((name, map.entries?)))
+    };
     let mut used = page.family(&f::MAP_ENTRIES);
     for (name, (count, _)) in entries() {
         used.add(&[name], count);
@@ -386,10 +396,8 @@ fn upstream(page: &mut Page, snapshot: &Snapshot, measures: Option<&Measures>) {
             }
         }
         let status = &measures.status;
-        let mut dropped = BTreeMap::from([
-            ((Direction::In, "acl"), 0),
-            ((Direction::Out, "error"), 0),
-        ]);
+        let mut dropped =
+            BTreeMap::from([((Direction::In, "acl"), 0), ((Direction::Out, "error"), 0)]);
         for ((direction, reason), count) in &status.filter.drops {
             let reason = upstream_reason(*direction, *reason);
             *dropped.entry((*direction, reason)).or_default() += count.packets;
@@ -410,7 +418,10 @@ fn upstream(page: &mut Page, snapshot: &Snapshot, measures: Option<&Measures>) {
     }
     let is_subnet = |net: &&IpNet| net.prefix_len() != 0;
     let advertised = &snapshot.prefs.advertise_routes;
-    page.single(&f::ADVERTISED_ROUTES, advertised.iter().filter(is_subnet).count());
+    page.single(
+        &f::ADVERTISED_ROUTES,
+        advertised.iter().filter(is_subnet).count(),
+    );
     let own = snapshot.map.as_ref().map(|map| &map.node);
     let approved = own.map_or(0, |node| {
         let nets = node.allowed_ips().iter().filter(is_subnet);

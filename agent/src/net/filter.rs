@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dataplane::{
-    Census, Count, Dataplane, DataplaneError, Direction, DropReason, Forwarded, Origin, PeerCounters,
-    PeerIndex, since_boot,
+    Census, Count, Dataplane, DataplaneError, Direction, DropReason, Forwarded, Origin,
+    PeerCounters, PeerIndex, since_boot,
 };
 use ipnet::IpNet;
 use keys::NodePublic;

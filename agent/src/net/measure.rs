@@ -69,14 +69,17 @@ impl Inner {
             .collect();
         let endpoints = &self.endpoints;
         let own = |key: &_| own_number(endpoints.address(key));
-        self.accounts.look(&peers, &counts, &self.route_numbers, own);
+        self.accounts
+            .look(&peers, &counts, &self.route_numbers, own);
         let mut status = self.status_of(&states, &counts).await;
         for (key, peer) in &mut status.peers {
             let seen = self.accounts.overlay(key);
             peer.overlay = peer.overlay.and(seen.map(Into::into));
         }
         let relayed = self.peers.regions.read();
-        let regions = relayed.keys().map(|region| (*region, self.relays.code(*region)));
+        let regions = relayed
+            .keys()
+            .map(|region| (*region, self.relays.code(*region)));
         let served = self.guard.route_counts().into_iter();
         Measures {
             regions: regions.collect(),
@@ -88,7 +91,9 @@ impl Inner {
             shown: self.accounts.shown().clone(),
             path_changes: self.accounts.changes().clone(),
             used_routes: self.accounts.routes(&self.route_numbers),
-            served_routes: served.map(|(net, [rx, tx])| (net, Carried { rx, tx })).collect(),
+            served_routes: served
+                .map(|(net, [rx, tx])| (net, Carried { rx, tx }))
+                .collect(),
             rules: self.guard.rule_hits().unwrap_or_else(|error| {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "counters of rules not read");

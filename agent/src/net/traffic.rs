@@ -47,7 +47,10 @@ impl Carried {
     /// What was counted since `before`; all of it, if the counters have begun anew since.
     fn since(self, before: Self) -> Self {
         let less = |now: Count, before: Count| Count {
-            packets: now.packets.checked_sub(before.packets).unwrap_or(now.packets),
+            packets: now
+                .packets
+                .checked_sub(before.packets)
+                .unwrap_or(now.packets),
             bytes: now.bytes.checked_sub(before.bytes).unwrap_or(now.bytes),
         };
         Self {
@@ -210,7 +213,8 @@ impl Regions {
     pub(super) fn read(&self) -> BTreeMap<RegionId, Carried> {
         let regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let read = regions.iter();
-        read.map(|(region, tally)| (*region, tally.read())).collect()
+        read.map(|(region, tally)| (*region, tally.read()))
+            .collect()
     }
 }
 
@@ -270,7 +274,8 @@ impl RouteNumbers {
             .filter(|route| !self.numbers.contains_key(route))
             .take(room)
             .collect();
-        self.numbers.extend(new.into_iter().zip(free.map(PeerIndex)));
+        self.numbers
+            .extend(new.into_iter().zip(free.map(PeerIndex)));
     }
 
     /// The number of a peer's prefix, if it is a route that is counted.
@@ -370,9 +375,17 @@ impl Accounts {
             let of_routes = of_routes.map(|(net, number)| (Some(*net), *number));
             let own = own(peer).map(|number| (None, number));
             for (net, number) in own.into_iter().chain(of_routes) {
-                let now = counts.get(&number).copied().map(Carried::from).unwrap_or_default();
+                let now = counts
+                    .get(&number)
+                    .copied()
+                    .map(Carried::from)
+                    .unwrap_or_default();
                 let before = self.indexes.insert(number, now).unwrap_or_default();
-                let more = if baseline { Carried::default() } else { now.since(before) };
+                let more = if baseline {
+                    Carried::default()
+                } else {
+                    now.since(before)
+                };
                 delta += more;
                 if let Some(net) = net {
                     *self.routes.entry(net).or_default() += more;
@@ -424,7 +437,9 @@ impl Accounts {
         let mut others: Vec<_> = peers
             .iter()
             .filter(|(peer, _)| !self.shown.contains(*peer))
-            .map(|(peer, Counted { wireguard, .. })| (wireguard.rx.bytes + wireguard.tx.bytes, *peer))
+            .map(|(peer, Counted { wireguard, .. })| {
+                (wireguard.rx.bytes + wireguard.tx.bytes, *peer)
+            })
             .collect();
         let room = MAX_SHOWN.saturating_sub(self.shown.len());
         // The idle ones of many do not take the room.
@@ -510,7 +525,10 @@ mod tests {
     }
 
     fn received(accounts: &Accounts, path: Path) -> u64 {
-        accounts.direct().get(&path).map_or(0, |carried| carried.rx.bytes)
+        accounts
+            .direct()
+            .get(&path)
+            .map_or(0, |carried| carried.rx.bytes)
     }
 
     #[test]
@@ -558,8 +576,8 @@ mod tests {
     #[test]
     fn routes_are_counted_for_themselves_and_for_their_peer_and_keep_their_numbers() {
         let peer = NodePublic::from_bytes(PEER);
-        let nets: [IpNet; 3] = ["10.1.0.0/16", "10.2.0.0/16", "100.64.0.1/32"]
-            .map(|net| net.parse().unwrap());
+        let nets: [IpNet; 3] =
+            ["10.1.0.0/16", "10.2.0.0/16", "100.64.0.1/32"].map(|net| net.parse().unwrap());
         let mut numbers = RouteNumbers::default();
         numbers.assign(&nets.map(|net| (net, peer)));
         assert_eq!(numbers.of(nets[2], peer), None, "an address is no route");

@@ -12,9 +12,9 @@ use aya::{
     maps::{Map, MapData},
 };
 use ebpf_abi::{
-    ADMITTED_V4, ADMITTED_V6, BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_HASH,
-    BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_HASH, BUCKETS, Bucket,
-    KEY_V4, KEY_V6, MAPS, MapSpec, WAYS,
+    ADMITTED_V4, ADMITTED_V6, BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE,
+    BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_HASH, BUCKETS, Bucket, KEY_V4, KEY_V6, MAPS,
+    MapSpec, WAYS,
 };
 
 use crate::filter::bulk;
@@ -35,10 +35,12 @@ pub struct Census {
     inner: InnerMaps,
 }
 
-/// What is known of maps inside maps, by the name of the outer one and the place in it: they are made of the size
-/// that they need, and never change.
+/// Entries and bytes of maps, by the name of the outer one and the place in it.
+type Known = BTreeMap<(&'static str, u32), (u64, u64)>;
+
+/// What is known of maps inside maps: they are made of the size that they need, and never change.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct InnerMaps(Arc<Mutex<BTreeMap<(&'static str, u32), (u64, u64)>>>);
+pub(crate) struct InnerMaps(Arc<Mutex<Known>>);
 
 impl InnerMaps {
     /// Notes a map of so many entries that has been put at `index` of `outer`.
@@ -55,7 +57,7 @@ impl InnerMaps {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(&'static str, u32), (u64, u64)>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,7 +141,9 @@ fn flows<const WORDS: usize>(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// Bytes that the kernel says a map takes.
 fn memory(map: BorrowedFd<'_>) -> Option<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("memlock:"))?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("memlock:"))?;
     line.trim().parse().ok()
 }
 

@@ -6,8 +6,8 @@ use ebpf_abi::{Count, Direction, DropReason, Forwarded, Origin};
 use ipnet::IpNet;
 
 use crate::{
-    Attachment, Census, Counters, DataplaneError, Drops, Forward, Peer, RuleHits, Rules, filter::Enforced,
-    forward::Forwarder, object::Features,
+    Attachment, Census, Counters, DataplaneError, Drops, Forward, Peer, RuleHits, Rules,
+    filter::Enforced, forward::Forwarder, object::Features,
 };
 
 /// The filtering programs on one overlay device, and their maps.

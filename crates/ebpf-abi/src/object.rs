@@ -1,8 +1,9 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
 use crate::{
-    BUCKETS, Bucket, COUNTED_ROUTES, Class, Count, FORWARDED_SLOTS, Forward, ForwardKey, Known, ListedEnd, Nanos,
-    Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports, REASON_SLOTS, RulePorts, SETS,
+    BUCKETS, Bucket, COUNTED_ROUTES, Class, Count, FORWARDED_SLOTS, Forward, ForwardKey, Known,
+    ListedEnd, Nanos, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports, REASON_SLOTS,
+    RulePorts, SETS,
 };
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps

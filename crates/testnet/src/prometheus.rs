@@ -149,8 +149,12 @@ impl Prometheus {
     pub fn names(&self) -> Result<Vec<String>> {
         let answer = self.get("/api/v1/label/__name__/values")?;
         let names = answer.get("data").and_then(Value::as_array);
-        let names = names.with_context(|| format!("no names in {answer}"))?.iter();
-        Ok(names.filter_map(|name| Some(name.as_str()?.to_owned())).collect())
+        let names = names
+            .with_context(|| format!("no names in {answer}"))?
+            .iter();
+        Ok(names
+            .filter_map(|name| Some(name.as_str()?.to_owned()))
+            .collect())
     }
 
     /// The state of an alert: `inactive`, `pending` or `firing`, whichever is furthest.
@@ -161,10 +165,16 @@ impl Prometheus {
     pub fn alert(&self, name: &str) -> Result<String> {
         let answer = self.get("/api/v1/rules?type=alert")?;
         let groups = answer.pointer("/data/groups").and_then(Value::as_array);
-        let rules = groups.into_iter().flatten().filter_map(|group| group["rules"].as_array());
+        let rules = groups
+            .into_iter()
+            .flatten()
+            .filter_map(|group| group["rules"].as_array());
         let rule = rules.flatten().find(|rule| rule["name"] == name);
         let rule = rule.with_context(|| format!("no alert {name}"))?;
-        ensure!(rule["health"] == "ok" || rule["health"] == "unknown", "{rule}");
+        ensure!(
+            rule["health"] == "ok" || rule["health"] == "unknown",
+            "{rule}"
+        );
         Ok(rule["state"].as_str().unwrap_or_default().to_owned())
     }
 

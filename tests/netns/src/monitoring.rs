@@ -16,10 +16,16 @@ const RANGE: &str = "20s";
 const ALERTS: &str = include_str!("../../../docs/dashboards/alerts.yml");
 /// The dashboards as they are in the repository.
 const DASHBOARDS: [(&str, &str); 5] = [
-    ("gateway", include_str!("../../../docs/dashboards/gateway.json")),
+    (
+        "gateway",
+        include_str!("../../../docs/dashboards/gateway.json"),
+    ),
     ("peers", include_str!("../../../docs/dashboards/peers.json")),
     ("acl", include_str!("../../../docs/dashboards/acl.json")),
-    ("control", include_str!("../../../docs/dashboards/control.json")),
+    (
+        "control",
+        include_str!("../../../docs/dashboards/control.json"),
+    ),
     ("relay", include_str!("../../../docs/dashboards/relay.json")),
 ];
 
@@ -41,10 +47,15 @@ pub fn queries() -> Result<Vec<Query>> {
     let mut queries = Vec::new();
     for (name, text) in DASHBOARDS {
         let dashboard: Value = serde_json::from_str(text).context(name)?;
-        let variables = dashboard.pointer("/templating/list").and_then(Value::as_array);
+        let variables = dashboard
+            .pointer("/templating/list")
+            .and_then(Value::as_array);
         let variables = variables.context("no variables")?;
         let is_source = |variable: &Value| variable["type"] == "datasource";
-        anyhow::ensure!(variables.iter().any(is_source), "{name}: no data source to choose");
+        anyhow::ensure!(
+            variables.iter().any(is_source),
+            "{name}: no data source to choose"
+        );
         for panel in dashboard["panels"].as_array().context("no panels")? {
             let title = panel["title"].as_str().context("no title")?;
             for target in panel["targets"].as_array().context("no queries")? {
@@ -71,7 +82,9 @@ pub fn alerts_at_once() -> String {
         }
         ["[5m]", "[15m]"]
             .iter()
-            .fold(line.to_owned(), |line, range| line.replace(range, &format!("[{RANGE}]")))
+            .fold(line.to_owned(), |line, range| {
+                line.replace(range, &format!("[{RANGE}]"))
+            })
     });
     lines.map(|line| line + "\n").collect()
 }
@@ -80,7 +93,9 @@ pub fn alerts_at_once() -> String {
 #[must_use]
 pub fn alert_names() -> Vec<&'static str> {
     let lines = ALERTS.lines();
-    lines.filter_map(|line| line.trim().strip_prefix("- alert: ")).collect()
+    lines
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect()
 }
 
 /// Every family that is documented: its name and kind.

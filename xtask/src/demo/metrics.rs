@@ -52,9 +52,15 @@ pub(super) fn start(workspace: &Workspace, demo: &Demo) -> Result<Prometheus> {
 pub(super) fn verify(prometheus: &Prometheus) -> Result<()> {
     wait_until(SCRAPED, "Prometheus has scraped every daemon", || {
         let up = prometheus.values("up")?;
-        ensure!(up.len() == 5 && up.iter().all(|up| *up == 1.0), "up: {up:?}");
+        ensure!(
+            up.len() == 5 && up.iter().all(|up| *up == 1.0),
+            "up: {up:?}"
+        );
         let bytes = prometheus.values("sum(tailrace_peer_bytes_total)")?;
-        ensure!(bytes.iter().any(|bytes| *bytes > 0.0), "no bytes: {bytes:?}");
+        ensure!(
+            bytes.iter().any(|bytes| *bytes > 0.0),
+            "no bytes: {bytes:?}"
+        );
         Ok(())
     })?;
     println!("  ok     Prometheus has scraped 5 daemons");

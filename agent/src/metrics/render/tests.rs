@@ -145,7 +145,11 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
 fn from_code() -> BTreeSet<String> {
     let text = |family: &&Family| {
         let labels = family.labels.join(",");
-        let braced = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+        let braced = if labels.is_empty() {
+            labels
+        } else {
+            format!("{{{labels}}}")
+        };
         format!("{}{braced} {}", family.name, family.kind)
     };
     FAMILIES.iter().map(text).collect()
@@ -156,7 +160,9 @@ fn from_page(page: &str) -> BTreeSet<String> {
     let row = |line: &str| {
         let (family, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
         let (kind, _) = rest.split_once(" |")?;
-        family.starts_with("tail").then(|| format!("{family} {kind}"))
+        family
+            .starts_with("tail")
+            .then(|| format!("{family} {kind}"))
     };
     page.lines().filter_map(row).collect()
 }
@@ -187,9 +193,16 @@ fn every_family_is_shown_once_where_everything_is_known() {
     );
     assert_eq!(shown.len(), known.len());
     let series = text.lines().filter(|line| !line.starts_with('#'));
-    let series: Vec<&str> = series.filter_map(|line| line.rsplit_once(' ')).map(|s| s.0).collect();
+    let series: Vec<&str> = series
+        .filter_map(|line| line.rsplit_once(' '))
+        .map(|s| s.0)
+        .collect();
     let distinct: BTreeSet<_> = series.iter().collect();
-    assert_eq!(series.len(), distinct.len(), "a series is there twice:\n{text}");
+    assert_eq!(
+        series.len(),
+        distinct.len(),
+        "a series is there twice:\n{text}"
+    );
 }
 
 #[test]
@@ -200,7 +213,10 @@ fn sums_over_the_others_are_complete_and_nameless() {
     let line = format!("tailrace_peer_bytes_total{{peer=\"other\",direction=\"rx\"}} {sum}\n");
     assert!(text.contains(&line), "{text}");
     assert!(!text.contains("tailrace_peer_path{peer=\"other\""));
-    assert!(text.contains("tailrace_peers{path=\"direct_ipv4\"} 172\n"), "{text}");
+    assert!(
+        text.contains("tailrace_peers{path=\"direct_ipv4\"} 172\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -209,7 +225,10 @@ fn upstreams_names_have_upstreams_meaning() {
     let text = render(&snapshot, Some(&measures));
     let dropped = 20 * 5 * 1_000_003u64;
     for line in [
-        format!("tailscaled_inbound_bytes_total{{path=\"derp\"}} {}", carried(12).rx.bytes),
+        format!(
+            "tailscaled_inbound_bytes_total{{path=\"derp\"}} {}",
+            carried(12).rx.bytes
+        ),
         "tailscaled_inbound_bytes_total{path=\"direct_ipv6\"} 0".to_owned(),
         "tailscaled_inbound_bytes_total{path=\"peer_relay_ipv4\"} 0".to_owned(),
         format!("tailscaled_inbound_dropped_packets_total{{reason=\"acl\"}} {dropped}"),
@@ -217,7 +236,10 @@ fn upstreams_names_have_upstreams_meaning() {
         "tailscaled_health_messages{type=\"warning\"} 0".to_owned(),
         "tailscaled_home_derp_region_id 7".to_owned(),
     ] {
-        assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        assert!(
+            text.lines().any(|shown| shown == line),
+            "{line} is not in\n{text}"
+        );
     }
 }
 

@@ -193,9 +193,15 @@ impl RuleTables {
             (Side::Destination, &tables.v4[1], &tables.v6[1]),
         ] {
             let table = address_table(set, side);
-            let v4_maps = [(&self.hosts_v4, &HOSTS_V4, inner), (&self.nets_v4, &NETS_V4, inner)];
+            let v4_maps = [
+                (&self.hosts_v4, &HOSTS_V4, inner),
+                (&self.nets_v4, &NETS_V4, inner),
+            ];
             jobs.extend(addresses(v4_maps, table, v4));
-            let v6_maps = [(&self.hosts_v6, &HOSTS_V6, inner), (&self.nets_v6, &NETS_V6, inner)];
+            let v6_maps = [
+                (&self.hosts_v6, &HOSTS_V6, inner),
+                (&self.nets_v6, &NETS_V6, inner),
+            ];
             jobs.extend(addresses(v6_maps, table, v6));
         }
         jobs.push(job((&self.pairs, &PAIRS, inner), set, &tables.pairs));
@@ -210,7 +216,12 @@ impl RuleTables {
         let rule_hits = &self.rule_hits;
         jobs.push(Box::new(move || {
             self::set(rule_hits, &RULE_HITS, set, &hits.map)?;
-            inner.note(RULE_HITS.name, set, u64::from(hits.rules), hits.map.fd().as_fd());
+            inner.note(
+                RULE_HITS.name,
+                set,
+                u64::from(hits.rules),
+                hits.map.fd().as_fd(),
+            );
             Ok(())
         }));
         at_once(jobs)
