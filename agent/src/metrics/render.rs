@@ -18,6 +18,8 @@ use crate::net::{Carried, FilterPlace, Junk, Measures, NetStatus, PathChange, Tr
 const MAX_ROUTES: usize = 128;
 const MAX_RULES: usize = 128;
 const MAX_REGIONS: usize = 64;
+/// One number of a traffic.
+type Read = fn(&Carried) -> u64;
 /// What stands for those without series of their own.
 const OTHER: &str = "other";
 
@@ -383,7 +385,7 @@ fn upstream(page: &mut Page, snapshot: &Snapshot, measures: Option<&Measures>) {
             };
             *paths.entry(name).or_default() += *carried;
         }
-        let read: [(&'static Family, fn(&Carried) -> u64); 4] = [
+        let read: [(&'static Family, Read); 4] = [
             (&f::INBOUND_PACKETS, |carried| carried.rx.packets),
             (&f::INBOUND_BYTES, |carried| carried.rx.bytes),
             (&f::OUTBOUND_PACKETS, |carried| carried.tx.packets),

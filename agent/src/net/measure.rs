@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use keys::NodePublic;
 use tokio::sync::Mutex;
 
+use super::Net;
 use super::filter::joined;
 use super::inner::Inner;
 use super::status::NetStatus;
@@ -41,6 +42,23 @@ pub struct Measures {
     pub offloaded: usize,
     /// The eBPF maps, by name.
     pub maps: BTreeMap<&'static str, MapUse>,
+}
+
+impl Net {
+    /// Returns the data plane as it is now with all that is counted. How full the eBPF maps are is at most 15 s old,
+    /// and asked for while nothing else waits.
+    pub async fn measure(&self) -> Measures {
+        let (mut measures, census) = {
+            let mut inner = self.inner.lock().await;
+            let measures = inner.measure().await;
+            (measures, inner.guard.census())
+        };
+        measures.status.port_mapping = self.portmap.state();
+        if let Some(census) = census {
+            measures.maps = self.censuses.take(&census).await;
+        }
+        measures
+    }
 }
 
 impl Inner {

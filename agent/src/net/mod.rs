@@ -483,21 +483,6 @@ impl Net {
         }
     }
 
-    /// Returns the data plane as it is now with all that is counted. How full the eBPF maps are is at most 15 s old,
-    /// and asked for while nothing else waits.
-    pub async fn measure(&self) -> Measures {
-        let (mut measures, census) = {
-            let mut inner = self.inner.lock().await;
-            let measures = inner.measure().await;
-            (measures, inner.guard.census())
-        };
-        measures.status.port_mapping = self.portmap.state();
-        if let Some(census) = census {
-            measures.maps = self.censuses.take(&census).await;
-        }
-        measures
-    }
-
     /// Returns what pings peers of the present network, without holding on to the data plane.
     ///
     /// # Errors
