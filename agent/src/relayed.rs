@@ -24,6 +24,7 @@ use tokio::net::UdpSocket;
 
 use crate::derp::Manager;
 use crate::net::peers::Peers;
+use crate::net::traffic;
 use crate::paths::{Event, Handle, Wire};
 
 pub(crate) use beside::Beside;
@@ -141,7 +142,9 @@ impl Relayed {
                 to.paths.try_tell(Event::Sent(peer.key));
             }
             // Without a relay the packets are lost, as on any network.
-            to.relays.send(&peer.key, peer.home, packets());
+            if let Some(region) = to.relays.send(&peer.key, peer.home, packets()) {
+                traffic::note_sent(&to.peers.regions.of(region), &peer.relayed, packets());
+            }
             let Some(Beside::Mirror(address)) = self.beside.of(peer.address) else {
                 continue;
             };

@@ -138,6 +138,10 @@ impl Store for Slow {
         self.inner.check()
     }
 
+    fn size(&self) -> Pending<'_, u64> {
+        self.inner.size()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         self.inner.close()
     }

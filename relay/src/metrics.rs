@@ -1,8 +1,18 @@
 //! Prometheus families of the relay.
 
+use std::time::Duration;
+
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::server::Class;
+
+/// Bounds of the time that packets wait, in seconds.
+const QUEUE_BUCKETS: [f64; 9] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
 
 /// Counters and gauges of one relay; each is a handle that may be kept.
 #[derive(Clone, Debug)]
@@ -40,6 +50,8 @@ pub struct Metrics {
     pub(crate) dropped_gone: IntCounter,
     pub(crate) gone_disconnected: IntCounter,
     pub(crate) gone_not_here: IntCounter,
+    /// How long packets wait to be written.
+    pub(crate) queue_times: QueueTimes,
     /// Pings from clients.
     pub pings: IntCounter,
     /// Connections closed because nothing could be written in time.
@@ -69,6 +81,11 @@ impl Metrics {
             &["reason"],
         );
         let stun = families.vec("stun_total", "STUN datagrams.", &["outcome"]);
+        let waited = families.histogram(
+            "queue_seconds",
+            "Time that packets waited for their client, in runs of packets that came together.",
+            &["kind"],
+        );
         Self {
             accepted: families.counter(
                 "connections_accepted_total",
@@ -110,6 +127,10 @@ impl Metrics {
             dropped_gone: dropped.with_label_values(&["gone", "any"]),
             gone_disconnected: gone.with_label_values(&["disconnected"]),
             gone_not_here: gone.with_label_values(&["not_here"]),
+            queue_times: QueueTimes {
+                disco: waited.with_label_values(&["disco"]),
+                data: waited.with_label_values(&["data"]),
+            },
             pings: families.counter("pings_total", "Pings from clients."),
             write_timeouts: families.counter(
                 "write_timeouts_total",
@@ -157,6 +178,24 @@ impl Collector for Metrics {
     }
 }
 
+/// How long packets wait to be written, by class.
+#[derive(Clone, Debug)]
+pub(crate) struct QueueTimes {
+    disco: Histogram,
+    data: Histogram,
+}
+
+impl QueueTimes {
+    /// A run of packets has waited for so long.
+    pub(crate) fn observe(&self, class: Class, waited: Duration) {
+        let histogram = match class {
+            Class::Disco => &self.disco,
+            Class::Data => &self.data,
+        };
+        histogram.observe(waited.as_secs_f64());
+    }
+}
+
 struct Families<'a>(&'a Registry);
 
 impl Families<'_> {
@@ -181,6 +220,11 @@ impl Families<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.register(IntGauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn histogram(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::from(Self::opts(name, help)).buckets(QUEUE_BUCKETS.to_vec());
+        self.register(HistogramVec::new(options, labels))
     }
 
     fn vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

@@ -18,6 +18,7 @@ pub use connection::Ended;
 pub use mesh::{MeshKey, MeshKeyError};
 
 use connection::Connection;
+pub(crate) use outbox::Class;
 use outbox::Outbox;
 use registry::{Client, Registry, Traits};
 
@@ -253,7 +254,7 @@ impl Server {
             key,
             remote,
             traits,
-            Outbox::new(config.queue_bytes.max(128 << 10)),
+            Outbox::new(config.queue_bytes.max(128 << 10)).timed(metrics.queue_times.clone()),
         ));
         let connection = Connection::new(self.clone(), client, io, incoming, greeting);
         if !traits.mesh

@@ -117,7 +117,7 @@ impl Manager {
     }
 
     /// Queues packets for a peer on the connection by which it is reached: its home region if that is
-    /// open, else one on which it was heard, else its home region, dialled now. False if there is none.
+    /// open, else one on which it was heard, else its home region, dialled now. Returns that region, if there is one.
     ///
     /// Queued under the lock, so that a connection with something to send is never given up.
     pub(crate) fn send<'a>(
@@ -125,15 +125,13 @@ impl Manager {
         peer: &NodePublic,
         home: Option<RegionId>,
         packets: impl IntoIterator<Item = &'a [u8]>,
-    ) -> bool {
+    ) -> Option<RegionId> {
         let mut state = self.shared.lock();
-        let Some(link) = self.link_to(&mut state, peer, home) else {
-            return false;
-        };
+        let (region, link) = self.link_to(&mut state, peer, home)?;
         for packet in packets {
             link.send(*peer, packet);
         }
-        true
+        Some(region)
     }
 
     fn link_to(
@@ -141,10 +139,10 @@ impl Manager {
         state: &mut State,
         peer: &NodePublic,
         home: Option<RegionId>,
-    ) -> Option<Arc<Link>> {
+    ) -> Option<(RegionId, Arc<Link>)> {
         let open = |region: &RegionId| {
             let link = state.links.get(region)?;
-            link.is_connected().then(|| link.clone())
+            link.is_connected().then(|| (*region, link.clone()))
         };
         if let Some(link) = home.as_ref().and_then(open) {
             return Some(link);
@@ -155,7 +153,7 @@ impl Manager {
         // A peer that has only just joined has told nobody where it listens: it may well be where we
         // do, and a lost handshake costs 5 s.
         let home = home.or(state.home)?;
-        self.ensure(state, home)
+        Some((home, self.ensure(state, home)?))
     }
 
     /// When a frame last came from a region.
@@ -303,11 +301,11 @@ mod tests {
     async fn a_retired_connection_does_not_take_its_successor_along() {
         let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
         manager.configure(&NodePrivate::generate(), &map());
-        assert!(manager.send(&peer, Some(REGION), [&b"1"[..]]));
+        assert_eq!(manager.send(&peer, Some(REGION), [&b"1"[..]]), Some(REGION));
         let old = link(&manager).unwrap();
 
         manager.configure(&NodePrivate::generate(), &map());
-        assert!(manager.send(&peer, Some(REGION), [&b"2"[..]]));
+        assert_eq!(manager.send(&peer, Some(REGION), [&b"2"[..]]), Some(REGION));
         let new = link(&manager).unwrap();
         new.queue.clear_packets();
 
@@ -321,7 +319,7 @@ mod tests {
     async fn a_connection_with_something_to_send_is_kept() {
         let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
         manager.configure(&NodePrivate::generate(), &map());
-        assert!(manager.send(&peer, Some(REGION), [&b"1"[..]]));
+        assert_eq!(manager.send(&peer, Some(REGION), [&b"1"[..]]), Some(REGION));
         let link = link(&manager).unwrap();
 
         assert!(!manager.shared.retire(REGION, &link));
@@ -333,7 +331,7 @@ mod tests {
     async fn a_region_that_is_not_in_the_map_takes_nothing() {
         let (manager, peer) = (manager(), NodePublic::from_bytes([1; 32]));
         manager.configure(&NodePrivate::generate(), &map());
-        assert!(!manager.send(&peer, Some(RegionId(1)), [&b"1"[..]]));
-        assert!(!manager.send(&peer, None, [&b"1"[..]]));
+        assert_eq!(manager.send(&peer, Some(RegionId(1)), [&b"1"[..]]), None);
+        assert_eq!(manager.send(&peer, None, [&b"1"[..]]), None);
     }
 }

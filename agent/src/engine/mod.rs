@@ -26,7 +26,7 @@ use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use crate::control::{ControlError, Login, ServerUrl, fetch_server_key};
 use crate::error_text::error_text;
 use crate::localapi::{BackendState, PingResult, StartOptions};
-use crate::net::{Net, NetError, Netcheck, PingPath, Pinger, Reports};
+use crate::net::{Measures, Net, NetError, Netcheck, PingPath, Pinger, Reports};
 use crate::prefs::{Prefs, PrefsError};
 use crate::state::StateError;
 
@@ -111,6 +111,20 @@ impl Handle {
             snapshot.net = Some(net.status().await);
         }
         Ok(snapshot)
+    }
+
+    /// Returns everything there is to know at this moment, and all that is counted.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::snapshot`].
+    pub async fn measure(&self) -> Result<(Snapshot, Option<Measures>), Refusal> {
+        let snapshot = self.ask(Command::Snapshot).await?;
+        let measures = match self.net.read().await.as_ref() {
+            Some(net) => Some(net.measure().await),
+            None => None,
+        };
+        Ok((snapshot, measures))
     }
 
     /// Follows state, login URL and errors.

@@ -332,7 +332,8 @@ async fn route(
         ("serve-config", &Method::GET) => Ok(json(&serde_json::json!({}))),
         ("watch-ipn-bus", &Method::GET) => Ok(watch_bus(engine.notices())),
         ("metrics" | "usermetrics", &Method::GET) => {
-            let text = metrics::render(&engine.snapshot().await?);
+            let (snapshot, measures) = engine.measure().await?;
+            let text = metrics::render(&snapshot, measures.as_ref());
             let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
             response.headers_mut().insert(
                 header::CONTENT_TYPE,

@@ -82,6 +82,7 @@ impl Inner {
                 Order::Route(peer, route) => {
                     if self.routes.insert(peer, route) != Some(route) {
                         tell_path(peer, route);
+                        self.accounts.changed(peer, route);
                         changed = true;
                     }
                     routed.insert(peer);

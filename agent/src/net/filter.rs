@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dataplane::{
-    Count, Dataplane, DataplaneError, Direction, DropReason, Forwarded, Origin, PeerCounters,
-    PeerIndex, since_boot,
+    Census, Count, Dataplane, DataplaneError, Direction, DropReason, Forwarded, Origin,
+    PeerCounters, PeerIndex, since_boot,
 };
 use ipnet::IpNet;
 use keys::NodePublic;
@@ -134,7 +134,26 @@ impl Guard {
         })
     }
 
-    /// What the programs count, by peer.
+    /// What was counted for each served route, from peers and from behind this host.
+    pub(super) fn route_counts(&self) -> BTreeMap<IpNet, [Count; 2]> {
+        let Self::Ebpf(dataplane, ..) = self else {
+            return BTreeMap::new();
+        };
+        locked(dataplane).route_counts().unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "counters of served routes not read");
+            BTreeMap::new()
+        })
+    }
+
+    /// What tells how full the programs' maps are.
+    pub(super) fn census(&self) -> Option<Census> {
+        match self {
+            Self::Ebpf(dataplane, ..) => Some(locked(dataplane).census()),
+            Self::Untried | Self::Userspace(..) => None,
+        }
+    }
+
     /// True if eBPF programs judge.
     pub(super) fn is_ebpf(&self) -> bool {
         matches!(self, Self::Ebpf(..))

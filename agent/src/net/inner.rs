@@ -22,6 +22,7 @@ use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
 use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
+use super::traffic::Accounts;
 use super::tsmp::Tsmp;
 use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
 use crate::derp::Manager;
@@ -77,10 +78,18 @@ pub(super) struct Inner {
     pub(super) filter_problem: Option<String>,
     /// What the task that offloads forwarded flows goes by.
     pub(super) offload: watch::Sender<offload::Config>,
+    /// Which way traffic went.
+    pub(super) accounts: Accounts,
+    /// Forwarded flows whose packets go past the stack.
+    pub(super) offloaded: usize,
     pub(super) applied: Option<Applied>,
 }
 
 impl Holder for Inner {
+    fn offloaded(&mut self, flows: usize) {
+        self.offloaded = flows;
+    }
+
     fn dataplane(&mut self) -> Option<impl DerefMut<Target = Dataplane>> {
         self.guard.dataplane()
     }

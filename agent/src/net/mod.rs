@@ -5,6 +5,7 @@ mod drops;
 mod error;
 pub(crate) mod filter;
 mod inner;
+mod measure;
 mod numbers;
 pub(crate) mod peers;
 mod ping;
@@ -14,6 +15,7 @@ mod reroute;
 mod start;
 mod status;
 mod steward;
+pub(crate) mod traffic;
 mod tsmp;
 
 use std::collections::BTreeMap;
@@ -48,10 +50,12 @@ use crate::tunnel::Kernel;
 use direct::Pins;
 use filter::Guard;
 use inner::Inner;
+use measure::Censuses;
 use numbers::Numbers;
 use peers::Peers;
 use start::{adopt, check_permission, check_port, choose_engine};
 use steward::{Assignment, Steward};
+use traffic::Accounts;
 use tsmp::Tsmp;
 
 pub use crate::netcheck::Report as NetcheckReport;
@@ -61,11 +65,13 @@ pub use crate::shield::{ShieldMode, ShieldStatus};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
+pub use measure::Measures;
 pub use ping::Pinger;
 pub use status::{
     Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply,
     RelayStatus, RouteStatus,
 };
+pub use traffic::{Carried, Path as TrafficPath, PathChange};
 pub use tsmp::TunnelPong;
 
 /// Events that may wait for the agent.
@@ -152,6 +158,7 @@ pub struct Net {
     paths: paths::Handle,
     portmap: portmap::Handle,
     assignment: watch::Sender<Option<Assignment>>,
+    censuses: Censuses,
     tasks: Vec<AbortHandle>,
 }
 
@@ -214,6 +221,7 @@ impl Net {
             Some(_) => links::delete(&netlink, &config.device).await?,
             None => {}
         }
+        let adopted_device = leftover.is_some() && tunnel.engine() == Engine::Kernel;
         if leftover.is_none_or(|device| device.listen_port != config.port) {
             check_port(config.port)?;
         }
@@ -321,6 +329,8 @@ impl Net {
             filter_serial: 0,
             filter_problem: None,
             offload,
+            accounts: Accounts::new(adopted_device),
+            offloaded: 0,
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
@@ -355,6 +365,7 @@ impl Net {
             paths,
             portmap,
             assignment,
+            censuses: Censuses::default(),
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
         Ok((net, events))

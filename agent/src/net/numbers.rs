@@ -81,6 +81,11 @@ impl Numbers {
         self.routes.get(&(*key, *prefix)).copied().unwrap_or(peer)
     }
 
+    /// Every route that has a number, of whichever peer.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> {
+        self.routes.keys().map(|(_, prefix)| *prefix)
+    }
+
     /// The peer's routes that have numbers.
     pub(super) fn routes(&self, key: &NodePublic) -> impl Iterator<Item = (IpNet, PeerIndex)> {
         let first = IpNet::V4(ipnet::Ipv4Net::default());
@@ -102,7 +107,7 @@ fn route_number(key: &NodePublic, prefix: &IpNet) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use node_core::DesiredPeer;
 
     use super::*;
@@ -111,7 +116,7 @@ mod tests {
         NodePublic::from_bytes([number; 32])
     }
 
-    fn desired(peers: &[(u8, &[&str])]) -> Desired {
+    pub(in crate::net) fn desired(peers: &[(u8, &[&str])]) -> Desired {
         let peers = peers.iter().map(|(number, routes)| {
             let routes: Vec<IpNet> = routes.iter().map(|net| net.parse().unwrap()).collect();
             let peer = DesiredPeer {

@@ -9,6 +9,8 @@ use std::time::Instant;
 use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
 
+use super::traffic::{Regions, RelayTally};
+
 /// Between two words about packets to one peer, in milliseconds.
 const TELL_EVERY: u64 = 1_000;
 
@@ -26,6 +28,8 @@ pub(crate) struct Peer {
     pub(crate) home: Option<RegionId>,
     /// Disco key.
     pub(crate) disco: Option<DiscoPublic>,
+    /// What went through relays.
+    pub(crate) relayed: Arc<RelayTally>,
     /// Overlay addresses that are its alone.
     overlay: Vec<IpAddr>,
     /// When it was last worth telling of packets to it, in milliseconds; 0 for never.
@@ -45,6 +49,7 @@ impl Peer {
             address,
             home,
             disco,
+            relayed: Arc::default(),
             overlay: Vec::new(),
             told: AtomicU64::new(0),
         }
@@ -102,6 +107,8 @@ impl Table {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peers {
     table: Arc<RwLock<Arc<Table>>>,
+    /// What went through relays, by region.
+    pub(crate) regions: Regions,
 }
 
 impl Peers {
@@ -120,6 +127,10 @@ impl Peers {
         for peer in peers {
             let peer = match old.by_key(&peer.key) {
                 Some(same) if same.is_same(&peer) => same.clone(),
+                Some(changed) => Arc::new(Peer {
+                    relayed: changed.relayed.clone(),
+                    ..peer
+                }),
                 _ => Arc::new(peer),
             };
             table.by_address.insert(peer.address, peer.clone());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use control_proto::tailcfg;
-use dataplane::{Count, Forwarded, Origin, PeerCounters};
+use dataplane::{Count, Forwarded, Origin, PeerCounters, PeerIndex};
 use ipnet::IpNet;
 use keys::{DiscoPublic, NodePublic};
 use netlink::links;
@@ -295,9 +295,17 @@ impl Inner {
 
     /// Reads everything that `status` shows.
     pub(super) async fn status(&self) -> NetStatus {
+        self.status_of(&self.states().await, &self.guard.counts())
+            .await
+    }
+
+    /// As [`Self::status`], with what the tunnel and the programs have said.
+    pub(super) async fn status_of(
+        &self,
+        states: &BTreeMap<NodePublic, PeerState>,
+        counts: &BTreeMap<PeerIndex, PeerCounters>,
+    ) -> NetStatus {
         let link = links::get(&self.netlink, &self.device).await.ok().flatten();
-        let states = self.states().await;
-        let counts = self.guard.counts();
         let read_at = dataplane::boot_clock();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
         let mut peers = BTreeMap::new();

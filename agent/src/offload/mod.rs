@@ -56,6 +56,11 @@ pub struct Forwards {
 pub trait Holder: Send + 'static {
     /// The data plane, while there is one.
     fn dataplane(&mut self) -> Option<impl DerefMut<Target = Dataplane>>;
+
+    /// Hears how many flows there are whose packets go past the stack.
+    fn offloaded(&mut self, flows: usize) {
+        let _ = flows;
+    }
 }
 
 /// Why offloading does not go on.
@@ -97,13 +102,18 @@ async fn follow<H: Holder>(
     forwards: Option<Forwards>,
 ) -> Result<(), Trouble> {
     let Some(Forwards { places, nics }) = forwards else {
+        note(holder, 0).await;
         let disabled = with_forward(holder, |forward| forward.disable()).await;
         return Ok(disabled.unwrap_or(Ok(()))?);
     };
     // Before the dump: what happens meanwhile is told after it.
     let mut watcher = Watcher::open()?;
     let mut conntrack = Conntrack::open()?;
-    match with_forward(holder, |forward| forward.enable(places.mtu, &nics)).await {
+    let enabled = |forward: &mut Forward<'_>| {
+        forward.count_routes(&places.served)?;
+        forward.enable(places.mtu, &nics)
+    };
+    match with_forward(holder, enabled).await {
         Some(enabled) => enabled?,
         // No programs, nothing to forward by.
         None => return Ok(()),
@@ -111,6 +121,8 @@ async fn follow<H: Holder>(
     let mut core = Core::new(places);
     resync(holder, &mut core, &mut conntrack).await?;
     tracing::debug!(flows = core.len(), ?nics, "forwarding past the stack");
+    let mut noted = core.len();
+    note(holder, noted).await;
     loop {
         let commands = match watcher.next().await {
             Ok(event) => core.handle(&event),
@@ -122,6 +134,17 @@ async fn follow<H: Holder>(
             Err(error) => return Err(error.into()),
         };
         execute(holder, &mut core, &mut conntrack, commands).await?;
+        if core.len() != noted {
+            noted = core.len();
+            note(holder, noted).await;
+        }
+    }
+}
+
+/// Tells how many flows there are.
+async fn note<H: Holder>(holder: &Weak<Mutex<H>>, flows: usize) {
+    if let Some(holder) = holder.upgrade() {
+        holder.lock().await.offloaded(flows);
     }
 }
 

@@ -39,7 +39,7 @@ impl Surroundings {
                 }
             }
             Via::Derp(region, peer) => {
-                if !self.relays.send(&peer, Some(region), [datagram]) {
+                if self.relays.send(&peer, Some(region), [datagram]).is_none() {
                     tracing::debug!(%region, "no relay for a disco message");
                 }
             }

@@ -8,6 +8,7 @@ use node_core::RegionId;
 
 use super::{MAX_DATAGRAM_LEN, Relayed};
 use crate::net::peers::Peers;
+use crate::net::traffic::{self, RelayTally};
 use crate::paths::{Event, Handle};
 
 /// Most bytes in one UDP_SEGMENT send.
@@ -38,6 +39,7 @@ impl Inbound {
         Delivery {
             inbound: self.clone(),
             region,
+            tally: self.peers.regions.of(region),
             source: Ipv4Addr::UNSPECIFIED,
             size: 0,
             count: 0,
@@ -51,6 +53,7 @@ impl Inbound {
 pub(crate) struct Delivery {
     inbound: Inbound,
     region: RegionId,
+    tally: Arc<RelayTally>,
     source: Ipv4Addr,
     size: usize,
     count: usize,
@@ -75,6 +78,7 @@ impl Delivery {
                 tracing::trace!("a disco message from a relay is lost");
             }
         } else if is_wireguard(packet) && packet.len() <= MAX_DATAGRAM_LEN {
+            traffic::note_received(&self.tally, &peer.relayed, [packet]);
             self.push(peer.address, packet).await;
         }
         peer.home != Some(self.region)

@@ -1,7 +1,7 @@
 //! The map engine: holds one tailnet in memory and turns each change into one small delta.
 //!
-//! Nothing here waits, spawns or reads a clock: callers pass `now`, hold no lock across an await,
-//! and own the timers. A change finds its viewers, is rendered once for all that see the same of
+//! Nothing here waits, spawns or reads a clock, but to measure how long changes wait: callers pass
+//! `now`, hold no lock across an await, and own the timers. A change finds its viewers, is rendered once for all that see the same of
 //! it, and is in every viewer's queue when the call returns. A stream is registered before its
 //! snapshot is taken, in the same critical section, so no change can fall between the two.
 //!

@@ -31,6 +31,12 @@ pub struct Counts {
     pub online: usize,
     /// Open map streams.
     pub sessions: usize,
+    /// Changes that wait in the queues of all streams.
+    pub queued: usize,
+    /// Changes that wait in the longest of them.
+    pub queued_most: usize,
+    /// Nodes whose reports are not in the database yet.
+    pub unsaved: usize,
 }
 
 impl Engine {
@@ -38,7 +44,15 @@ impl Engine {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let state = self.state();
+        let streams = state.members.values();
+        let streams = streams.filter_map(|member| member.stream.as_ref());
+        let backlogs = streams.map(|stream| stream.session.backlog());
+        let (queued, queued_most) =
+            backlogs.fold((0, 0), |(all, most), one| (all + one, one.max(most)));
         Counts {
+            queued,
+            queued_most,
+            unsaved: state.unsaved.len(),
             number: state.number,
             users: state.users.len(),
             nodes: state.members.len(),

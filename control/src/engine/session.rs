@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use control_proto::tailcfg::Compress;
@@ -37,6 +38,10 @@ struct Mailbox {
     overflowed: bool,
     gone: Gone,
     ended: bool,
+    /// When the oldest change came of which the viewer has not been told.
+    since: Option<Instant>,
+    /// How long it waited, once it left.
+    waited: Option<Duration>,
 }
 
 /// Peers that the viewer may know of and has lost since the overflow.
@@ -84,6 +89,7 @@ impl Session {
             if mailbox.ended {
                 return;
             }
+            mailbox.since.get_or_insert_with(Instant::now);
             if let Some(delta) = delta {
                 if mailbox.queue.len() >= QUEUE_LIMIT {
                     mailbox.overflow();
@@ -109,6 +115,7 @@ impl Session {
             if mailbox.ended {
                 return;
             }
+            mailbox.since.get_or_insert_with(Instant::now);
             mailbox.overflow();
             mailbox.gone.others = true;
         }
@@ -120,6 +127,7 @@ impl Session {
     pub(super) fn caught_up(&self) -> Gone {
         let mut mailbox = self.mailbox();
         mailbox.overflowed = false;
+        mailbox.leave();
         std::mem::take(&mut mailbox.gone)
     }
 
@@ -164,6 +172,7 @@ impl Session {
             if mailbox.queue.is_empty() && mailbox.own.is_none() {
                 return mailbox.ended.then_some(Next::End);
             }
+            mailbox.leave();
             (std::mem::take(&mut mailbox.queue), mailbox.own.take())
         };
         if own.is_none() && queue.len() == 1 {
@@ -181,6 +190,12 @@ impl Session {
         Some(out.frame(self.compress).into())
     }
 
+    /// How long the oldest change waited of those that left last; once for each time.
+    #[must_use]
+    pub fn waited(&self) -> Option<Duration> {
+        self.mailbox().waited.take()
+    }
+
     /// Changes waiting now.
     #[must_use]
     pub fn backlog(&self) -> usize {
@@ -193,6 +208,11 @@ impl Session {
 }
 
 impl Mailbox {
+    /// What waits, leaves.
+    fn leave(&mut self) {
+        self.waited = self.since.take().map(|since| since.elapsed());
+    }
+
     /// Drops what is queued in favour of a full frame.
     fn overflow(&mut self) {
         for delta in std::mem::take(&mut self.queue) {

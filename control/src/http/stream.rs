@@ -43,7 +43,12 @@ pub(super) fn open(control: &Arc<Control>, id: NodeId, compress: Compress) -> Op
         open,
         |mut open| async move {
             let frame = open.next().await?;
-            open.control.metrics().frames.inc();
+            let metrics = open.control.metrics();
+            metrics.frames.inc();
+            metrics.map_bytes.inc_by(frame.len() as u64);
+            if let Some(waited) = open.session.waited() {
+                metrics.change_seconds.observe(waited.as_secs_f64());
+            }
             Some((Ok::<_, Infallible>(frame), open))
         },
     )))

@@ -19,6 +19,7 @@ use crate::engine::{Absence, Engine, MapSettings, Session};
 use crate::login::Logins;
 use crate::metrics::Metrics;
 use crate::policy_file::{ReadError, read_policy};
+use crate::store::measured::Measured;
 use crate::store::{Store, StoreError, StoredPolicy, Unique};
 
 mod auth_keys;
@@ -40,6 +41,8 @@ pub use routes::Route;
 use work::Queue;
 pub(crate) use work::complete;
 
+/// How long metrics wait for the database's word on its size.
+const SIZE_PATIENCE: Duration = Duration::from_millis(500);
 /// What a write that is under way gets when the server stops.
 const LAST_WRITE: Duration = Duration::from_secs(5);
 
@@ -181,6 +184,8 @@ impl Control {
         settings: Settings,
         map: MapSettings,
     ) -> Result<Arc<Self>, OpenError> {
+        let metrics = Metrics::default();
+        let store: Arc<dyn Store> = Arc::new(Measured::new(store, metrics.database.clone()));
         let mut loaded = store.load().await?;
         let stored = loaded.policy.take();
         let started = now();
@@ -195,7 +200,7 @@ impl Control {
             long_questions: Queue::default(),
             logins,
             settings,
-            metrics: Metrics::default(),
+            metrics,
             started,
             standing: Default::default(),
             on_key_gone: OnceLock::new(),
@@ -246,6 +251,17 @@ impl Control {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be encoded.
+    pub async fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        let size = tokio::time::timeout(SIZE_PATIENCE, self.store.size()).await;
+        let size = size.ok().and_then(Result::ok);
+        self.metrics.encode(self.engine.counts(), size)
     }
 
     /// Logins that wait for approval.

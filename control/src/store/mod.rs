@@ -15,6 +15,7 @@ use crate::model::{
     AuthKey, AuthKeyId, ChangeNumber, KeyRefusal, Node, NodeId, Role, User, UserId,
 };
 
+pub(crate) mod measured;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,9 @@ pub trait Store: Send + Sync {
 
     /// Does the database answer?
     fn check(&self) -> Pending<'_, ()>;
+
+    /// Bytes that the database takes.
+    fn size(&self) -> Pending<'_, u64>;
 
     /// Writes everything to the main file and closes.
     fn close(&self) -> BoxFuture<'_, ()>;

@@ -11,7 +11,7 @@ use ebpf_abi::{Count, Direction, DropReason, PeerCounters, PeerIndex, Reason};
 use ipnet::IpNet;
 
 use crate::{
-    Attachment, DataplaneError,
+    Attachment, Census, DataplaneError,
     attach::{self, Hook},
     filter::RuleTables,
     forward, memory,
@@ -33,6 +33,7 @@ pub struct Counters {
     hooks: [Hook; 2],
     /// Programs and maps that are not in use yet.
     ebpf: Ebpf,
+    census: Census,
     #[cfg(feature = "ebpf-log")]
     _log: Option<crate::log::LogReader>,
 }
@@ -105,8 +106,9 @@ impl Counters {
             attach::attach(&mut ebpf, ifname, Direction::In, kind, pins)?,
             attach::attach(&mut ebpf, ifname, Direction::Out, kind, pins)?,
         ];
+        let census = Census::new(&ebpf);
         let tables = Tables::take(&mut ebpf)?;
-        let rules = RuleTables::take(&mut ebpf)?;
+        let rules = RuleTables::take(&mut ebpf, census.inner())?;
         if let Some(pins) = pins {
             pins.remove_other_versions()?;
         }
@@ -119,6 +121,7 @@ impl Counters {
             tables,
             hooks,
             ebpf,
+            census,
             #[cfg(feature = "ebpf-log")]
             _log: log,
         };
@@ -182,6 +185,10 @@ impl Counters {
     /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
     pub fn totals(&self) -> Result<BTreeMap<(Direction, Reason), Count>, DataplaneError> {
         self.tables.totals()
+    }
+
+    pub(crate) fn census(&self) -> Census {
+        self.census.clone()
     }
 
     /// What forwarding is built on: programs that are not in use yet, and where the others are.

@@ -6,8 +6,8 @@ use ebpf_abi::{Count, Direction, DropReason, Forwarded, Origin};
 use ipnet::IpNet;
 
 use crate::{
-    Attachment, Counters, DataplaneError, Drops, Forward, Peer, RuleHits, Rules, filter::Enforced,
-    forward::Forwarder, object::Features,
+    Attachment, Census, Counters, DataplaneError, Drops, Forward, Peer, RuleHits, Rules,
+    filter::Enforced, forward::Forwarder, object::Features,
 };
 
 /// The filtering programs on one overlay device, and their maps.
@@ -128,6 +128,23 @@ impl Dataplane {
     /// As there.
     pub fn forwarded(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
         self.forwarder.counts()
+    }
+
+    /// Reads what was counted of known flows for each served route (see [`Forward::count_routes`]): packets
+    /// from peers, then packets from behind this host, past the stack or not.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to read a map.
+    pub fn route_counts(&self) -> Result<BTreeMap<IpNet, [Count; 2]>, DataplaneError> {
+        self.forwarder.route_counts()
+    }
+
+    /// What tells how full the maps are and what memory they take. It outlives this, and asks the kernel
+    /// without it.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        self.counters.census()
     }
 
     /// The side that forwards. What an earlier process left goes on until it is told otherwise.

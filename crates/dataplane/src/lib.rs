@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 mod attach;
+mod census;
 mod counters;
 mod dataplane;
 #[expect(
@@ -46,6 +47,7 @@ mod tables;
 mod trial;
 
 pub use attach::Attachment;
+pub use census::{Census, MapUse};
 pub use counters::Counters;
 pub use dataplane::Dataplane;
 pub use direct::Direct;

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 use crate::{
     DataplaneError, Drops, Layer, Offload, Peer, RuleHits, Rules,
+    census::InnerMaps,
     filter::{Enforced, RuleTables},
     forward::Forwarder,
     object::{self, Features, missing},
@@ -126,7 +127,7 @@ impl Trial {
             object::program(&mut ebpf, name)?;
         }
         let tables = Tables::take(&mut ebpf)?;
-        let enforced = Enforced::new(RuleTables::take(&mut ebpf)?);
+        let enforced = Enforced::new(RuleTables::take(&mut ebpf, InnerMaps::default())?);
         let forwarder = Forwarder::take(&mut ebpf)?;
         let clock = typed(&mut ebpf, &CLOCK)?;
         Ok(Self {

@@ -90,6 +90,24 @@ const _: () = assert!(size_of::<Forward<[u8; 16]>>() == 56);
 /// directions, and all packets take the stack until the loader writes a new entry.
 pub const FORWARD_ENDED: u16 = 1;
 
+/// In [`Forward::flags`] from this bit on: number of the served route that packets are counted for, below
+/// [`COUNTED_ROUTES`]; 0 for none.
+pub const FORWARD_ROUTE_SHIFT: u16 = 8;
+
+/// Served routes that are counted one by one, and number 0, which is none.
+pub const COUNTED_ROUTES: u32 = 64;
+
+/// Returns the index in `ROUTE_COUNTS` of packets from `origin` of a flow with these flags; `None` if it
+/// belongs to no route that is counted.
+#[inline(always)]
+#[must_use]
+pub const fn route_slot(flags: u16, origin: Origin) -> Option<u32> {
+    match (flags >> FORWARD_ROUTE_SHIFT) as u32 % COUNTED_ROUTES {
+        0 => None,
+        route => Some(route * 2 + origin as u32),
+    }
+}
+
 /// Nanoseconds after which one packet of each direction takes the stack, so that conntrack and the
 /// neighbours' reachability stay alive.
 pub const STACK_INTERVAL: Nanos = 5_000_000_000;
@@ -171,5 +189,13 @@ mod tests {
             assert_eq!(forwarded_slot(Origin::Overlay, outcome) as usize, number);
             assert_eq!(forwarded_slot(Origin::Lan, outcome) as usize, 16 + number);
         }
+    }
+
+    #[test]
+    fn routes_have_slots_of_their_own_and_no_route_has_none() {
+        let flags = |route: u16| route << FORWARD_ROUTE_SHIFT | FORWARD_ENDED;
+        assert_eq!(route_slot(flags(0), Origin::Lan), None);
+        assert_eq!(route_slot(flags(1), Origin::Overlay), Some(2));
+        assert_eq!(route_slot(flags(63), Origin::Lan), Some(127));
     }
 }

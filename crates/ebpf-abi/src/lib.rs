@@ -23,8 +23,8 @@ pub use counters::{Count, Direction, PeerCounters, PeerIndex, REASON_SLOTS, Reas
 pub use event::{DropEvent, NOBODY, SYNS_A_SECOND};
 pub use filter::*;
 pub use forward::{
-    FORWARD_ENDED, FORWARDED_SLOTS, Forward, ForwardKey, Forwarded, Origin, STACK_INTERVAL,
-    forwarded_slot,
+    COUNTED_ROUTES, FORWARD_ENDED, FORWARD_ROUTE_SHIFT, FORWARDED_SLOTS, Forward, ForwardKey,
+    Forwarded, Origin, STACK_INTERVAL, forwarded_slot, route_slot,
 };
 pub use object::*;
 pub use part::{PARTS, Part, ProgramKind};

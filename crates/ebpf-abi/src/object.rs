@@ -1,13 +1,14 @@
 //! What the object file contains: programs, maps and the version of this crate it was built from.
 
 use crate::{
-    BUCKETS, Bucket, Class, Count, FORWARDED_SLOTS, Forward, ForwardKey, Known, ListedEnd, Nanos,
-    Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports, REASON_SLOTS, RulePorts, SETS,
+    BUCKETS, Bucket, COUNTED_ROUTES, Class, Count, FORWARDED_SLOTS, Forward, ForwardKey, Known,
+    ListedEnd, Nanos, Pair, PeerCounters, PeerEntry, PeerIndex, Policy, Ports, REASON_SLOTS,
+    RulePorts, SETS,
 };
 
 /// Version of everything in this crate. The object carries it in its read-only data; pinned maps
 /// stand in a folder named after it.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 /// Read-only data section that holds nothing but the object's copy of [`ABI_VERSION`], a `u32` in
 /// little endian.
 pub const ABI_VERSION_SECTION: &str = ".rodata.abi";
@@ -337,6 +338,11 @@ pub const FORWARDED: MapSpec = MapSpec {
     map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
     ..array("FORWARDED", size_of::<Count>(), 2 * FORWARDED_SLOTS)
 };
+/// [`route_slot`](crate::route_slot) to [`Count`].
+pub const ROUTE_COUNTS: MapSpec = MapSpec {
+    map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
+    ..array("ROUTE_COUNTS", size_of::<Count>(), 2 * COUNTED_ROUTES)
+};
 /// Entries of a family in the forward table; a flow takes two.
 pub const FORWARDS: u32 = 1 << 16;
 /// [`ForwardKey`] to [`Forward`], for IPv4. Only the loader makes entries, which take memory one by one:
@@ -359,7 +365,7 @@ pub const FORWARD_V6: MapSpec = MapSpec {
 };
 
 /// Every map that programs and loader share; what only programs use is not here and is not pinned.
-pub const MAPS: [MapSpec; 34] = [
+pub const MAPS: [MapSpec; 35] = [
     PEER_HOSTS_V4,
     PEER_HOSTS_V6,
     PEERS_V4,
@@ -392,6 +398,7 @@ pub const MAPS: [MapSpec; 34] = [
     FORWARDERS,
     OVERLAY_MTU,
     FORWARDED,
+    ROUTE_COUNTS,
     FORWARD_V4,
     FORWARD_V6,
 ];

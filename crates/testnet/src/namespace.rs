@@ -283,7 +283,7 @@ fn enter_thread(pidfd: BorrowedFd<'_>) -> rustix::io::Result<()> {
     move_into_thread_name_spaces(pidfd, KINDS)
 }
 
-fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let limit = scaled(Duration::from_secs(5));
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::firewalls::firewalls_tree;
+use crate::prometheus::prometheus_tree;
 
 /// Why no [`Lab`](crate::Lab) can be made here, or `None`.
 ///
@@ -32,14 +33,15 @@ pub fn unavailable(tools: &[&str]) -> Option<String> {
     None
 }
 
-/// Looks `program` up in `PATH`, in the system folders that a user's `PATH` may lack, and among the firewalls
-/// that are unpacked and not installed.
+/// Looks `program` up in `PATH`, in the system folders that a user's `PATH` may lack, and among what is
+/// unpacked and not installed.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let unpacked = firewalls_tree().unwrap_or_default();
+    let prometheus = prometheus_tree().unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .chain([unpacked.join("usr/sbin")])
+        .chain([unpacked.join("usr/sbin"), prometheus.join("usr/bin")])
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
 }

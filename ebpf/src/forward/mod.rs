@@ -27,7 +27,7 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Count, Direction, FORWARD_ENDED, Forward, ForwardKey, Forwarded, Nanos, Origin, STACK_INTERVAL,
-    forwarded_slot,
+    forwarded_slot, route_slot,
 };
 use packet::SECOND;
 
@@ -41,6 +41,11 @@ static OVERLAY_MTU: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static FORWARDED: PerCpuArray<Count> =
     PerCpuArray::with_max_entries(ebpf_abi::FORWARDED.max_entries, ebpf_abi::FORWARDED.flags);
+#[map]
+static ROUTE_COUNTS: PerCpuArray<Count> = PerCpuArray::with_max_entries(
+    ebpf_abi::ROUTE_COUNTS.max_entries,
+    ebpf_abi::ROUTE_COUNTS.flags,
+);
 #[map]
 static FORWARD_V4: HashMap<ForwardKey<[u8; 4]>, Forward<[u8; 4]>> =
     HashMap::with_max_entries(ebpf_abi::FORWARD_V4.max_entries, ebpf_abi::FORWARD_V4.flags);
@@ -133,11 +138,11 @@ fn from_overlay<A: Family>(ctx: &TcContext) -> i32 {
         .and_then(|()| way(ctx, &head, &known.forward));
     match way {
         Err(outcome) => {
-            count(ctx, 0, &head, Origin::Overlay, outcome);
+            known.count(ctx, 0, &head, Origin::Overlay, outcome);
             TC_ACT_UNSPEC
         }
         Ok(way) => {
-            count(ctx, 0, &head, Origin::Overlay, Forwarded::Past);
+            known.count(ctx, 0, &head, Origin::Overlay, Forwarded::Past);
             let rewritten = rewrite::rewrite(ctx, 0, &head, &known.forward);
             // The redirection wants a link layer's header, and takes it off again.
             if rewritten.is_none() || rewrite::push(ctx, ETHERNET).is_none() {
@@ -158,10 +163,10 @@ fn from_lan<A: Family>(ctx: &TcContext, base: u32) -> i32 {
         return TC_ACT_UNSPEC;
     };
     if let Err(outcome) = known.may_pass(&head, Origin::Lan) {
-        count(ctx, base, &head, Origin::Lan, outcome);
+        known.count(ctx, base, &head, Origin::Lan, outcome);
         return TC_ACT_UNSPEC;
     }
-    count(ctx, base, &head, Origin::Lan, Forwarded::Past);
+    known.count(ctx, base, &head, Origin::Lan, Forwarded::Past);
     if rewrite::rewrite(ctx, base, &head, &known.forward).is_none() {
         return failed(&head, Origin::Lan);
     }
@@ -217,6 +222,26 @@ impl<A: Family> Known<A> {
         Ok(())
     }
 
+    /// Counts the packets that the buffer stands for.
+    #[inline(always)]
+    fn count(
+        &self,
+        ctx: &TcContext,
+        base: u32,
+        head: &Head<A>,
+        origin: Origin,
+        outcome: Forwarded,
+    ) {
+        let count = size(ctx, base, head);
+        add(origin, outcome, count);
+        if let Some(slot) = route_slot(self.forward.flags, origin)
+            && let Some(total) = ROUTE_COUNTS.get_ptr_mut(slot)
+        {
+            // SAFETY: as in `add`.
+            unsafe { *total += count };
+        }
+    }
+
     /// Sends all further packets of both directions to the stack.
     #[inline(always)]
     fn end(&self, head: &Head<A>, origin: Origin) {
@@ -239,7 +264,10 @@ impl<A: Family> Known<A> {
 #[inline(always)]
 fn end<A>(entry: *mut Forward<A>) {
     // SAFETY: as in `Known::find`; no other flag is ever set by a program.
-    unsafe { (&raw mut (*entry).flags).write_volatile(FORWARD_ENDED) }
+    unsafe {
+        let flags = &raw mut (*entry).flags;
+        flags.write_volatile(flags.read_volatile() | FORWARD_ENDED);
+    }
 }
 
 /// The way to the next hop.
@@ -295,15 +323,9 @@ fn way<A: Family>(ctx: &TcContext, head: &Head<A>, forward: &Forward<A>) -> Resu
     })
 }
 
-/// Counts the packets that the buffer stands for.
+/// The packets that the buffer stands for.
 #[inline(always)]
-fn count<A: Family>(
-    ctx: &TcContext,
-    base: u32,
-    head: &Head<A>,
-    origin: Origin,
-    outcome: Forwarded,
-) {
+fn size<A: Family>(ctx: &TcContext, base: u32, head: &Head<A>) -> Count {
     let skb = head::skb(ctx);
     let mut count = Count {
         packets: 1,
@@ -322,7 +344,7 @@ fn count<A: Family>(
             bytes: payload as u64 + packets as u64 * headers as u64,
         };
     }
-    add(origin, outcome, count);
+    count
 }
 
 #[inline(always)]

@@ -4,8 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use std::time::Instant;
+
 use bytes::{Buf as _, Bytes};
 use derp_proto::split_frame;
+
+use crate::metrics::QueueTimes;
 
 /// Most disco bytes that wait for one client; some 500 messages.
 const DISCO_LIMIT: usize = 64 << 10;
@@ -47,6 +51,7 @@ pub(crate) enum Taken {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
+    times: Option<QueueTimes>,
 }
 
 #[derive(Debug)]
@@ -61,7 +66,8 @@ struct State {
 /// Whole frames, several to a slice, bounded by bytes.
 #[derive(Debug)]
 struct Lane {
-    runs: VecDeque<Bytes>,
+    /// Each with when it came.
+    runs: VecDeque<(Instant, Bytes)>,
     bytes: usize,
     limit: usize,
 }
@@ -82,18 +88,28 @@ impl Outbox {
                 closed: false,
                 waker: None,
             }),
+            times: None,
+        }
+    }
+
+    /// With how long packets wait told to `times`.
+    pub(crate) fn timed(self, times: QueueTimes) -> Self {
+        Self {
+            times: Some(times),
+            ..self
         }
     }
 
     /// Adds whole frames of packets of one class, dropping the oldest where there is no room.
     pub(crate) fn push_packets(&self, class: Class, frames: Bytes) -> Pushed {
+        let now = Instant::now();
         let mut state = self.lock();
         if state.closed {
             return Pushed::Closed;
         }
         let dropped = match class {
-            Class::Disco => state.disco.push(frames),
-            Class::Data => state.data.push(frames),
+            Class::Disco => state.disco.push(now, frames),
+            Class::Data => state.data.push(now, frames),
         };
         wake(state);
         Pushed::Queued { dropped }
@@ -139,10 +155,23 @@ impl Outbox {
             data,
             ..
         } = &mut *state;
-        let mut taken = 0;
+        let (mut taken, mut now) = (0, None);
+        let mut waited = |class, since: Instant| {
+            if let Some(times) = &self.times {
+                let now = *now.get_or_insert_with(Instant::now);
+                times.observe(class, now.saturating_duration_since(since));
+            }
+        };
         while taken < max {
-            let next = control.pop_front().or_else(|| disco.pop());
-            let Some(run) = next.or_else(|| data.pop()) else {
+            let run = if let Some(run) = control.pop_front() {
+                run
+            } else if let Some((since, run)) = disco.pop() {
+                waited(Class::Disco, since);
+                run
+            } else if let Some((since, run)) = data.pop() {
+                waited(Class::Data, since);
+                run
+            } else {
                 break;
             };
             taken += run.len();
@@ -177,12 +206,12 @@ fn wake(mut state: MutexGuard<'_, State>) {
 }
 
 impl Lane {
-    fn push(&mut self, frames: Bytes) -> u64 {
+    fn push(&mut self, now: Instant, frames: Bytes) -> u64 {
         let mut dropped = 0;
         self.bytes += frames.len();
-        self.runs.push_back(frames);
+        self.runs.push_back((now, frames));
         while self.bytes > self.limit {
-            let Some(oldest) = self.runs.front_mut() else {
+            let Some((_, oldest)) = self.runs.front_mut() else {
                 break;
             };
             // Runs are made of whole frames, so this is always one of them.
@@ -200,10 +229,10 @@ impl Lane {
         dropped
     }
 
-    fn pop(&mut self) -> Option<Bytes> {
-        let run = self.runs.pop_front()?;
+    fn pop(&mut self) -> Option<(Instant, Bytes)> {
+        let (since, run) = self.runs.pop_front()?;
         self.bytes -= run.len();
-        Some(run)
+        Some((since, run))
     }
 }
 
@@ -244,6 +273,22 @@ mod tests {
         assert_eq!(pushed, Pushed::Queued { dropped: 1 });
         let expected = [packet(1), packet(2), packet(3)].concat();
         assert_eq!(take(&outbox, usize::MAX).concat(), expected);
+    }
+
+    #[test]
+    fn how_long_packets_waited_is_told_by_class() {
+        let metrics = crate::metrics::Metrics::new();
+        let outbox = Outbox::new(1 << 20).timed(metrics.queue_times.clone());
+        outbox.push_packets(Class::Data, packet(1));
+        outbox.push_packets(Class::Data, packet(2));
+        outbox.push_packets(Class::Disco, packet(3));
+        outbox.push_control(packet(4));
+        assert_eq!(take(&outbox, usize::MAX).len(), 4);
+        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+        for (kind, count) in [("data", 2), ("disco", 1)] {
+            let line = format!("tailrace_relay_queue_seconds_count{{kind=\"{kind}\"}} {count}");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod echo;
 mod gateway;
+mod monitoring;
 mod snapshot;
 mod stream;
 mod terminal;
@@ -20,6 +21,7 @@ use testnet::tailnet::{Node, Tailnet};
 
 pub use echo::{Echo, Flow};
 pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
+pub use monitoring::{Datagrams, Query, alert_names, alerts_at_once, families, queries};
 pub use snapshot::KernelState;
 pub use stream::{Delivery, End, both_ways};
 pub use terminal::Terminal;

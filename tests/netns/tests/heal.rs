@@ -42,6 +42,7 @@ fn traffic_resumes_after_the_relay_was_killed() -> Result<()> {
     let mut relay = Relay::start(lab.server("relay")?)?;
     let options = ControlOptions {
         derp_map: Some(relay.derp_map()?),
+        ..ControlOptions::default()
     };
     let control = Control::start(lab.server("control")?, options)?;
     let [alice, bob] = two_nodes(&mut lab, &control)?;
@@ -72,6 +73,7 @@ fn traffic_goes_on_while_control_is_away_and_changes_arrive_after_it() -> Result
     let relay = Relay::start(lab.server("relay")?)?;
     let options = ControlOptions {
         derp_map: Some(relay.derp_map()?),
+        ..ControlOptions::default()
     };
     let mut control = Control::start(lab.server("control")?, options)?;
     let [alice, bob] = two_nodes(&mut lab, &control)?;

@@ -86,6 +86,7 @@ fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> 
     let relay = Relay::start(lab.server("relay")?)?;
     let options = ControlOptions {
         derp_map: Some(relay.derp_map()?),
+        ..ControlOptions::default()
     };
     let mut control = Control::start(lab.server("control")?, options)?;
     let key = control.auth_key(&["--reusable"])?;

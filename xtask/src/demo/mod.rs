@@ -5,6 +5,7 @@ mod figures;
 mod gateways;
 mod lab;
 mod live;
+mod metrics;
 mod topology;
 
 use std::io::{IsTerminal, stdout};
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Keep the lab to explore: prints the commands and waits for Ctrl-C.
     #[arg(long)]
     keep: bool,
+    /// Run Debian's Prometheus beside it, with the alerts of docs/dashboards.
+    #[arg(long)]
+    metrics: bool,
 }
 
 /// Set by Ctrl-C and its like.
@@ -48,6 +52,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
          for example: sudo env \"PATH=$PATH\" cargo xtask demo"
     );
     setup::lab()?;
+    if options.metrics {
+        setup::prometheus()?;
+    }
     let tools = setup::ebpf_tools(workspace)?;
     ebpf::build(&workspace.root, &tools)?;
     let programs = workspace.build_daemons(false)?;
@@ -56,9 +63,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let demo = lab::start(&stop)?;
     let tailnet = &demo.tailnet;
     println!("\n{}", topology::draw(&demo)?);
+    let prometheus = match options.metrics {
+        true => Some(metrics::start(workspace, &demo)?),
+        false => None,
+    };
     if options.once {
         figures::verify(tailnet)?;
         gateways::verify(&demo)?;
+        if let Some(prometheus) = &prometheus {
+            metrics::verify(prometheus)?;
+        }
         println!("\nAll is well.");
         return Ok(());
     }

@@ -9,7 +9,7 @@ mod wireguard_go;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 pub(crate) use kernel::{Kernel, cached as cached_kernels};
@@ -22,8 +22,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Part {
     /// rust-src and bpf-linker: to build the eBPF programs.
     Ebpf,
-    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping, tmux; ufw, firewalld
-    /// and miniupnpd, unpacked only.
+    /// Debian packages of the lab: iproute2, nftables, iptables, conntrack, iperf3, ping, tmux; ufw, firewalld,
+    /// miniupnpd and Prometheus, unpacked only.
     Lab,
     /// QEMU and the default kernel: for `test vm`.
     Vm,
@@ -72,11 +72,24 @@ pub(crate) fn ebpf_tools(workspace: &Workspace) -> Result<PathBuf> {
 pub(crate) fn lab() -> Result<()> {
     packages::install(packages::LAB)?;
     if let Some(tree) = testnet::firewalls_tree()
-        && let Err(error) = packages::unpack_firewalls(&tree)
+        && let Err(error) = packages::unpack(packages::FIREWALLS, &tree)
     {
         println!("Tests beside ufw, firewalld and miniupnpd will be skipped: {error:#}");
     }
+    if let Err(error) = prometheus() {
+        println!("Tests with Prometheus will be skipped: {error:#}");
+    }
     Ok(())
+}
+
+/// Unpacks Debian's Prometheus.
+///
+/// # Errors
+///
+/// When it cannot be downloaded.
+pub(crate) fn prometheus() -> Result<()> {
+    let tree = testnet::prometheus_tree().context("no cache folder: set TAILRACE_CACHE or HOME")?;
+    packages::unpack(packages::PROMETHEUS, &tree)
 }
 
 /// Installs QEMU and fetches the kernel called `name`, as `6.12`.

@@ -37,13 +37,16 @@ pub(crate) const LAB: &[Need] = &[
 
 /// Firewalls and a router's port mapper that are unpacked and not installed, so that no host begins to run one
 /// because of our tests.
-const UNPACKED: [&str; 5] = [
+pub(crate) const FIREWALLS: &[&str] = &[
     "ufw",
     "firewalld",
     "python3-firewall",
     "python3-nftables",
     "miniupnpd-nftables",
 ];
+
+/// What scrapes the lab; unpacked for the same reason.
+pub(crate) const PROMETHEUS: &[&str] = &["prometheus"];
 
 /// What the VM tests add.
 pub(crate) const VM: &[Need] = &[
@@ -91,22 +94,22 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
         .args(packages.split(' ')))
 }
 
-/// Unpacks [`UNPACKED`] into `tree`, unless they are there.
+/// Unpacks packages into `tree`, unless they are there.
 ///
 /// # Errors
 ///
 /// Without apt-get and dpkg, or a mirror.
-pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
+pub(crate) fn unpack(packages: &[&str], tree: &Path) -> Result<()> {
     // It lists what is there, so that a longer list is unpacked anew.
     let complete = tree.join("complete");
-    let packages = UNPACKED.join(" ");
-    if fs::read_to_string(&complete).is_ok_and(|there| there == packages) {
+    let list = packages.join(" ");
+    if fs::read_to_string(&complete).is_ok_and(|there| there == list) {
         return Ok(());
     }
     if find("apt-get").is_none() || find("dpkg").is_none() {
         bail!("Debian packages are read by apt-get and dpkg, which are not installed here");
     }
-    println!("Unpacking {packages} (not installed)");
+    println!("Unpacking {list} (not installed)");
     if is_root() {
         update()?;
     }
@@ -118,7 +121,7 @@ pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
     let mut download = apt_get();
     // The folder is ours, not of apt's own user.
     download.args(["-oAPT::Sandbox::User=root", "download"]);
-    quiet(download.args(UNPACKED).current_dir(&downloads))?;
+    quiet(download.args(packages).current_dir(&downloads))?;
     for entry in fs::read_dir(&downloads)? {
         quiet(Command::new("dpkg").arg("-x").arg(entry?.path()).arg(tree))?;
     }
@@ -132,7 +135,7 @@ pub(crate) fn unpack_firewalls(tree: &Path) -> Result<()> {
                 .arg(tree.join("usr/lib")),
         )?;
     }
-    Ok(fs::write(complete, packages)?)
+    Ok(fs::write(complete, list)?)
 }
 
 /// `apt-get update`, once per run.

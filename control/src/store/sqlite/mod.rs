@@ -504,6 +504,18 @@ impl Store for SqliteStore {
         .boxed()
     }
 
+    fn size(&self) -> Pending<'_, u64> {
+        async move {
+            let text = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+            let bytes: i64 = sqlx::query_scalar(text)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(refine)?;
+            Ok(u64::try_from(bytes).unwrap_or(0))
+        }
+        .boxed()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         self.pool.close().boxed()
     }

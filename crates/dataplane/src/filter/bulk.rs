@@ -10,6 +10,8 @@ use aya::Pod;
 
 /// `BPF_MAP_LOOKUP_ELEM` in `linux/bpf.h`.
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
+/// `BPF_MAP_GET_NEXT_KEY` in `linux/bpf.h`.
+const MAP_GET_NEXT_KEY: libc::c_long = 4;
 /// `BPF_MAP_UPDATE_ELEM` in `linux/bpf.h`.
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 /// `BPF_MAP_LOOKUP_BATCH` in `linux/bpf.h`.
@@ -30,7 +32,8 @@ struct Batch {
     flags: u64,
 }
 
-/// The part of `union bpf_attr` for `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_UPDATE_ELEM`.
+/// The part of `union bpf_attr` for system calls that concern one element; of `BPF_MAP_GET_NEXT_KEY`, `value` is
+/// the next key.
 #[repr(C)]
 struct Element {
     map_fd: u32,
@@ -66,7 +69,7 @@ pub(super) fn update<K: Pod, V: Pod>(
 }
 
 /// Returns the first `len` values of an array; all in one system call (Linux 5.6).
-pub(super) fn values<V: Pod>(map: BorrowedFd<'_>, len: usize) -> io::Result<Vec<V>> {
+pub(crate) fn values<V: Pod>(map: BorrowedFd<'_>, len: usize) -> io::Result<Vec<V>> {
     if len == 0 {
         return Ok(Vec::new());
     }
@@ -96,6 +99,31 @@ pub(super) fn values<V: Pod>(map: BorrowedFd<'_>, len: usize) -> io::Result<Vec<
     // SAFETY: the kernel has written so many values, plain data.
     unsafe { values.set_len(read) };
     Ok(values)
+}
+
+/// Counts the entries of a table with keys of `key_size` bytes, `most` at most: where entries come and go
+/// meanwhile, the kernel may begin anew.
+pub(crate) fn count_keys(map: BorrowedFd<'_>, key_size: usize, most: u64) -> io::Result<u64> {
+    let (mut key, mut next) = (vec![0u8; key_size], vec![0u8; key_size]);
+    let mut count = 0;
+    while count < most {
+        let mut element = Element {
+            map_fd: map.as_raw_fd() as u32,
+            padding: 0,
+            // No key: the first.
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: both keys are as large as the map's and live through the call.
+        match unsafe { call(MAP_GET_NEXT_KEY, &mut element) } {
+            Ok(()) => count += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        }
+        std::mem::swap(&mut key, &mut next);
+    }
+    Ok(count)
 }
 
 /// Puts the map with the descriptor `inner` at `index` of an array of maps.

@@ -1,6 +1,6 @@
 //! The packet filter of one overlay device: rules in, tables of the kernel's programs out.
 
-mod bulk;
+pub(crate) mod bulk;
 mod classes;
 mod rules;
 mod tables;

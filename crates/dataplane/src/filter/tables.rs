@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     DataplaneError, Drops,
+    census::InnerMaps,
     tables::{reading, typed, writing},
 };
 
@@ -58,6 +59,8 @@ pub(crate) struct RuleTables {
     hits: Option<Hits>,
     cpus: u32,
     drops: Option<Drops>,
+    /// Takes note of what is in the maps of maps.
+    inner: InnerMaps,
 }
 
 /// A map of [`RULE_HITS`].
@@ -68,7 +71,7 @@ struct Hits {
 
 impl RuleTables {
     /// Takes the maps out of `ebpf`, with whatever an earlier process put in force.
-    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub(crate) fn take(ebpf: &mut Ebpf, inner: InnerMaps) -> Result<Self, DataplaneError> {
         draw_seed(ebpf)?;
         Ok(Self {
             policy: outer(ebpf, &POLICY)?,
@@ -86,6 +89,7 @@ impl RuleTables {
             hits: None,
             cpus: cpus()?,
             drops: Some(Drops::take(ebpf)?),
+            inner,
         })
     }
 
@@ -182,29 +186,43 @@ impl RuleTables {
     /// Fills every table of `set`, all at once: replacing a map waits some milliseconds, and those who
     /// wait together wait no longer than one.
     fn fill(&self, set: u32, tables: &ClassTables, hits: &Hits) -> Result<(), DataplaneError> {
+        let inner = &self.inner;
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for (side, v4, v6) in [
             (Side::Source, &tables.v4[0], &tables.v6[0]),
             (Side::Destination, &tables.v4[1], &tables.v6[1]),
         ] {
             let table = address_table(set, side);
-            let v4_maps = [(&self.hosts_v4, &HOSTS_V4), (&self.nets_v4, &NETS_V4)];
+            let v4_maps = [
+                (&self.hosts_v4, &HOSTS_V4, inner),
+                (&self.nets_v4, &NETS_V4, inner),
+            ];
             jobs.extend(addresses(v4_maps, table, v4));
-            let v6_maps = [(&self.hosts_v6, &HOSTS_V6), (&self.nets_v6, &NETS_V6)];
+            let v6_maps = [
+                (&self.hosts_v6, &HOSTS_V6, inner),
+                (&self.nets_v6, &NETS_V6, inner),
+            ];
             jobs.extend(addresses(v6_maps, table, v6));
         }
-        jobs.push(job((&self.pairs, &PAIRS), set, &tables.pairs));
-        let lists = (&self.port_lists, &PORT_LISTS);
+        jobs.push(job((&self.pairs, &PAIRS, inner), set, &tables.pairs));
+        let lists = (&self.port_lists, &PORT_LISTS, inner);
         jobs.push(list(lists, set, &tables.port_lists));
         // Not in use, hence small, where pairs are.
         let linear = tables.linear.as_ref();
         let ends = linear.map_or(&[][..], |linear| &linear.ends);
-        jobs.push(list((&self.ends, &ENDS), set, ends));
+        jobs.push(list((&self.ends, &ENDS, inner), set, ends));
         let members = linear.map_or(&[][..], |linear| &linear.members);
-        jobs.push(list((&self.members, &MEMBERS), set, members));
+        jobs.push(list((&self.members, &MEMBERS, inner), set, members));
         let rule_hits = &self.rule_hits;
         jobs.push(Box::new(move || {
-            self::set(rule_hits, &RULE_HITS, set, &hits.map)
+            self::set(rule_hits, &RULE_HITS, set, &hits.map)?;
+            inner.note(
+                RULE_HITS.name,
+                set,
+                u64::from(hits.rules),
+                hits.map.fd().as_fd(),
+            );
+            Ok(())
         }));
         at_once(jobs)
     }
@@ -222,8 +240,8 @@ fn draw_seed(ebpf: &mut Ebpf) -> Result<(), DataplaneError> {
     map.set(0, seed.max(1), 0).map_err(writing(&SEED))
 }
 
-/// A map of maps and what is known of it.
-type Outer<'a> = (&'a MapData, &'static MapSpec);
+/// A map of maps, what is known of it, and where what is put into it is noted.
+type Outer<'a> = (&'a MapData, &'static MapSpec, &'a InnerMaps);
 /// Something to do that waits for the kernel.
 type Job<'a> = Box<dyn FnOnce() -> Result<(), DataplaneError> + Send + 'a>;
 
@@ -276,7 +294,7 @@ fn cpus() -> Result<u32, DataplaneError> {
 
 /// Makes a map of just the right size and puts it at `index` of `outer`.
 fn fill<K: Pod, V: Pod>(
-    (outer, spec): Outer<'_>,
+    (outer, spec, inner): Outer<'_>,
     index: u32,
     entries: impl Iterator<Item = (K, V)>,
 ) -> Result<(), DataplaneError> {
@@ -284,7 +302,9 @@ fn fill<K: Pod, V: Pod>(
     let size = u32::try_from(keys.len()).unwrap_or(u32::MAX);
     let map = create(spec, size.max(1))?;
     bulk::update(map.fd().as_fd(), &keys, &values).map_err(failed_write(spec))?;
-    set(outer, spec, index, &map)
+    set(outer, spec, index, &map)?;
+    inner.note(spec.name, index, u64::from(size), map.fd().as_fd());
+    Ok(())
 }
 
 /// Creates a map of the kind that `spec` holds.

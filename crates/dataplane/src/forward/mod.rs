@@ -7,6 +7,7 @@
 //! end of its hop limit, and one packet of each direction every [`STACK_INTERVAL`].
 
 mod nics;
+mod routes;
 mod table;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
@@ -26,10 +27,12 @@ use crate::{
     pins::Pins,
     tables::{gone, reading, typed, writing},
 };
+use ipnet::IpNet;
 use nics::Nics;
 pub(crate) use nics::detach_everywhere;
 
 pub use nics::{Layer, Nic};
+use routes::RouteCounts;
 use table::Table;
 
 /// How packets of one direction of a flow come in.
@@ -70,6 +73,7 @@ pub(crate) struct Forwarder {
     programs: ProgramArray<MapData>,
     mtu: Array<MapData, u32>,
     counts: PerCpuArray<MapData, Count>,
+    routes: RouteCounts,
     nics: Nics,
 }
 
@@ -80,6 +84,7 @@ impl Forwarder {
             programs: typed(ebpf, &FORWARDERS)?,
             mtu: typed(ebpf, &OVERLAY_MTU)?,
             counts: typed(ebpf, &FORWARDED)?,
+            routes: RouteCounts::take(ebpf)?,
             nics: Nics::default(),
         })
     }
@@ -113,6 +118,10 @@ impl Forwarder {
             gone(cleared, &FORWARDERS)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn route_counts(&self) -> Result<BTreeMap<IpNet, [Count; 2]>, DataplaneError> {
+        self.routes.read()
     }
 
     pub(crate) fn counts(&self) -> Result<BTreeMap<(Origin, Forwarded), Count>, DataplaneError> {
@@ -158,6 +167,24 @@ impl Forward<'_> {
         self.forwarder.join(self.ebpf, mtu)
     }
 
+    /// Counts packets of flows for each of `routes`, the served ones, of which the longest that holds the end
+    /// behind this host counts. The first 63 are counted, each from zero if the list is another than before.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Kernel`] if the kernel refuses to write a map.
+    pub fn count_routes(&mut self, routes: &[IpNet]) -> Result<(), DataplaneError> {
+        let Forwarder {
+            routes: counts,
+            table,
+            ..
+        } = self.forwarder;
+        if counts.set(routes)? {
+            table.renumber(|offload| counts.of(offload))?;
+        }
+        Ok(())
+    }
+
     /// Names of the devices other than the overlay's whose packets may go past the stack.
     pub fn devices(&self) -> impl Iterator<Item = &str> {
         self.forwarder.nics.names()
@@ -184,7 +211,8 @@ impl Forward<'_> {
     /// [`DataplaneError::TableFull`] beyond 65 536 entries of a family.
     /// [`DataplaneError::MixedFamilies`] for addresses of both.
     pub fn offload(&mut self, offload: &Offload) -> Result<(), DataplaneError> {
-        self.forwarder.table.insert(offload)
+        let route = self.forwarder.routes.of(offload);
+        self.forwarder.table.insert(offload, route)
     }
 
     /// Has packets of one direction of a flow take the stack again; nothing being there is fine.

@@ -10,10 +10,11 @@ use aya::{
     maps::{HashMap, MapData},
 };
 use ebpf_abi::{
-    FORWARD_ENDED, FORWARD_V4, FORWARD_V6, Forward, ForwardKey, MapSpec, Nanos, Origin,
+    FORWARD_ENDED, FORWARD_ROUTE_SHIFT, FORWARD_V4, FORWARD_V6, Forward, ForwardKey, MapSpec,
+    Nanos, Origin,
 };
 
-use super::{Offload, OffloadKey};
+use super::{Offload, OffloadKey, routes::RouteNumber};
 use crate::{
     DataplaneError,
     peer::boot_clock,
@@ -40,10 +41,14 @@ impl Table {
         })
     }
 
-    /// Makes an entry whose flow has just been seen by the stack.
-    pub(crate) fn insert(&mut self, offload: &Offload) -> Result<(), DataplaneError> {
+    /// Makes an entry whose flow has just been seen by the stack, and is counted for a route.
+    pub(super) fn insert(
+        &mut self,
+        offload: &Offload,
+        route: RouteNumber,
+    ) -> Result<(), DataplaneError> {
         let now = boot_clock().as_nanos();
-        self.insert_at(offload, Nanos::try_from(now).unwrap_or(Nanos::MAX))
+        self.insert_for(offload, route, Nanos::try_from(now).unwrap_or(Nanos::MAX))
     }
 
     /// Makes an entry whose flow was seen by the stack at `stacked`.
@@ -52,18 +57,36 @@ impl Table {
         offload: &Offload,
         stacked: Nanos,
     ) -> Result<(), DataplaneError> {
+        self.insert_for(offload, RouteNumber::NONE, stacked)
+    }
+
+    fn insert_for(
+        &mut self,
+        offload: &Offload,
+        route: RouteNumber,
+        stacked: Nanos,
+    ) -> Result<(), DataplaneError> {
         let addresses = (offload.src.ip(), offload.dst.ip());
         match (key(&offload.key)?, addresses) {
             (Key::V4(key), (IpAddr::V4(src), IpAddr::V4(dst))) => {
-                let value = value(offload, (src.octets(), dst.octets()), stacked);
+                let value = value(offload, (src.octets(), dst.octets()), route, stacked);
                 write(&FORWARD_V4, || self.v4.insert(key, value, 0))
             }
             (Key::V6(key), (IpAddr::V6(src), IpAddr::V6(dst))) => {
-                let value = value(offload, (src.octets(), dst.octets()), stacked);
+                let value = value(offload, (src.octets(), dst.octets()), route, stacked);
                 write(&FORWARD_V6, || self.v6.insert(key, value, 0))
             }
             _ => Err(DataplaneError::MixedFamilies),
         }
+    }
+
+    /// Has the flows counted for the routes that `of` says.
+    pub(super) fn renumber(
+        &mut self,
+        of: impl Fn(&Offload) -> RouteNumber,
+    ) -> Result<(), DataplaneError> {
+        renumber(&mut self.v4, &FORWARD_V4, &of)?;
+        renumber(&mut self.v6, &FORWARD_V6, &of)
     }
 
     pub(super) fn remove(&mut self, offload: &OffloadKey) -> Result<(), DataplaneError> {
@@ -106,6 +129,35 @@ fn clear<K: Pod, V: Pod>(
     Ok(())
 }
 
+fn renumber<A: Copy + Into<IpAddr>>(
+    map: &mut HashMap<MapData, ForwardKey<A>, Forward<A>>,
+    spec: &'static MapSpec,
+    of: &impl Fn(&Offload) -> RouteNumber,
+) -> Result<(), DataplaneError>
+where
+    ForwardKey<A>: Pod,
+    Forward<A>: Pod,
+{
+    let entries: Vec<_> = map
+        .iter()
+        .collect::<Result<_, _>>()
+        .map_err(reading(spec))?;
+    for (key, entry) in entries {
+        let Some(offload) = offload(&key, &entry) else {
+            continue;
+        };
+        let flags = flags(of(&offload));
+        if flags != entry.flags {
+            write(spec, || map.insert(key, Forward { flags, ..entry }, 0))?;
+        }
+    }
+    Ok(())
+}
+
+fn flags(RouteNumber(route): RouteNumber) -> u16 {
+    u16::from(route) << FORWARD_ROUTE_SHIFT
+}
+
 fn key(offload: &OffloadKey) -> Result<Key, DataplaneError> {
     let (src_port, dst_port) = (offload.src.port(), offload.dst.port());
     macro_rules! key {
@@ -128,7 +180,12 @@ fn key(offload: &OffloadKey) -> Result<Key, DataplaneError> {
     }
 }
 
-fn value<A>(offload: &Offload, (src, dst): (A, A), stacked: Nanos) -> Forward<A> {
+fn value<A>(
+    offload: &Offload,
+    (src, dst): (A, A),
+    route: RouteNumber,
+    stacked: Nanos,
+) -> Forward<A> {
     Forward {
         src,
         dst,
@@ -136,7 +193,7 @@ fn value<A>(offload: &Offload, (src, dst): (A, A), stacked: Nanos) -> Forward<A>
         dst_port: offload.dst.port().to_be_bytes(),
         ifindex: offload.out,
         mtu: offload.mtu,
-        flags: 0,
+        flags: flags(route),
         idle: u32::try_from(offload.idle.as_secs()).unwrap_or(u32::MAX),
         stacked,
     }

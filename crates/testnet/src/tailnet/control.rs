@@ -22,6 +22,8 @@ const USER: &str = "lab";
 pub struct ControlOptions {
     /// A DERP map file in place of the embedded relay.
     pub derp_map: Option<PathBuf>,
+    /// The file that its policy comes from.
+    pub policy: Option<PathBuf>,
 }
 
 /// `tailrace-control serve` on a public host, plain HTTP.
@@ -177,6 +179,9 @@ fn serve(host: &Host, state: &Path, options: &ControlOptions) -> Result<Process>
         .args(["--server-url", &url(host)]);
     if let Some(map) = &options.derp_map {
         command.arg("--no-derp").arg("--derp-map").arg(map);
+    }
+    if let Some(policy) = &options.policy {
+        command.arg("--policy").arg(policy);
     }
     Process::spawn("tailrace-control", command)
 }

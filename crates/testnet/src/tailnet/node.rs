@@ -249,10 +249,16 @@ impl Node {
     ///
     /// When it does not answer with 200.
     pub fn metrics(&self) -> Result<String> {
-        let address = SocketAddr::from(([127, 0, 0, 1], METRICS));
+        let address = self.metrics_address();
         let (status, body) = self.host.namespace().http_get(address, "/metrics")?;
         ensure!(status == 200, "/metrics says {status}");
         Ok(body)
+    }
+
+    /// Where its metrics are, seen from its host.
+    #[must_use]
+    pub fn metrics_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], METRICS))
     }
 
     /// The machine it runs on.
