@@ -26,6 +26,7 @@ const PORTAL_TIMEOUT: Duration = Duration::from_secs(3);
 const PORTAL_QUESTIONS: usize = 5;
 /// Longest answer to an HTTP probe that is read.
 const MAX_RESPONSE_LEN: usize = 4 << 10;
+const MAX_HEADERS: usize = 64;
 
 /// Measures the first node of each region by HTTPS and by ICMP, and puts what is found into `report`.
 pub(super) async fn measure(regions: &[&Region], report: &mut Report) {
@@ -92,10 +93,16 @@ async fn is_clean(address: SocketAddr, host: &str) -> io::Result<bool> {
     );
     stream.write_all(request.as_bytes()).await?;
     let response = read_until(&mut stream, b"\r\n\r\n").await?;
-    let response = String::from_utf8_lossy(&response).to_ascii_lowercase();
-    let expected = format!("x-tailscale-response: response ts_{host}").to_ascii_lowercase();
-    let status = response.split(' ').nth(1);
-    Ok(status == Some("204") && response.lines().any(|line| line.trim_end() == expected))
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut headers);
+    // What is no HTTP is no relay's either.
+    let whole = matches!(parsed.parse(&response), Ok(httparse::Status::Complete(_)));
+    let expected = format!("response ts_{host}");
+    let is_echo = |header: &httparse::Header<'_>| {
+        header.name.eq_ignore_ascii_case("X-Tailscale-Response")
+            && header.value.eq_ignore_ascii_case(expected.as_bytes())
+    };
+    Ok(whole && parsed.code == Some(204) && parsed.headers.iter().any(is_echo))
 }
 
 /// Reads until `mark` has come, or the end, or more than an answer may have.

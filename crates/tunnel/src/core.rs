@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use gotatun::noise::Tunn;
 use gotatun::noise::errors::WireGuardError;
@@ -243,11 +242,6 @@ impl View {
         core.refresh(&mut view);
         view
     }
-}
-
-/// A session was made just now.
-pub(crate) fn shook_hands(state: &mut State) {
-    state.last_handshake = Some(SystemTime::now());
 }
 
 /// Where an IP packet comes from and goes to; `None` if it is none.

@@ -11,7 +11,7 @@ use gotatun::tun::MtuWatcher;
 use keys::NodePublic;
 
 use crate::batch::Batch;
-use crate::core::{Core, View, addresses, count, shook_hands};
+use crate::core::{Core, View, addresses, count};
 use crate::filter::Direction;
 use crate::join::{Joiner, ip_len};
 use crate::peer::{Peer, State};
@@ -151,7 +151,7 @@ impl Inbound {
             TunnResult::WriteToNetwork(reply) => {
                 let queued: Vec<WgKind> = tunn.get_queued_packets(&mut self.mtu).collect();
                 state.endpoint = Some(from);
-                shook_hands(&mut state);
+                state.shook_hands();
                 for message in [reply].into_iter().chain(queued) {
                     self.core.note(&peer, &mut state, &message);
                     self.replies.push(from, message.into());

@@ -92,6 +92,11 @@ impl Peer {
 }
 
 impl State {
+    /// Notes that a session was made just now.
+    pub(crate) fn shook_hands(&mut self) {
+        self.last_handshake = Some(SystemTime::now());
+    }
+
     /// Notes a session index of ours; returns one that is not told apart any more.
     pub(crate) fn note_index(&mut self, index: u32) -> Option<u32> {
         self.indices.push_back(index);

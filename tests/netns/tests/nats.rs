@@ -8,12 +8,20 @@ use anyhow::{Result, ensure};
 use netns_tests::CONNECT;
 use testnet::nat_model::{Behaviour, Dependence, are_direct};
 use testnet::tailnet::{Control, ControlOptions, Engine, Node};
-use testnet::{Lab, NatKind, scaled, skip_unless_available, wait_until};
+use testnet::{Host, Lab, NatKind, scaled, skip_unless_available, wait_until};
 
 /// Within which a pair that can goes direct, however busy the others keep the machine.
 const UPGRADE: Duration = Duration::from_secs(20);
 /// How long a pair that cannot is watched, with traffic.
 const WATCH: Duration = Duration::from_secs(12);
+
+/// As RFC 4787 has it, and home routers do: a mapping outlasts two minutes.
+const HOME: Behaviour = Behaviour {
+    mapping: Dependence::Independent,
+    filtering: Dependence::AddressAndPort,
+    lifetime: Duration::from_secs(120),
+    hairpin: false,
+};
 
 /// Where a node is; `None` is a host with a public address.
 type Site = Option<NatKind>;
@@ -32,21 +40,34 @@ fn sites() -> Vec<Site> {
     std::iter::once(None).chain(kinds).collect()
 }
 
-/// Says whether two nodes at these places find a direct path.
-///
-/// All but two kinds let somebody in at an address that STUN or the operator knows. A router that varies
-/// its mapping is not met at the one that STUN saw, and from the other it only gets through to whoever
-/// does not insist on the port it sent to. IPv6 at both ends needs no translation.
-fn is_direct(a: Site, b: Site) -> bool {
-    use NatKind::{Carrier, DualStack, NoUdp, PortRestricted, Symmetric, SymmetricCarrier};
-    if (a, b) == (Some(DualStack), Some(DualStack)) {
-        return true;
+/// What of a place's NAT the model knows. A forwarded port lets in anybody, at an address that the operator tells.
+fn behaviour(site: Site) -> Option<Behaviour> {
+    use Dependence::{Address, AddressAndPort, Independent};
+    let like = |mapping, filtering| {
+        Some(Behaviour {
+            mapping,
+            filtering,
+            ..HOME
+        })
+    };
+    match site? {
+        NatKind::FullCone | NatKind::Forwarded => like(Independent, Independent),
+        NatKind::Restricted => like(Independent, Address),
+        NatKind::PortRestricted | NatKind::Carrier => like(Independent, AddressAndPort),
+        NatKind::Symmetric | NatKind::SymmetricCarrier | NatKind::DualStack => {
+            like(AddressAndPort, AddressAndPort)
+        }
+        NatKind::Modelled(behaviour) => Some(behaviour),
+        NatKind::NoUdp | NatKind::V6Only => None,
     }
-    let blocked = |site| site == Some(NoUdp);
-    let varies = |site| matches!(site, Some(Symmetric | SymmetricCarrier | DualStack));
-    let insists = |site| varies(site) || matches!(site, Some(PortRestricted | Carrier));
-    let apart = varies(a) && insists(b) || varies(b) && insists(a);
-    !apart && !blocked(a) && !blocked(b)
+}
+
+/// Says whether two nodes at these places find a direct path. IPv6 at both ends needs no translation.
+fn is_direct(a: Site, b: Site) -> bool {
+    let has_v6 = |site| matches!(site, Some(NatKind::DualStack | NatKind::V6Only));
+    let has_v4 = |site| !matches!(site, Some(NatKind::NoUdp | NatKind::V6Only));
+    let over_v6 = has_v6(a) && has_v6(b);
+    over_v6 || has_v4(a) && has_v4(b) && are_direct(behaviour(a), behaviour(b))
 }
 
 struct Member {
@@ -55,11 +76,21 @@ struct Member {
     node: Node,
 }
 
-/// Says whether two nodes at these places find a direct path.
-type Prediction = fn(Site, Site) -> bool;
+impl Member {
+    /// Starts a node on `host` and has it join.
+    fn join(name: &str, site: Site, host: Host, control: &Control, key: &str) -> Result<Member> {
+        let node = Node::start(host)?;
+        node.join(&control.url(), key)?;
+        Ok(Member {
+            name: name.to_owned(),
+            site,
+            node,
+        })
+    }
+}
 
-/// Checks one pair in one direction; returns what became of it.
-fn check(from: &Member, to: &Member, is_direct: Prediction) -> Result<String> {
+/// Checks that one pair in one direction goes direct, or never does; returns what became of it.
+fn check(from: &Member, to: &Member, direct: bool) -> Result<String> {
     let address = to.node.ip("-4")?;
     from.node.reach(address, CONNECT)?;
     let begin = Instant::now();
@@ -67,7 +98,7 @@ fn check(from: &Member, to: &Member, is_direct: Prediction) -> Result<String> {
         from.node.ping(address)?;
         Ok(from.node.peer(&to.name)?.text("CurAddr")?.is_empty())
     };
-    if is_direct(from.site, to.site) {
+    if direct {
         wait_until(UPGRADE, "the path is direct", || {
             ensure!(!is_relayed()?, "relayed");
             Ok(())
@@ -85,7 +116,7 @@ fn check(from: &Member, to: &Member, is_direct: Prediction) -> Result<String> {
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Puts two nodes at each place, so that each kind meets itself, and checks every pair.
-fn matrix(sites: Vec<Site>, is_direct: Prediction) -> Result<()> {
+fn matrix(sites: Vec<Site>) -> Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut lab = Lab::new()?;
     let control = Control::start(lab.server("control")?, ControlOptions::default())?;
@@ -98,9 +129,7 @@ fn matrix(sites: Vec<Site>, is_direct: Prediction) -> Result<()> {
                 None => lab.server(&name)?,
                 Some(kind) => lab.behind(&name, kind)?,
             };
-            let node = Node::start(host)?;
-            node.join(&control.url(), &key)?;
-            members.push(Member { name, site, node });
+            members.push(Member::join(&name, site, host, &control, &key)?);
         }
     }
     let (callers, called): (Vec<&Member>, Vec<&Member>) = (
@@ -117,7 +146,7 @@ fn matrix(sites: Vec<Site>, is_direct: Prediction) -> Result<()> {
                     let mut failed = Vec::new();
                     for to in called {
                         let pair = format!("{:?} → {:?}", from.site, to.site);
-                        match check(from, to, is_direct) {
+                        match check(from, to, is_direct(from.site, to.site)) {
                             Ok(ended) => println!("{pair}: {ended}"),
                             Err(error) => failed.push(format!("{pair}: {error:#}")),
                         }
@@ -144,23 +173,7 @@ fn matrix(sites: Vec<Site>, is_direct: Prediction) -> Result<()> {
 #[test]
 fn every_pair_of_nats_ends_as_the_table_says() -> Result<()> {
     skip_unless_available!("ping");
-    matrix(sites(), is_direct)
-}
-
-/// As RFC 4787 has it, and home routers do: a mapping outlasts two minutes.
-const HOME: Behaviour = Behaviour {
-    mapping: Dependence::Independent,
-    filtering: Dependence::AddressAndPort,
-    lifetime: Duration::from_secs(120),
-    hairpin: false,
-};
-
-/// What of a NAT the model knows.
-fn behaviour(site: Site) -> Option<Behaviour> {
-    match site {
-        Some(NatKind::Modelled(behaviour)) => Some(behaviour),
-        _ => None,
-    }
+    matrix(sites())
 }
 
 #[test]
@@ -175,9 +188,7 @@ fn every_way_to_map_meets_every_way_to_filter() -> Result<()> {
             }))
         })
     });
-    matrix(sites.collect(), |a, b| {
-        are_direct(behaviour(a), behaviour(b))
-    })
+    matrix(sites.collect())
 }
 
 #[test]
@@ -188,19 +199,12 @@ fn customers_of_one_carrier_meet_where_it_turns_packets_around() -> Result<()> {
         let control = Control::start(lab.server("control")?, ControlOptions::default())?;
         let key = control.auth_key(&["--reusable"])?;
         let mut carrier = lab.carrier("carrier", Behaviour { hairpin, ..HOME })?;
-        let mut member = |name: &str| -> Result<Member> {
-            let node = Node::start(lab.customer(name, &mut carrier)?)?;
-            node.join(&control.url(), &key)?;
-            let name = name.to_owned();
-            Ok(Member {
-                name,
-                site: None,
-                node,
-            })
+        let mut member = |name: &str| {
+            let host = lab.customer(name, &mut carrier)?;
+            Member::join(name, None, host, &control, &key)
         };
         let (alice, bob) = (member("alice")?, member("bob")?);
-        let prediction: Prediction = if hairpin { |_, _| true } else { |_, _| false };
-        println!("{hairpin}: {}", check(&alice, &bob, prediction)?);
+        println!("{hairpin}: {}", check(&alice, &bob, hairpin)?);
     }
     Ok(())
 }
@@ -211,14 +215,9 @@ fn nodes_with_ipv6_alone_meet_and_nobody_needs_ipv4() -> Result<()> {
     let mut lab = Lab::new()?;
     let control = Control::start(lab.server_v6("control")?, ControlOptions::default())?;
     let key = control.auth_key(&["--reusable"])?;
-    let mut member = |name: &str, kind| -> Result<Member> {
-        let node = Node::start(lab.behind(name, kind)?)?;
-        node.join(&control.url(), &key)?;
-        Ok(Member {
-            name: name.to_owned(),
-            site: Some(kind),
-            node,
-        })
+    let mut member = |name: &str, kind| {
+        let host = lab.behind(name, kind)?;
+        Member::join(name, Some(kind), host, &control, &key)
     };
     let alice = member("alice", NatKind::V6Only)?;
     for other in [
@@ -226,12 +225,7 @@ fn nodes_with_ipv6_alone_meet_and_nobody_needs_ipv4() -> Result<()> {
         member("carol", NatKind::DualStack)?,
     ] {
         for (from, to) in [(&alice, &other), (&other, &alice)] {
-            println!(
-                "{} → {}: {}",
-                from.name,
-                to.name,
-                check(from, to, |_, _| true)?
-            );
+            println!("{} → {}: {}", from.name, to.name, check(from, to, true)?);
         }
     }
     Ok(())

@@ -200,18 +200,8 @@ fn draw_peers(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
         };
         return draw_empty(frame, area, nothing, theme);
     }
-    let titles = [
-        (Column::Name, "name"),
-        (Column::Path, "path"),
-        (Column::Latency, "rtt"),
-        (Column::RxRate, "rx/s"),
-        (Column::TxRate, "tx/s"),
-        (Column::Rx, "rx"),
-        (Column::Tx, "tx"),
-        (Column::Age, "hs"),
-    ];
     let widths = [name, path].into_iter().chain(fixed);
-    draw_table(frame, area, rows, widths, head(model, &titles, 2), theme);
+    draw_table(frame, area, rows, widths, head(model, 2), theme);
 }
 
 fn draw_routes(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
@@ -246,16 +236,8 @@ fn draw_routes(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
         let nothing = "No routes: neither through peers nor served by this node.";
         return draw_empty(frame, area, nothing, theme);
     }
-    let titles = [
-        (Column::Name, "route"),
-        (Column::Path, "via"),
-        (Column::RxRate, "rx/s"),
-        (Column::TxRate, "tx/s"),
-        (Column::Rx, "rx"),
-        (Column::Tx, "tx"),
-    ];
     let widths = [prefix, via].into_iter().chain(fixed);
-    draw_table(frame, area, rows, widths, head(model, &titles, 2), theme);
+    draw_table(frame, area, rows, widths, head(model, 2), theme);
 }
 
 fn draw_drops(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
@@ -285,14 +267,7 @@ fn draw_drops(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
     if rows.is_empty() {
         return draw_empty(frame, area, "Nothing was dropped.", theme);
     }
-    let titles = [
-        (Column::Place, "where"),
-        (Column::Direction, "dir"),
-        (Column::Reason, "reason"),
-        (Column::PacketRate, "pkt/s"),
-        (Column::Packets, "packets"),
-    ];
-    let mut titles = head(model, &titles, 3);
+    let mut titles = head(model, 3);
     titles.push(left("why"));
     let widths = fixed.into_iter().chain([why]);
     draw_table(frame, area, rows, widths, titles, theme);
@@ -360,22 +335,21 @@ fn flexible(area: Rect, fixed: &[u16], share: u16) -> [u16; 2] {
 }
 
 /// Titles; the one by which the table is sorted has an arrow. All but the first `texts` are right-aligned.
-fn head<'a>(model: &Model, titles: &[(Column, &str)], texts: usize) -> Vec<Cell<'a>> {
+fn head<'a>(model: &Model, texts: usize) -> Vec<Cell<'a>> {
     let view = model.view();
-    let title = |(number, (column, title)): (usize, &(Column, &str))| {
-        let text = if *column == view.column {
-            let arrow = if view.falls() { '▼' } else { '▲' };
-            format!("{title}{arrow}")
-        } else {
-            (*title).to_owned()
-        };
+    let title = |(number, column): (usize, &Column)| {
+        let mut text = column.title(model.pane).to_owned();
+        if *column == view.column {
+            text.push(if view.falls() { '▼' } else { '▲' });
+        }
         if number < texts {
             left(&text)
         } else {
             right(text)
         }
     };
-    titles.iter().enumerate().map(title).collect()
+    let columns = model.pane.columns();
+    columns.iter().enumerate().map(title).collect()
 }
 
 fn left<'a>(text: &str) -> Cell<'a> {

@@ -68,6 +68,27 @@ pub(super) enum Column {
 }
 
 impl Column {
+    /// Its heading in a table.
+    pub(super) fn title(self, pane: Pane) -> &'static str {
+        match (self, pane) {
+            (Self::Name, Pane::Routes) => "route",
+            (Self::Path, Pane::Routes) => "via",
+            (Self::Name, _) => "name",
+            (Self::Path, _) => "path",
+            (Self::Latency, _) => "rtt",
+            (Self::RxRate, _) => "rx/s",
+            (Self::TxRate, _) => "tx/s",
+            (Self::Rx, _) => "rx",
+            (Self::Tx, _) => "tx",
+            (Self::Age, _) => "hs",
+            (Self::Place, _) => "where",
+            (Self::Direction, _) => "dir",
+            (Self::Reason, _) => "reason",
+            (Self::PacketRate, _) => "pkt/s",
+            (Self::Packets, _) => "packets",
+        }
+    }
+
     /// Whether large values stand on top unless the order is reversed.
     fn falls(self) -> bool {
         use Column::{PacketRate, Packets, Rx, RxRate, Tx, TxRate};
