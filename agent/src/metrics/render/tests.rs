@@ -63,6 +63,7 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
             cur_addr: direct.then(|| (Ipv4Addr::new(192, 0, 2, 1), 41641).into()),
             relay: "frankfurt".to_owned(),
             active: true,
+            latency: None,
         };
         statuses.insert(key(number), status);
     }
@@ -112,6 +113,9 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
             dropped: 4,
         }],
         peers: statuses,
+        read_at: Duration::ZERO,
+        routes: Vec::new(),
+        served_routes: Vec::new(),
         junk: Junk::default(),
         port_mapping: PortMapping::default(),
     };
