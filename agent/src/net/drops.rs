@@ -2,29 +2,33 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{io, thread};
 
 use dataplane::{Direction, DropReason, Dropped, Drops, boot_clock};
 use packet::{Content, Datagram, Packet};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use tokio::sync::broadcast;
 
 use crate::error_text::error_text;
 
 /// Reports that wait for a slow asker; older ones are lost to it.
 const WAITING: usize = 1024;
+/// How soon the programs hear that nobody asks any more.
+const LOOK: Duration = Duration::from_millis(250);
 /// Answers on their way through the embedded tunnel.
 const ANSWERS: usize = 64;
-/// How soon the programs hear that somebody asks, or nobody any more.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// Where reports go; cheap to clone. Nobody needs to listen.
 #[derive(Clone, Debug)]
 pub struct Reports {
     all: broadcast::Sender<Dropped>,
     refused: broadcast::Sender<Dropped>,
+    bell: Arc<Mutex<Option<Arc<Bell>>>>,
     answers: Arc<Mutex<VecDeque<Vec<u8>>>>,
 }
 
@@ -33,6 +37,7 @@ impl Default for Reports {
         Self {
             all: broadcast::channel(WAITING).0,
             refused: broadcast::channel(WAITING).0,
+            bell: Arc::default(),
             answers: Arc::default(),
         }
     }
@@ -42,12 +47,21 @@ impl Reports {
     /// Reports from now on.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Dropped> {
-        self.all.subscribe()
+        let listener = self.all.subscribe();
+        if let Some(bell) = &*self.bell() {
+            bell.ring();
+        }
+        listener
     }
 
     /// Reports from now on of peers' requests for connections, which come unasked for too.
     pub(super) fn listen_to_refused(&self) -> broadcast::Receiver<Dropped> {
         self.refused.subscribe()
+    }
+
+    /// Of the thread that reads now, if there is one.
+    fn bell(&self) -> MutexGuard<'_, Option<Arc<Bell>>> {
+        self.bell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody listens to all.
@@ -89,49 +103,94 @@ impl Reports {
 
 /// The thread that reads the programs' reports; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Reader(Arc<AtomicBool>);
+pub(super) struct Reader {
+    ended: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+}
 
 impl Reader {
-    /// Begins to read.
+    /// Begins to read, in place of an earlier one.
     ///
     /// # Errors
     ///
-    /// When no thread can be had.
-    pub(super) fn start(drops: Drops, reports: Reports) -> std::io::Result<Self> {
-        let ended = Arc::new(AtomicBool::new(false));
-        let reader = Self(Arc::clone(&ended));
+    /// When no thread or descriptor can be had.
+    pub(super) fn start(drops: Drops, reports: Reports) -> io::Result<Self> {
+        let reader = Self {
+            ended: Arc::default(),
+            bell: Arc::new(Bell::new()?),
+        };
+        *reports.bell() = Some(Arc::clone(&reader.bell));
+        let (ended, bell) = (Arc::clone(&reader.ended), Arc::clone(&reader.bell));
         thread::Builder::new()
             .name("drops".to_owned())
-            .spawn(move || read(drops, &reports, &ended))?;
+            .spawn(move || {
+                if let Err(error) = read(drops, &reports, &ended, &bell) {
+                    let reason = error_text(&*error);
+                    tracing::warn!(reason, "dropped packets are not reported any more");
+                }
+            })?;
         Ok(reader)
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.ended.store(true, Ordering::Relaxed);
+        self.bell.ring();
     }
 }
 
-fn read(mut drops: Drops, reports: &Reports, ended: &AtomicBool) {
-    let mut wanted = None;
+/// Passes on what the programs report, and tells them whether somebody asks for all of it.
+fn read(
+    mut drops: Drops,
+    reports: &Reports,
+    ended: &AtomicBool,
+    bell: &Bell,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut told = None;
     while !ended.load(Ordering::Relaxed) {
-        let wants = reports.is_wanted();
-        let result = if wanted == Some(wants) {
-            Ok(())
-        } else {
-            wanted = Some(wants);
-            drops.want_all(wants)
-        };
-        match result.and_then(|()| drops.next_within(LOOK)) {
-            Ok(Some(dropped)) => reports.pass_on(dropped),
-            Ok(None) => {}
-            Err(error) => {
-                let reason = error_text(&error);
-                tracing::warn!(reason, "dropped packets are not reported any more");
-                return;
-            }
+        let wanted = reports.is_wanted();
+        if told != Some(wanted) {
+            told = Some(wanted);
+            drops.want_all(wanted)?;
         }
+        match drops.try_next() {
+            Some(dropped) => reports.pass_on(dropped),
+            // Who does not ask any more does not ring.
+            None => bell.wait(&drops, wanted.then_some(LOOK))?,
+        }
+    }
+    Ok(())
+}
+
+/// Wakes the thread that reads: somebody asks, or it is to end.
+#[derive(Debug)]
+struct Bell(OwnedFd);
+
+impl Bell {
+    fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(eventfd(0, flags)?))
+    }
+
+    fn ring(&self) {
+        // What could fail is that it rings very often already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until `drops` has something or it rings, no longer than `timeout`.
+    fn wait(&self, drops: &Drops, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map(Timespec::try_from).transpose();
+        let timeout = timeout.map_err(io::Error::other)?;
+        let mut fds =
+            [drops.as_fd(), self.0.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Whether it rang or not, it is silent now.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        Ok(())
     }
 }
 

@@ -5,19 +5,28 @@ use std::time::Duration;
 
 use netlink::links;
 use tokio::sync::{Mutex, Notify, mpsc};
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use super::NetEvent;
 use super::inner::Inner;
 
 /// Between looks at what others may have changed on the host, and between attempts to repair it.
 const INSPECT_EVERY: Duration = Duration::from_secs(5);
-/// Every so many looks everything is compared, rules and routes too.
-const FULL_INSPECTION: u32 = 12;
+/// After so long everything is compared, rules and routes too.
+const FULL_INSPECTION: Duration = Duration::from_secs(60);
+/// Or after so many times what the last comparison took, if that is longer: of a thousand peers it takes long.
+const SPARINGLY: u32 = 3000;
+/// But never later than this.
+const AT_LEAST: Duration = Duration::from_secs(300);
 const DEVICE_BROKEN: &str = "overlay-device";
 
+/// Until everything is compared again, after a comparison that took so long.
+fn pause(took: Duration) -> Duration {
+    (took * SPARINGLY).clamp(FULL_INSPECTION, AT_LEAST)
+}
+
 /// Puts back what vanished, and follows the host's own networks: what the kernel tells of at once, the rest
-/// within a minute.
+/// within a minute, or five where there is very much of it.
 pub(super) async fn run(
     inner: Weak<Mutex<Inner>>,
     mut watcher: links::Watcher,
@@ -25,7 +34,7 @@ pub(super) async fn run(
     restun: Arc<Notify>,
 ) {
     let mut looks = interval(INSPECT_EVERY);
-    let mut count: u32 = 0;
+    let mut next_full = Instant::now() + FULL_INSPECTION;
     let mut broken = false;
     let mut watching = true;
     loop {
@@ -38,10 +47,16 @@ pub(super) async fn run(
         };
         let Some(inner) = inner.upgrade() else { return };
         let mut inner = inner.lock().await;
-        count = count.wrapping_add(1);
-        let due = changed || broken || count.is_multiple_of(FULL_INSPECTION);
+        let due = changed || broken || Instant::now() >= next_full;
         let wired = !due && inner.is_wired().await.unwrap_or(false);
-        let result = if wired { Ok(()) } else { inner.reapply().await };
+        let result = if wired {
+            Ok(())
+        } else {
+            let begun = Instant::now();
+            let result = inner.reapply().await;
+            next_full = Instant::now() + pause(begun.elapsed());
+            result
+        };
         drop(inner);
         if changed {
             // Others may have to reach us elsewhere now.
@@ -55,5 +70,16 @@ pub(super) async fn run(
             }
         }
         broken = result.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_comparison_is_made_each_minute_and_a_slow_one_less_often_but_within_five() {
+        let seconds = |took| pause(Duration::from_millis(took)).as_secs();
+        assert_eq!([1, 20, 40, 80, 900].map(seconds), [60, 60, 120, 240, 300]);
     }
 }

@@ -1,10 +1,9 @@
 //! Dropped packets, one by one, as the programs report them.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{
@@ -13,10 +12,6 @@ use aya::{
 };
 use ebpf_abi::{
     DROPS, DROPS_LOST, DROPS_WANTED, Direction, DropEvent, DropReason, NOBODY, PeerIndex,
-};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
 };
 
 use crate::{
@@ -157,35 +152,6 @@ impl Drops {
             }
         }
         None
-    }
-
-    /// The next report, for which this waits no longer than `timeout`.
-    ///
-    /// # Errors
-    ///
-    /// [`DataplaneError::Kernel`] if the kernel refuses to wait.
-    pub fn next_within(&mut self, timeout: Duration) -> Result<Option<Dropped>, DataplaneError> {
-        let end = Instant::now() + timeout;
-        loop {
-            if let Some(dropped) = self.try_next() {
-                return Ok(Some(dropped));
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            self.wait(left)
-                .map_err(|error| DataplaneError::new("waiting for dropped packets", error))?;
-        }
-    }
-
-    fn wait(&self, timeout: Duration) -> io::Result<()> {
-        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-        let mut fds = [PollFd::new(self, PollFlags::IN)];
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 }
 

@@ -119,7 +119,10 @@ impl Device {
 
     /// Begins to change what is configured; it counts when the [`Update`] is dropped.
     pub fn update(&mut self) -> Update<'_> {
-        Update { device: self }
+        Update {
+            device: self,
+            republish: false,
+        }
     }
 
     /// What the kernel splits and joins for us.
@@ -206,11 +209,14 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Update<'a> {
     device: &'a mut Device,
+    /// More than outer addresses changed: the table that the threads hold is out of date.
+    republish: bool,
 }
 
 impl Update<'_> {
     /// Says who we are; sessions end if that is somebody else.
     pub fn set_key(&mut self, key: &NodePrivate) {
+        self.republish = true;
         let device = &mut *self.device;
         device.identity = Some(Arc::new(Identity::new(key)));
         for peer in device.peers.values() {
@@ -220,6 +226,7 @@ impl Update<'_> {
 
     /// Adds a peer, in place of one with the same key.
     pub fn add_peer(&mut self, key: NodePublic, endpoint: Option<SocketAddr>) {
+        self.republish = true;
         let peer = Arc::new(Peer::new(key, endpoint));
         if let Some(old) = self.device.peers.insert(key, peer) {
             self.device.core.remove(&old);
@@ -228,6 +235,7 @@ impl Update<'_> {
 
     /// Removes a peer, its networks and sessions.
     pub fn remove_peer(&mut self, key: &NodePublic) {
+        self.republish = true;
         self.device.owners.retain(|_, owner| owner != key);
         if let Some(peer) = self.device.peers.remove(key) {
             self.device.core.remove(&peer);
@@ -239,11 +247,13 @@ impl Update<'_> {
         if self.device.peers.contains_key(key) {
             let ips = ips.into_iter().map(|ip| (ip.trunc(), *key));
             self.device.owners.extend(ips);
+            self.republish = true;
         }
     }
 
     /// Takes all networks from a peer.
     pub fn clear_allowed_ips(&mut self, key: &NodePublic) {
+        self.republish = true;
         self.device.owners.retain(|_, owner| owner != key);
     }
 
@@ -257,6 +267,9 @@ impl Update<'_> {
 
 impl Drop for Update<'_> {
     fn drop(&mut self) {
+        if !self.republish {
+            return;
+        }
         let device = &*self.device;
         let mut routes = AllowedIps::default();
         for (net, owner) in &device.owners {
