@@ -31,8 +31,8 @@ pub(crate) use beside::Beside;
 use beside::Table;
 pub(crate) use delivery::{Delivery, Inbound, is_wireguard};
 
-/// Longest outer WireGuard packet that we carry: what WireGuard makes of the largest overlay MTU here.
-const MAX_DATAGRAM_LEN: usize = 2048;
+/// Longest outer WireGuard packet that we carry: what a direct path of MTU 9000, lost just now, was used for.
+const MAX_DATAGRAM_LEN: usize = 9000;
 /// Room for bursts of WireGuard while a relay's TLS works.
 const SOCKET_BUFFER_LEN: usize = 2 << 20;
 

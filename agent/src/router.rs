@@ -3,12 +3,13 @@
 pub(crate) mod forwarding;
 mod lan;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use keys::NodePublic;
 use netlink::routes::{Routes, Target};
 use netlink::{Error, Family, Netlink, addresses, links, routes, rules};
-use node_core::{DEFAULT_ROUTES, Desired};
+use node_core::{DEFAULT_MTU, DEFAULT_ROUTES, Desired};
 
 use lan::Networks;
 
@@ -17,25 +18,61 @@ use lan::Networks;
 pub(crate) struct Wiring {
     /// Addresses of the device.
     pub(crate) addresses: BTreeSet<IpNet>,
-    /// MTU in bytes.
+    /// MTU of the device in bytes.
     pub(crate) mtu: u16,
-    /// Destinations routed into the device.
-    pub(crate) routes: BTreeSet<IpNet>,
+    /// Destinations routed into the device, and how long packets there may be, in bytes.
+    pub(crate) routes: BTreeMap<IpNet, u16>,
     /// Networks that this host is the router of.
     pub(crate) own: BTreeSet<IpNet>,
     /// Set if everything is captured for an exit node; true if this host's networks stay reachable.
     pub(crate) captured: Option<bool>,
 }
 
-impl From<&Desired> for Wiring {
-    fn from(desired: &Desired) -> Self {
+impl Wiring {
+    /// As desired, with the longer packets that peers were shown to take.
+    pub(crate) fn new(desired: &Desired, mtus: &Mtus) -> Self {
+        let usual = desired.routes.iter().map(|net| (*net, desired.mtu));
+        let mut routes: BTreeMap<IpNet, u16> = usual.collect();
+        for (peer, mtu) in &mtus.peers {
+            let peer = desired.peers.get(peer);
+            for net in peer.into_iter().flat_map(|peer| &peer.allowed_ips) {
+                if let Some(route) = routes.get_mut(net) {
+                    *route = (*mtu).max(desired.mtu);
+                }
+            }
+        }
         Self {
             addresses: desired.addresses.iter().copied().collect(),
-            mtu: desired.mtu,
-            routes: desired.routes.iter().copied().collect(),
+            mtu: mtus.most.max(desired.mtu),
+            routes,
             own: desired.local_routes.iter().copied().collect(),
             captured: desired.exit.map(|exit| exit.allow_lan_access),
         }
+    }
+}
+
+/// How long packets to peers may be, where that is more than usual.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mtus {
+    peers: BTreeMap<NodePublic, u16>,
+    /// The most of any so far: the device keeps it, each change of its MTU is one of the host's network.
+    most: u16,
+}
+
+impl Mtus {
+    /// Takes over how long packets to a peer may be, in bytes; true if that is new.
+    pub(crate) fn set(&mut self, peer: NodePublic, mtu: u16) -> bool {
+        self.most = self.most.max(mtu);
+        if mtu > DEFAULT_MTU {
+            self.peers.insert(peer, mtu) != Some(mtu)
+        } else {
+            self.peers.remove(&peer).is_some()
+        }
+    }
+
+    /// Forgets peers that are gone.
+    pub(crate) fn retain(&mut self, present: &BTreeSet<NodePublic>) {
+        self.peers.retain(|peer, _| present.contains(peer));
     }
 }
 
@@ -135,28 +172,33 @@ pub(crate) async fn remove(netlink: &Netlink) -> Result<(), Error> {
 
 /// What table 52 should hold (protocol/filter.md §14 and §17). Pure.
 fn wanted_routes(wiring: &Wiring, networks: &Networks, ipv6: Ipv6) -> Routes {
-    let mut table = Routes::new();
+    // Only where the device takes more than some of them do.
+    let varied = wiring.routes.values().any(|mtu| *mtu != wiring.mtu);
+    let into = |(net, mtu): (&IpNet, &u16)| {
+        let mtu = varied.then(|| u32::from(*mtu));
+        (net.trunc(), Target::Interface(mtu))
+    };
+    let mut table: Routes = wiring.routes.iter().map(into).collect();
     let mut put = |nets: &BTreeSet<IpNet>, target| {
         table.extend(nets.iter().map(|net| (net.trunc(), target)));
     };
-    put(&wiring.routes, Target::Interface);
     if let Some(lan_access) = wiring.captured {
         // A route of its own, so that no accepted route to somewhere else decides about the LAN.
         let lan = if lan_access {
             Target::Throw
         } else {
-            Target::Interface
+            Target::Interface(None)
         };
         put(&networks.outside, lan);
         put(&networks.inside, Target::Throw);
     }
     // What this host itself routes never enters the tunnel because of a wider route.
-    let covered = |own: &&IpNet| wiring.routes.iter().any(|net| net.contains(*own));
+    let covered = |own: &&IpNet| wiring.routes.keys().any(|net| net.contains(*own));
     let covered = wiring.own.iter().filter(covered).copied().collect();
     put(&covered, Target::Throw);
     table.retain(|net, target| {
         let ipv6_works = match target {
-            Target::Interface => ipv6.device,
+            Target::Interface(_) => ipv6.device,
             Target::Throw | Target::Unreachable => ipv6.host,
         };
         net.addr().is_ipv4() || ipv6_works

@@ -5,9 +5,11 @@ pub(crate) mod udp;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use netlink::rules::UNDERLAY_MARK;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
@@ -61,5 +63,21 @@ pub(crate) fn open_udp_on(ipv6: bool, port: u16) -> io::Result<UdpSocket> {
     }
     socket.set_mark(UNDERLAY_MARK)?;
     socket.bind(&address.into())?;
+    forbid_fragments(&socket, ipv6)?;
     UdpSocket::from_std(socket.into())
+}
+
+/// Has what a socket sends arrive whole or not at all, whatever the kernel believes of the path: pings that fill a
+/// packet are to show what the path carries.
+///
+/// # Errors
+///
+/// Whatever the system answered.
+pub(crate) fn forbid_fragments(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
+    let forbidden = if ipv6 {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)
+    } else {
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)
+    };
+    Ok(forbidden?)
 }

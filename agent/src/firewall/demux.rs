@@ -10,7 +10,7 @@ use disco_proto::{disco, stun};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::underlay::udp;
+use crate::underlay::{self, udp};
 
 /// How disco begins, as far as one load reaches.
 const DISCO: u32 = {
@@ -181,6 +181,7 @@ fn raw_socket(domain: Domain, program: &[SockFilter], mark: u32) -> io::Result<U
     let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
     socket.attach_filter(program)?;
     socket.set_mark(mark)?;
+    underlay::forbid_fragments(&socket, domain == Domain::IPV6)?;
     UdpSocket::from_std(socket.into())
 }
 

@@ -76,7 +76,7 @@ impl Inner {
     pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
         let mut routed = BTreeSet::new();
         let mut restarted = Vec::new();
-        let (mut changed, mut detoured) = (false, false);
+        let (mut changed, mut detoured, mut resized) = (false, false, false);
         for order in orders {
             match *order {
                 Order::Route(peer, route) => {
@@ -90,6 +90,11 @@ impl Inner {
                 Order::Detour(peer, ref sources) => {
                     self.detours.insert(peer, sources.clone());
                     detoured = true;
+                }
+                Order::Mtu(peer, mtu) => {
+                    resized |= self.mtus.set(peer, mtu);
+                    let peer = peer.to_string();
+                    tracing::info!(peer, mtu, "takes packets so long");
                 }
                 Order::Reset(peer) => restarted.push(Change::RemovePeer(peer)),
             }
@@ -111,6 +116,9 @@ impl Inner {
         self.tunnel.change(endpoints).await?;
         if changed {
             self.shields.trust(&self.trusted());
+        }
+        if resized {
+            self.arrange_mtus().await?;
         }
         if !restarted.is_empty() {
             self.tunnel.change(restarted).await?;

@@ -31,7 +31,7 @@ use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
 use crate::paths::{self, Event, Wire};
 use crate::relayed::Relayed;
-use crate::router::{self, Wiring, forwarding};
+use crate::router::{self, Mtus, Wiring, forwarding};
 use crate::shield::{self, Shields};
 use crate::tunnel::Tunnel;
 
@@ -51,6 +51,8 @@ pub(super) struct Inner {
     pub(super) direct: BTreeMap<NodePublic, SocketAddr>,
     /// How peers are reached, if not only through relays.
     pub(super) routes: BTreeMap<NodePublic, Route>,
+    /// How long packets to peers may be.
+    pub(super) mtus: Mtus,
     /// Addresses whose packets must not move the endpoint of the peer.
     pub(super) detours: BTreeMap<NodePublic, Vec<SocketAddr>>,
     /// Paths of a former agent that the path machine has not been told of yet.
@@ -138,7 +140,7 @@ impl Inner {
         let Some(Applied { key, desired, .. }) = &self.applied else {
             return Ok(());
         };
-        let wiring = Wiring::from(desired);
+        let wiring = Wiring::new(desired, &self.mtus);
         let device = wireguard::Device {
             private_key: Some(key.clone()),
             listen_port: self.port,
@@ -163,11 +165,7 @@ impl Inner {
         }
         // Before the device is up: nobody shall hear that its protocol is unknown here.
         self.arrange_tsmp();
-        let wired = router::apply(&self.netlink, &self.device, &wiring).await;
-        wired.map_err(|error| match error.errno() {
-            Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
-            _ => error.into(),
-        })?;
+        self.wire(&wiring).await?;
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
         self.arrange_shields().await?;
@@ -177,6 +175,22 @@ impl Inner {
             operation: "setting the host's forwarding sysctls",
             source,
         })
+    }
+
+    async fn wire(&self, wiring: &Wiring) -> Result<(), NetError> {
+        let wired = router::apply(&self.netlink, &self.device, wiring).await;
+        wired.map_err(|error| match error.errno() {
+            Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
+            _ => error.into(),
+        })
+    }
+
+    /// Makes routes take packets as long as peers do.
+    pub(super) async fn arrange_mtus(&self) -> Result<(), NetError> {
+        match &self.applied {
+            Some(Applied { desired, .. }) => self.wire(&Wiring::new(desired, &self.mtus)).await,
+            None => Ok(()),
+        }
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
@@ -288,6 +302,7 @@ impl Inner {
         self.peers.replace(std::iter::empty());
         self.routes.clear();
         self.detours.clear();
+        self.mtus = Mtus::default();
         self.pinning = Pins::Untried;
         let nobody = Event::Peers {
             node: NodePublic::from_bytes([0; 32]),
@@ -344,6 +359,7 @@ impl Inner {
         self.direct.retain(|key, _| present.contains(key));
         self.routes.retain(|key, _| present.contains(key));
         self.detours.retain(|key, _| present.contains(key));
+        self.mtus.retain(&present);
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
             let address = self.endpoints.assign(*key)?;

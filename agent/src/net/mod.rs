@@ -43,8 +43,7 @@ use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::portmap::{self, Mapper};
 use crate::relayed::{Inbound, Outbound, Relayed};
-use crate::router;
-use crate::router::forwarding;
+use crate::router::{self, Mtus, forwarding};
 use crate::shield::{self, Shields};
 use crate::tunnel::Kernel;
 use direct::Pins;
@@ -312,6 +311,7 @@ impl Net {
             numbers: Numbers::default(),
             direct,
             routes,
+            mtus: Mtus::default(),
             detours: BTreeMap::new(),
             adopted,
             wants_direct: config.direct,

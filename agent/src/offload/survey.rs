@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink::routes::{Routes, Target};
+use netlink::routes::Routes;
 use netlink::{Error, Netlink, addresses, links, routes};
 use node_core::Desired;
 
@@ -30,7 +30,7 @@ pub async fn survey(netlink: &Netlink, overlay: u32, desired: &Desired) -> Resul
     let (routed, kept_out): (Routes, Routes) = routes::dump(netlink, routes::TABLE, overlay)
         .await?
         .into_iter()
-        .partition(|(_, target)| *target == Target::Interface);
+        .partition(|(_, target)| target.is_interface());
     let own = desired.addresses.iter().map(|net| (net.addr(), overlay));
     let others = networks.iter().map(|(index, net)| (net.addr(), *index));
     let nics = nics::pick(&links, &networks, &leading, served, overlay);

@@ -194,6 +194,7 @@ impl Core {
                     self.with.send(via, &datagram).await;
                 }
                 Command::SetRoute { peer, route } => self.order(Order::Route(peer, route)),
+                Command::SetMtu { peer, mtu } => self.order(Order::Mtu(peer, mtu)),
                 Command::Detour { peer, sources } => self.order(Order::Detour(peer, sources)),
                 Command::ResetSession(peer) => self.order(Order::Reset(peer)),
                 Command::ReStun => self.with.restun.notify_one(),

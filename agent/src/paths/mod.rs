@@ -81,6 +81,8 @@ pub(crate) enum Order {
     Route(NodePublic, Route),
     /// The peer's packets from these addresses must not move its endpoint.
     Detour(NodePublic, Vec<SocketAddr>),
+    /// Packets of the overlay to the peer may be so long, in bytes.
+    Mtu(NodePublic, u16),
     /// Forget the session with the peer, which restarted.
     Reset(NodePublic),
 }

@@ -1,14 +1,15 @@
 //! What table 52 should hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use keys::NodePublic;
 use netlink::links::{Kind, Layer, Link};
 use netlink::routes::{Routes, Target};
-use node_core::DEFAULT_ROUTES;
+use node_core::{DEFAULT_MTU, DEFAULT_ROUTES, Desired, DesiredPeer};
 
 use super::lan::Networks;
-use super::{Ipv6, Wiring, wanted_routes};
+use super::{Ipv6, Mtus, Wiring, wanted_routes};
 
 const DUAL: Ipv6 = Ipv6 {
     host: true,
@@ -23,10 +24,15 @@ fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
     texts.iter().map(|text| net(text)).collect()
 }
 
+/// Routes into the device, of the device's own MTU.
+fn routed(texts: &[&str]) -> BTreeMap<IpNet, u16> {
+    texts.iter().map(|text| (net(text), 0)).collect()
+}
+
 /// With an exit node; `lan_access` as chosen.
 fn captured(lan_access: bool) -> Wiring {
-    let mut routes = nets(&["100.64.0.2/32"]);
-    routes.extend(DEFAULT_ROUTES);
+    let mut routes = routed(&["100.64.0.2/32"]);
+    routes.extend(DEFAULT_ROUTES.map(|net| (net, 0)));
     Wiring {
         routes,
         captured: Some(lan_access),
@@ -43,14 +49,14 @@ fn networks() -> Networks {
 
 #[test]
 fn an_exit_node_takes_the_lan_unless_it_may_be_reached() {
-    for (lan_access, lan) in [(false, Target::Interface), (true, Target::Throw)] {
+    for (lan_access, lan) in [(false, Target::Interface(None)), (true, Target::Throw)] {
         let table = wanted_routes(&captured(lan_access), &networks(), DUAL);
         let expected = Routes::from([
-            (net("0.0.0.0/0"), Target::Interface),
-            (net("100.64.0.2/32"), Target::Interface),
+            (net("0.0.0.0/0"), Target::Interface(None)),
+            (net("100.64.0.2/32"), Target::Interface(None)),
             (net("172.17.0.0/16"), Target::Throw),
             (net("192.168.1.0/24"), lan),
-            (net("::/0"), Target::Interface),
+            (net("::/0"), Target::Interface(None)),
             (net("2001:db8::/64"), lan),
         ]);
         assert_eq!(table, expected);
@@ -77,15 +83,54 @@ fn ipv6_that_the_device_cannot_take_is_refused_and_does_not_leak() {
 #[test]
 fn a_router_keeps_its_own_network_out_of_wider_routes() {
     let wiring = Wiring {
-        routes: nets(&["10.0.0.0/8"]),
+        routes: routed(&["10.0.0.0/8"]),
         own: nets(&["10.1.0.0/16", "192.168.7.0/24"]),
         ..Wiring::default()
     };
     let expected = Routes::from([
-        (net("10.0.0.0/8"), Target::Interface),
+        (net("10.0.0.0/8"), Target::Interface(None)),
         (net("10.1.0.0/16"), Target::Throw),
     ]);
     assert_eq!(wanted_routes(&wiring, &Networks::default(), DUAL), expected);
+}
+
+#[test]
+fn packets_are_longer_to_whom_took_them_and_to_nobody_else() {
+    let [near, far] = [1, 2].map(|byte| NodePublic::from_bytes([byte; 32]));
+    let peer = |text| DesiredPeer {
+        id: 1,
+        name: String::new(),
+        allowed_ips: vec![net(text)],
+        routes: Vec::new(),
+        disco: None,
+        home_derp: None,
+        endpoints: Vec::new(),
+        hears_disco_key: None,
+    };
+    let desired = Desired {
+        mtu: DEFAULT_MTU,
+        routes: vec![net("100.64.0.2/32"), net("100.64.0.3/32")],
+        peers: BTreeMap::from([(near, peer("100.64.0.2/32")), (far, peer("100.64.0.3/32"))]),
+        ..Desired::default()
+    };
+    let table = |mtus: &Mtus| {
+        let wiring = Wiring::new(&desired, mtus);
+        let table = wanted_routes(&wiring, &Networks::default(), DUAL);
+        (wiring.mtu, table.into_values().collect::<Vec<_>>())
+    };
+    let into = |mtu| Target::Interface(mtu);
+    let mut mtus = Mtus::default();
+    assert_eq!(table(&mtus), (1280, vec![into(None); 2]));
+    assert!(mtus.set(near, 1440) && !mtus.set(near, 1440));
+    assert_eq!(
+        table(&mtus),
+        (1440, vec![into(Some(1440)), into(Some(1280))])
+    );
+    assert!(mtus.set(far, 1440));
+    assert_eq!(table(&mtus), (1440, vec![into(None); 2]));
+    // The device keeps what it had.
+    assert!(mtus.set(near, 1280) && mtus.set(far, 1280) && !mtus.set(far, 1280));
+    assert_eq!(table(&mtus), (1440, vec![into(Some(1280)); 2]));
 }
 
 #[test]

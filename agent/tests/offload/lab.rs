@@ -200,7 +200,7 @@ async fn agent(
     let link = netlink::links::get(&netlink, DEVICE).await?;
     let overlay = link.context("no overlay device")?.index;
     for address in PEER {
-        let change = routes::Change::Add(address.into(), Target::Interface);
+        let change = routes::Change::Add(address.into(), Target::Interface(None));
         routes::apply(&netlink, routes::TABLE, overlay, change).await?;
     }
     let rules = netlink::rules::standard(&netlink::Family::BOTH);

@@ -402,7 +402,7 @@ async fn serve(plane: &Arc<Mutex<Plane>>, served: Vec<IpNet>, duties: Duties) ->
     let netlink = Netlink::open()?;
     let link = netlink::links::get(&netlink, DEVICE).await?;
     let overlay = link.context("no overlay device")?.index;
-    let route = routes::Change::Add(IpAddr::from(PEER).into(), Target::Interface);
+    let route = routes::Change::Add(IpAddr::from(PEER).into(), Target::Interface(None));
     routes::apply(&netlink, routes::TABLE, overlay, route).await?;
     let rules = netlink::rules::standard(&Family::BOTH);
     let actual = netlink::rules::dump(&netlink, &rules).await?;

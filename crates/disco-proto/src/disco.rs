@@ -22,6 +22,8 @@ const ADDRESS_LEN: usize = 18;
 /// of 64 KiB could make us ping.
 pub const MAX_ENDPOINTS: usize = 100;
 
+/// Length in bytes of a datagram with a ping that names a node and has no padding.
+pub const PING_LEN: u16 = 124;
 const PING: u8 = 0x01;
 const PONG: u8 = 0x02;
 const CALL_ME_MAYBE: u8 = 0x03;

@@ -7,7 +7,8 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 
 use crate::{Error, Family, Netlink, links, rules};
@@ -26,12 +27,20 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(152);
 /// What happens to packets for a destination.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Target {
-    /// They go into the interface.
-    Interface,
+    /// They go into the interface, and may be so long in bytes, if that is not up to the interface.
+    Interface(Option<u32>),
     /// The table has nothing to say about them: the next rule decides.
     Throw,
     /// They are refused with ICMP unreachable.
     Unreachable,
+}
+
+impl Target {
+    /// Whether packets go into the interface.
+    #[must_use]
+    pub fn is_interface(self) -> bool {
+        matches!(self, Target::Interface(_))
+    }
 }
 
 /// The routes of one interface in one table: what happens to which destination.
@@ -42,6 +51,8 @@ pub type Routes = BTreeMap<IpNet, Target>;
 pub enum Change {
     /// Routes a destination.
     Add(IpNet, Target),
+    /// Gives a route into the interface another MTU; no packet is without a way meanwhile.
+    Resize(IpNet, Option<u32>),
     /// Takes the route to a destination away.
     Remove(IpNet, Target),
 }
@@ -68,7 +79,7 @@ pub async fn dump(netlink: &Netlink, table: u32, index: u32) -> Result<Routes, E
 ///
 /// Whatever the kernel answered.
 pub async fn remove_orphans(netlink: &Netlink, table: u32) -> Result<(), Error> {
-    let owned = |found: &Found| found.target != Target::Interface;
+    let owned = |found: &Found| !found.target.is_interface();
     let found = dump_table(netlink, table).await?;
     if !found.iter().any(owned) {
         return Ok(());
@@ -188,7 +199,7 @@ impl Found {
     /// The interface whose route it is.
     fn owner(&self) -> Option<u32> {
         match self.target {
-            Target::Interface => self.interface,
+            Target::Interface(_) => self.interface,
             // IPv6 says `lo` for these.
             Target::Throw | Target::Unreachable => self.marked.then_some(self.metric),
         }
@@ -233,10 +244,15 @@ pub fn plan(desired: &Routes, actual: &Routes) -> Vec<Change> {
     for (&destination, &target) in desired {
         match actual.get(&destination) {
             Some(&old) if old == target => {}
-            Some(&old) => changes.extend([
-                Change::Remove(destination, old),
-                Change::Add(destination, target),
-            ]),
+            Some(&old) => match (old, target) {
+                (Target::Interface(_), Target::Interface(mtu)) => {
+                    changes.push(Change::Resize(destination, mtu));
+                }
+                _ => changes.extend([
+                    Change::Remove(destination, old),
+                    Change::Add(destination, target),
+                ]),
+            },
             None => changes.push(Change::Add(destination, target)),
         }
     }
@@ -263,6 +279,16 @@ pub async fn apply(netlink: &Netlink, table: u32, index: u32, change: Change) ->
                 other => other,
             }
         }
+        Change::Resize(destination, mtu) => {
+            let target = Target::Interface(mtu);
+            let request = route
+                .add(message(table, index, destination, target))
+                .replace();
+            request
+                .execute()
+                .await
+                .map_err(|error| Error::from_route("RTM_NEWROUTE", &destination.to_string(), error))
+        }
         Change::Remove(destination, target) => {
             let request = route.del(message(table, index, destination, target));
             let result = request.execute().await.map_err(|error| {
@@ -286,15 +312,15 @@ fn message(table: u32, index: u32, destination: IpNet, target: Target) -> RouteM
         destination_prefix_length: destination.prefix_len(),
         table: u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC),
         protocol: match target {
-            Target::Interface => RouteProtocol::Boot,
+            Target::Interface(_) => RouteProtocol::Boot,
             Target::Throw | Target::Unreachable => PROTOCOL,
         },
         scope: match (destination, target) {
-            (IpNet::V4(_), Target::Interface) => RouteScope::Link,
+            (IpNet::V4(_), Target::Interface(_)) => RouteScope::Link,
             _ => RouteScope::Universe,
         },
         kind: match target {
-            Target::Interface => RouteType::Unicast,
+            Target::Interface(_) => RouteType::Unicast,
             Target::Throw => RouteType::Throw,
             Target::Unreachable => RouteType::Unreachable,
         },
@@ -305,8 +331,10 @@ fn message(table: u32, index: u32, destination: IpNet, target: Target) -> RouteM
             .attributes
             .push(RouteAttribute::Destination(destination.network().into()));
     }
-    if target == Target::Interface {
+    if let Target::Interface(mtu) = target {
         message.attributes.push(RouteAttribute::Oif(index));
+        let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        message.attributes.extend(metrics);
     }
     // A metric per device: two nodes on one host may both route to the same peer, each by its own.
     message.attributes.push(RouteAttribute::Priority(index));
@@ -332,12 +360,7 @@ fn parse(message: &RouteMessage, table: u32) -> Option<Found> {
         AddressFamily::Inet6 => IpAddr::from([0; 16]),
         _ => return None,
     };
-    let target = match message.header.kind {
-        RouteType::Throw => Target::Throw,
-        RouteType::Unreachable => Target::Unreachable,
-        _ => Target::Interface,
-    };
-    let (mut interface, mut metric) = (None, 0);
+    let (mut interface, mut metric, mut mtu) = (None, 0, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
@@ -348,9 +371,20 @@ fn parse(message: &RouteMessage, table: u32) -> Option<Found> {
             }
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Priority(value) => metric = *value,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
+    let target = match message.header.kind {
+        RouteType::Throw => Target::Throw,
+        RouteType::Unreachable => Target::Unreachable,
+        _ => Target::Interface(mtu),
+    };
     // A kernel without strict checking dumps every table.
     if !is_in_table(message, table) {
         return None;
@@ -377,7 +411,7 @@ mod tests {
     fn into_interface(texts: &[&str]) -> Routes {
         texts
             .iter()
-            .map(|text| (net(text), Target::Interface))
+            .map(|text| (net(text), Target::Interface(None)))
             .collect()
     }
 
@@ -389,8 +423,8 @@ mod tests {
         assert_eq!(
             plan(&desired, &actual),
             [
-                Change::Add(net("10.0.0.0/24"), Target::Interface),
-                Change::Remove(net("100.64.0.9/32"), Target::Interface),
+                Change::Add(net("10.0.0.0/24"), Target::Interface(None)),
+                Change::Remove(net("100.64.0.9/32"), Target::Interface(None)),
             ]
         );
         assert_eq!(plan(&desired, &desired), []);
@@ -403,7 +437,7 @@ mod tests {
         assert_eq!(
             plan(&thrown, &captured),
             [
-                Change::Remove(net("192.168.1.0/24"), Target::Interface),
+                Change::Remove(net("192.168.1.0/24"), Target::Interface(None)),
                 Change::Add(net("192.168.1.0/24"), Target::Throw),
             ]
         );
@@ -412,7 +446,12 @@ mod tests {
     #[test]
     fn a_route_message_reads_back_as_itself() {
         for text in ["100.64.0.2/32", "10.1.0.0/16", "fd7a::1/128", "0.0.0.0/0"] {
-            for target in [Target::Interface, Target::Throw, Target::Unreachable] {
+            for target in [
+                Target::Interface(None),
+                Target::Interface(Some(1440)),
+                Target::Throw,
+                Target::Unreachable,
+            ] {
                 let found = parse(&message(TABLE, 7, net(text), target), TABLE).unwrap();
                 assert_eq!((found.destination, found.target), (net(text), target));
                 assert_eq!(found.owner(), Some(7));
@@ -429,7 +468,8 @@ mod tests {
 
     fn any_routes() -> impl Strategy<Value = Routes> {
         let target = prop_oneof![
-            Just(Target::Interface),
+            Just(Target::Interface(None)),
+            Just(Target::Interface(Some(1440))),
             Just(Target::Throw),
             Just(Target::Unreachable)
         ];
@@ -447,6 +487,10 @@ mod tests {
                 match change {
                     Change::Remove(net, target) => prop_assert_eq!(table.remove(&net), Some(target)),
                     Change::Add(net, target) => prop_assert_eq!(table.insert(net, target), None),
+                    Change::Resize(net, mtu) => {
+                        let old = table.insert(net, Target::Interface(mtu));
+                        prop_assert!(old.is_some_and(Target::is_interface));
+                    }
                 }
             }
             prop_assert_eq!(table, desired);

@@ -48,7 +48,7 @@ fn applying_routes_twice_changes_nothing() {
         let netlink = Netlink::open().unwrap();
         up(&netlink).await;
         let desired: Routes = ["100.64.0.2/32", "10.1.0.0/16", "fd7a:115c:a1e0::2/128"]
-            .map(|text| (text.parse().unwrap(), Target::Interface))
+            .map(|text| (text.parse().unwrap(), Target::Interface(None)))
             .into_iter()
             .chain([
                 ("192.168.0.0/24".parse().unwrap(), Target::Throw),

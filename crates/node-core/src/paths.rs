@@ -107,6 +107,14 @@ pub enum Command {
         /// At most [`MAX_DETOURED`].
         sources: Vec<SocketAddr>,
     },
+    /// Packets of the overlay to this peer may be so long from now on, in bytes; [`DEFAULT_MTU`](crate::DEFAULT_MTU)
+    /// until more was shown both ways.
+    SetMtu {
+        /// The peer.
+        peer: NodePublic,
+        /// Bytes.
+        mtu: u16,
+    },
     /// Learn our own endpoints anew, then call [`Paths::own_endpoints`], changed or not.
     ReStun,
     /// The peer's process restarted: drop its WireGuard session.
@@ -274,9 +282,9 @@ impl Paths {
             return;
         };
         match message {
-            Message::Ping { id, node, .. } => {
+            Message::Ping { id, node, padding } => {
                 let owners = owners.clone();
-                self.ping_received(now, via, sender, (id, node), &owners);
+                self.ping_received(now, via, sender, (id, padding, node), &owners);
             }
             Message::Pong { id, .. } => {
                 let mut asked = owners.iter();
@@ -422,7 +430,7 @@ impl Paths {
         now: Now,
         via: Via,
         sender: DiscoPublic,
-        (id, node): (TxId, Option<NodePublic>),
+        (id, padding, node): (TxId, u16, Option<NodePublic>),
         owners: &BTreeSet<NodePublic>,
     ) {
         if let Via::Derp(_, from) = via
@@ -446,7 +454,7 @@ impl Paths {
             for key in owners {
                 let is_it = named.is_none_or(|named| named == *key);
                 self.with(now, *key, |peer, context| {
-                    peer.pinged(context, source, id, is_it)
+                    peer.pinged(context, source, (id, padding), is_it)
                 });
             }
         }
@@ -480,7 +488,7 @@ impl Paths {
         };
         act(peer, &mut context);
         peer.settle(&mut context);
-        let due = peer.due();
+        let due = peer.due(now);
         if due != peer.armed {
             if let Some(at) = peer.armed {
                 self.timers.remove(&(at, key));

@@ -31,7 +31,7 @@ impl KernelState {
     pub fn of(namespace: &Namespace) -> Result<KernelState> {
         let mut views = BTreeMap::new();
         for view in VIEWS {
-            views.insert(view.join(" "), namespace.exec(view)?);
+            views.insert(view.join(" "), without_mtus(&namespace.exec(view)?));
         }
         let pins = namespace.enter(|| pins(Path::new("/sys/fs/bpf")))?;
         views.insert("/sys/fs/bpf".to_owned(), pins.join("\n"));
@@ -52,6 +52,17 @@ impl KernelState {
         }
         text
     }
+}
+
+/// `text` without the MTUs in it: how long packets may be follows paths, which change meanwhile.
+fn without_mtus(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once(" mtu ") {
+        kept.push_str(before);
+        rest = behind.trim_start_matches(|digit: char| digit.is_ascii_digit());
+    }
+    kept + rest
 }
 
 /// Every path below `folder`.

@@ -172,7 +172,8 @@ fn packets_too_long_for_the_tunnel_are_told_so_and_fragments_arrive() -> Result<
     let nodes = [site.alice.ip("-4")?, site.alice.ip("-6")?];
     for (address, node) in site.lan.addresses().into_iter().zip(nodes) {
         reach(site.node(), address, CONNECT)?;
-        // The tunnel's MTU is 1280, the LAN's 1500: the gateway must tell the LAN's host.
+        // The tunnel takes 1280 bytes, or 1440 once the path has shown that it carries them; the LAN 1500: the
+        // gateway must tell the LAN's host.
         let report = host.output(&[
             "ping",
             "-n",
@@ -183,13 +184,13 @@ fn packets_too_long_for_the_tunnel_are_told_so_and_fragments_arrive() -> Result<
             "-M",
             "do",
             "-s",
-            "1400",
+            "1450",
             &node.to_string(),
         ])?;
         let text = String::from_utf8_lossy(&report.stdout).into_owned()
             + &String::from_utf8_lossy(&report.stderr);
         ensure!(
-            text.contains("1280"),
+            text.contains("1280") || text.contains("1440"),
             "{node}: the LAN's host was not told: {text}"
         );
         // Fragmented at the source, in either direction.

@@ -10,7 +10,11 @@ use keys::{DiscoPublic, NodePublic};
 use super::candidates::{Candidates, MAX_DETOURED, usable};
 use super::choice::{Proved, better};
 use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Via};
-use crate::RegionId;
+use crate::{DEFAULT_MTU, RegionId};
+
+mod sizes;
+
+use sizes::Sizes;
 
 /// Sending nothing for longer than this makes a peer idle.
 const ACTIVE: Duration = Duration::from_secs(45);
@@ -47,6 +51,8 @@ struct Sent {
     at: Now,
     /// Somebody waits for the answer.
     asked: Option<u64>,
+    /// Bytes that make it longer. A long ping that gets lost says nothing of the path but that.
+    padding: u16,
 }
 
 /// Round trips of the last answers.
@@ -80,6 +86,9 @@ pub(super) struct Peer {
     /// The last answers, straight from [`Self::best`] and over a relay.
     answered: Answered,
     pub(super) route: Route,
+    sizes: Sizes,
+    /// Longest packet of the overlay, as last told.
+    mtu: u16,
     /// Addresses whose packets must not move the endpoint, as last told.
     detoured: Vec<SocketAddr>,
     /// The timer that [`super::Paths`] keeps for this peer.
@@ -106,6 +115,8 @@ impl Peer {
             asked: BTreeMap::new(),
             answered: Answered::default(),
             route: Route::Relayed,
+            sizes: Sizes::default(),
+            mtu: DEFAULT_MTU,
             detoured: Vec::new(),
             armed: None,
         }
@@ -181,6 +192,7 @@ impl Peer {
         self.reprobe = None;
         self.sent.clear();
         self.answered = Answered::default();
+        self.sizes = Sizes::default();
         self.candidates.forget_measurements();
     }
 
@@ -233,7 +245,7 @@ impl Peer {
         &mut self,
         context: &mut Context<'_>,
         source: SocketAddr,
-        id: TxId,
+        (id, padding): (TxId, u16),
         is_it: bool,
     ) {
         if is_it && !self.expired {
@@ -241,6 +253,7 @@ impl Peer {
         }
         if self.candidates.heard(context.now, source, Some(id)) && is_it {
             self.answer_probe(context, source);
+            self.size_heard(context, source, padding);
         }
     }
 
@@ -291,6 +304,9 @@ impl Peer {
         let (Via::Udp(address), Via::Udp(_)) = (sent.via, via) else {
             return;
         };
+        if sent.padding > 0 {
+            self.size_answered(context.now, address, sent.padding);
+        }
         if let Some(candidate) = self.candidates.get_mut(address) {
             candidate.answers(context.now);
         }
@@ -339,7 +355,7 @@ impl Peer {
         let mut best_lost = false;
         self.sent.retain(|_, sent| {
             let lost = now.since(sent.at) >= PING_TIMEOUT;
-            best_lost |= lost && Some(sent.via) == best;
+            best_lost |= lost && sent.padding == 0 && Some(sent.via) == best;
             !lost
         });
         // A ping from before the last answer says nothing: it found the peer's NAT still closed.
@@ -390,6 +406,7 @@ impl Peer {
         if let Some(best) = self.best {
             self.probe(context, Via::Udp(best.address), None, 0);
         }
+        self.try_sizes(context);
         let wanted = match (self.trusted(now), self.last_round) {
             (None, _) | (_, None) => true,
             (Some(best), _) if best.latency <= GOOD_ENOUGH => false,
@@ -464,13 +481,21 @@ impl Peer {
             if !usable(address) {
                 return;
             }
-            if let Some(candidate) = self.candidates.get_mut(address) {
+            if let Some(candidate) = self.candidates.get_mut(address)
+                && padding == 0
+            {
                 candidate.pinged(context.now);
             }
         }
         let id = (context.ids)();
         let at = context.now;
-        self.sent.insert(id, Sent { via, at, asked });
+        let sent = Sent {
+            via,
+            at,
+            asked,
+            padding,
+        };
+        self.sent.insert(id, sent);
         context.commands.push_back(Command::Send {
             via,
             disco,
@@ -508,6 +533,18 @@ impl Peer {
                 route,
             });
         }
+        // What goes by a relay beside fits there too.
+        let mtu = match route {
+            Route::Relayed => DEFAULT_MTU,
+            Route::Direct(address) | Route::Both(address) => self.sizes.mtu(context.now, address),
+        };
+        if mtu != self.mtu {
+            self.mtu = mtu;
+            context.commands.push_back(Command::SetMtu {
+                peer: self.key,
+                mtu,
+            });
+        }
     }
 
     /// Tells whose packets must not move the endpoint, if that has changed: while there is traffic, what
@@ -535,12 +572,16 @@ impl Peer {
     }
 
     /// When something is to be done next.
-    pub(super) fn due(&self) -> Option<Now> {
+    pub(super) fn due(&self, now: Now) -> Option<Now> {
         let lapse = matches!(self.route, Route::Direct(_)).then_some(self.trust_until);
         let lost = self.sent.values().map(|sent| sent.at + PING_TIMEOUT).min();
         let over = self.asked.values().min().copied();
+        // An idle peer needs no timer: it is looked at when there is something to send.
+        let shrinks = self.mtu > DEFAULT_MTU && self.heartbeat.is_some();
+        let smaller = shrinks.then(|| self.sizes.until(now)).flatten();
         let all = [
             lapse,
+            smaller,
             lost,
             over,
             self.heartbeat,

@@ -1,6 +1,7 @@
 //! The rules of disco.md §4–§6 one by one, in virtual time.
 
 use super::*;
+use crate::DEFAULT_MTU;
 
 const A: &str = "192.0.2.1:41641";
 const B: &str = "10.0.0.1:41641";
@@ -58,7 +59,7 @@ fn pings(commands: &[Command]) -> Vec<(Via, TxId)> {
     let ping = |command: &Command| match command {
         Command::Send {
             via,
-            message: Message::Ping { id, .. },
+            message: Message::Ping { id, padding: 0, .. },
             ..
         } => Some((*via, *id)),
         _ => None,
@@ -518,4 +519,130 @@ fn memory_and_pings_stay_bounded_whatever_a_peer_sends() {
         paths.message(at(u64::from(round)), Via::Derp(HOME, peer()), disco(), call);
     }
     assert!(pings(&commands(&mut paths)).len() <= 256);
+}
+
+/// Padding that makes a ping fill an IPv4 packet of 1400 or 1500 bytes.
+const FILLS_1400: u16 = 1400 - 28 - 124;
+const FILLS_1500: u16 = 1500 - 28 - 124;
+
+/// Pings with padding: which, and how much.
+fn long_pings(commands: &[Command]) -> Vec<(TxId, u16)> {
+    let ping = |command: &Command| match command {
+        Command::Send {
+            message: Message::Ping { id, padding, .. },
+            ..
+        } => (*padding > 0).then_some((*id, *padding)),
+        _ => None,
+    };
+    commands.iter().filter_map(ping).collect()
+}
+
+/// Runs timers up to `until`, with traffic, on a path that answers pings with up to so much padding; returns all
+/// changes of MTU, and pings with padding.
+fn run_on_path(paths: &mut Paths, until: Now, longest: u16) -> (Vec<u16>, Vec<u16>) {
+    let (mut mtus, mut long) = (Vec::new(), Vec::new());
+    while let Some(now) = paths.next_timeout().filter(|at| *at <= until) {
+        paths.activity(now, peer(), now);
+        paths.timeout(now);
+        let mut left = commands(paths);
+        while !left.is_empty() {
+            for command in std::mem::take(&mut left) {
+                match command {
+                    Command::SetMtu { mtu, .. } => mtus.push(mtu),
+                    Command::Send {
+                        via: via @ Via::Udp(_),
+                        message: Message::Ping { id, padding, .. },
+                        ..
+                    } => {
+                        long.extend((padding > 0).then_some(padding));
+                        if padding <= longest {
+                            let source = address("198.51.100.1:1");
+                            paths.message(now, via, disco(), Message::Pong { id, source });
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            left = commands(paths);
+        }
+    }
+    (mtus, long)
+}
+
+/// The peer pings us with so much padding.
+fn long_ping(paths: &mut Paths, now: Now, padding: u16) {
+    let ping = Message::Ping {
+        id: TxId([now.0.as_millis() as u8; 12]),
+        node: Some(peer()),
+        padding,
+    };
+    paths.message(now, Via::Udp(address(A)), disco(), ping);
+}
+
+#[test]
+fn packets_are_as_long_as_both_sides_have_shown_and_for_as_long_as_they_do() {
+    let mut paths = direct();
+    let (mtus, long) = run_on_path(&mut paths, at(10_000), FILLS_1500);
+    // Ours arrive, but nobody knows whether the peer would take more than pings.
+    assert_eq!((mtus, long.len()), (Vec::new(), 4));
+    long_ping(&mut paths, at(10_001), FILLS_1400);
+    let longer = Command::SetMtu {
+        peer: peer(),
+        mtu: 1328,
+    };
+    assert!(commands(&mut paths).contains(&longer));
+    long_ping(&mut paths, at(10_002), FILLS_1500);
+    let longer = Command::SetMtu {
+        peer: peer(),
+        mtu: 1440,
+    };
+    assert!(commands(&mut paths).contains(&longer));
+    // Each minute it is tried again; the peer's word ends two and a half after its last.
+    let (mtus, long) = run_on_path(&mut paths, at(200_000), FILLS_1500);
+    assert_eq!((mtus, long.len()), (vec![DEFAULT_MTU], 12));
+}
+
+#[test]
+fn a_long_ping_of_the_peer_is_followed_by_ours_once() {
+    let mut paths = direct();
+    long_ping(&mut paths, at(30), FILLS_1400);
+    let sent = long_pings(&commands(&mut paths));
+    assert_eq!(sent.len(), 1);
+    let (id, padding) = sent[0];
+    assert_eq!(padding, FILLS_1400);
+    long_ping(&mut paths, at(40), FILLS_1400);
+    assert_eq!(long_pings(&commands(&mut paths)), []);
+    let source = address("198.51.100.1:1");
+    let pong = Message::Pong { id, source };
+    paths.message(at(50), Via::Udp(address(A)), disco(), pong);
+    let longer = Command::SetMtu {
+        peer: peer(),
+        mtu: 1328,
+    };
+    assert_eq!(commands(&mut paths), [longer]);
+    // Another length than those that are tried shows nothing, nor one that comes over a relay.
+    long_ping(&mut paths, at(60), FILLS_1500 + 1);
+    assert_eq!(long_pings(&commands(&mut paths)), []);
+}
+
+#[test]
+fn a_path_that_loses_long_pings_is_trusted_as_before() {
+    let mut paths = direct();
+    let (mtus, long) = run_on_path(&mut paths, at(300_000), 0);
+    assert_eq!((mtus, long.len()), (Vec::new(), 20));
+    assert_eq!(paths.route(&peer()), Some(Route::Direct(address(A))));
+}
+
+#[test]
+fn another_network_begins_with_short_packets() {
+    let mut paths = direct();
+    long_ping(&mut paths, at(30), FILLS_1400);
+    run_on_path(&mut paths, at(10_000), FILLS_1400);
+    commands(&mut paths);
+    paths.underlay_changed(at(10_001));
+    let shorter = Command::SetMtu {
+        peer: peer(),
+        mtu: DEFAULT_MTU,
+    };
+    assert!(commands(&mut paths).contains(&shorter));
 }

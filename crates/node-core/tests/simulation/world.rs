@@ -715,7 +715,9 @@ impl World {
                     let round_trip = (node.delay + LAN_DELAY * 8) * 2;
                     self.later(round_trip, Event::Stun { node: number, life });
                 }
-                Command::ResetSession(_)
+                // Links here carry whatever fits a datagram.
+                Command::SetMtu { .. }
+                | Command::ResetSession(_)
                 | Command::PingAnswered { .. }
                 | Command::PingExpired { .. } => {}
             }
