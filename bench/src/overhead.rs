@@ -8,6 +8,7 @@
 //! ```text
 //! path      near ══ tunnel over veth ══ far             `ping -f`, both ends alike
 //! forward   client ══ tunnel ══ router ── LAN host      UDP to and fro; the router alone differs
+//! bulk      near ══ tunnel over veth ══ far             one TCP stream, by the overlay's MTU
 //! junk      near ── veth ── far's WireGuard port        what is neither WireGuard's nor the agent's
 //! ```
 //!
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 mod applied;
+mod bulk;
 mod echo;
 mod lab;
 mod measure;
@@ -29,6 +31,7 @@ mod setting;
 mod tables;
 mod wireguard_go;
 
+use bulk::Packets;
 use setting::{Forwarding, Junk, Setting};
 
 /// Virtual nanoseconds that an instruction takes (`-icount shift=2`).
@@ -51,7 +54,7 @@ pub(crate) struct Args {
     /// Measurements of each setting; the median counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only settings whose name holds this text; `path`, `forward` and `junk` are all of a kind.
+    /// Only settings whose name holds this text; `path`, `forward`, `bulk` and `junk` are all of a kind.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Print JSON.
@@ -69,6 +72,8 @@ struct Measured {
     count: u32,
     path: Vec<Figure<Setting>>,
     forward: Vec<Figure<Forwarding>>,
+    /// Per KiB of a stream, not per round trip.
+    bulk: Vec<Figure<Packets>>,
     /// Per datagram, not per round trip.
     junk: Vec<Figure<Junk>>,
 }

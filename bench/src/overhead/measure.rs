@@ -9,13 +9,14 @@ use super::applied::Applied;
 use super::lab::{LAN_HOST, Lab};
 use super::setting::{Forwarding, Junk, Setting};
 use super::wireguard_go::WireguardGo;
-use super::{Figure, Measured, NANOSECONDS, echo};
+use super::{Figure, Measured, NANOSECONDS, bulk, echo};
 
 /// Bytes after the ICMP or UDP header: `ping`'s own default, and nearly a full packet.
 const PAYLOADS: [u32; 2] = [56, 1200];
 /// What `--only` calls all settings of either half.
 const PATH: &str = "path";
 const FORWARD: &str = "forward";
+const BULK: &str = "bulk";
 const JUNK: &str = "junk";
 /// Port of the LAN host's server.
 const ECHO_PORT: u16 = 7000;
@@ -46,6 +47,10 @@ pub(super) fn all(count: u32, rounds: usize, only: Option<&str>) -> Result<Measu
         .filter(|setting| wanted(FORWARD, setting.name()))
         .collect();
     let forward = forward(&lab, &settings, count, rounds)?;
+    let bulk = match only.is_none_or(|part| part == BULK) {
+        true => bulk::measure(&lab, count, rounds).context("bulk TCP")?,
+        false => Vec::new(),
+    };
     let settings: Vec<Junk> = Junk::ALL
         .into_iter()
         .filter(|setting| wanted(JUNK, setting.name()))
@@ -63,6 +68,7 @@ pub(super) fn all(count: u32, rounds: usize, only: Option<&str>) -> Result<Measu
         count,
         path,
         forward,
+        bulk,
         junk,
     })
 }

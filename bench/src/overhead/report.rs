@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use super::bulk::{self, Packets};
 use super::setting::{Forwarding, Junk, Setting};
 use super::{Figure, Measured};
 use crate::plot::{Bars, Group};
@@ -53,6 +54,13 @@ pub(super) fn print(measured: &Measured, as_json: bool, plot: &Path) -> Result<(
         Forwarding::name,
     );
     table(
+        "one TCP stream, per KiB",
+        &measured.bulk,
+        &[bulk::UNIT],
+        Packets::Usual,
+        Packets::name,
+    );
+    table(
         "junk to WireGuard's port, per datagram",
         &measured.junk,
         &payloads,
@@ -81,9 +89,15 @@ fn bars<'a>(measured: &Measured, payloads: &[u32]) -> Bars<'a> {
         Forwarding::Kernel,
         Forwarding::name,
     );
+    let bulk = group(
+        "one TCP stream, per KiB, by the overlay's MTU",
+        (&measured.bulk, bulk::UNIT),
+        Packets::Usual,
+        Packets::name,
+    );
     Bars {
         title: "Instructions per round trip on kernel WireGuard",
-        groups: [path, forward]
+        groups: [path, forward, bulk]
             .into_iter()
             .filter(|group| !group.bars.is_empty())
             .collect(),
@@ -143,6 +157,7 @@ fn payloads(measured: &Measured) -> Vec<u32> {
 
 fn rounds(measured: &Measured) -> usize {
     let path = measured.path.iter().map(|figure| figure.rounds.len());
+    let path = path.chain(measured.bulk.iter().map(|figure| figure.rounds.len()));
     let forward = measured.forward.iter().map(|figure| figure.rounds.len());
     path.chain(forward).max().unwrap_or_default()
 }
@@ -307,7 +322,7 @@ fn budget(who: &str, ours: f64, (other, costs): (&str, Option<f64>), limit: f64)
 
 /// One object; the figures on top are those of the smallest payload, where what we add weighs most.
 fn to_json(measured: &Measured, payloads: &[u32]) -> Result<Value> {
-    let smallest = *payloads.first().context("nothing was measured")?;
+    let smallest = payloads.first().copied().unwrap_or_default();
     let mut object = sizes(measured, smallest);
     let by_payload: Map<String, Value> = payloads
         .iter()
@@ -332,6 +347,14 @@ fn to_json(measured: &Measured, payloads: &[u32]) -> Result<Value> {
         json!("instructions per round trip; parts: what each adds"),
     );
     object.insert("kernel".to_owned(), json!(measured.kernel));
+    let bulk: Map<String, Value> = settings(&measured.bulk)
+        .into_iter()
+        .filter_map(|packets| {
+            let found = median(&measured.bulk, packets, bulk::UNIT)?;
+            Some((packets.mtus().0.to_string(), json!(found.round())))
+        })
+        .collect();
+    object.insert("bulk_per_kib_by_mtu".to_owned(), Value::Object(bulk));
     object.insert("count".to_owned(), json!(measured.count));
     object.insert("rounds".to_owned(), json!(rounds(measured)));
     object.insert("spread".to_owned(), json!(spread));
@@ -406,6 +429,7 @@ mod tests {
                 figure(Setting::WireguardGo, &[3000.0]),
             ],
             forward: Vec::new(),
+            bulk: Vec::new(),
             junk: Vec::new(),
         }
     }
