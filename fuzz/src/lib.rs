@@ -13,6 +13,7 @@ pub mod filter;
 pub mod keys;
 pub mod packet;
 pub mod policy;
+pub mod tunnel;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -36,4 +37,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("policy_file", policy::policy_file),
     ("stun_message", disco::stun_message),
     ("disco_open", disco::disco_open),
+    ("outer_datagrams", tunnel::outer_datagrams),
+    ("super_packets", tunnel::super_packets),
 ];

@@ -74,6 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "keys",
             "packet",
             "policy",
+            "tunnel",
         ],
     ),
 ];

@@ -15,10 +15,34 @@ const MTU: u16 = 1280;
 const UDP_HEADERS: u64 = 28;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A node with one device, and so many nodes on another host that it talks to, each with a device of its own.
+/// What is between the two hosts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Tunnels that carry traffic. On the far host each has a device of its own.
+    pub(crate) busy: usize,
+    /// Peers of the near host's device that nobody is behind.
+    pub(crate) idle: usize,
+    /// On the near host, too, each tunnel has a device of its own: so many pairs of nodes.
+    pub(crate) apart: bool,
+    /// The near node goes before all else, as if the far hosts had processors of their own: beside a hundred threads
+    /// of theirs the one that sends for all would get its share of a processor, and no more.
+    pub(crate) first: bool,
+}
+
+impl Shape {
+    /// Two nodes.
+    pub(crate) const PAIR: Shape = Shape {
+        busy: 1,
+        idle: 0,
+        apart: false,
+        first: false,
+    };
+}
+
+/// Two hosts, each with one process that has all its devices.
 ///
 /// ```text
-/// near: wg0 10.9.0.1 ── veth 10.8.0.1 ═══ 10.8.0.2 ── far: wg0 10.9.1.0, wg1 10.9.1.1, …
+/// near: wg0 10.9.0.0, 10.9.0.1, … ── veth 10.8.0.1 ═══ 10.8.0.2 ── far: wg0 10.9.1.0, wg1 10.9.1.1, …
 /// ```
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -38,66 +62,57 @@ pub(crate) struct Cpu {
 }
 
 impl Lab {
-    /// Starts `busy` tunnels on `engine`; the near node knows `idle` peers beside that nobody is behind.
+    /// Starts the tunnels on `engine`.
     ///
     /// # Errors
     ///
     /// When a device cannot be made, or nothing passes a tunnel.
-    pub(crate) fn start(engine: Engine, busy: usize, idle: usize) -> Result<Lab> {
+    pub(crate) fn start(engine: Engine, shape: Shape) -> Result<Lab> {
+        let Shape {
+            busy,
+            idle,
+            apart,
+            first,
+        } = shape;
         let (near, far) = (Namespace::new("near")?, Namespace::new("far")?);
         veth((&near, "cable"), (&far, "cable"))?;
         near.ip("address add 10.8.0.1/24 dev cable")?;
         far.ip("address add 10.8.0.2/24 dev cable")?;
-        let secret = NodePrivate::generate();
-        let mut peers = Vec::new();
-        let mut specs = Vec::new();
+        // One for each tunnel if they are apart, else one for all.
+        let near_keys: Vec<_> = (0..if apart { busy } else { 1 })
+            .map(|_| NodePrivate::generate())
+            .collect();
+        let device_of = |number: usize| if apart { number } else { 0 };
+        let mut near_specs: Vec<_> = near_keys.iter().enumerate().map(spec).collect();
+        let mut far_specs = Vec::new();
         for number in 0..busy + idle {
             let theirs = NodePrivate::generate();
-            peers.push(PeerSpec {
-                key: hex::encode(theirs.public().as_bytes()),
-                endpoint: Some(([10, 8, 0, 2], port(number)).into()),
-                allowed_ips: vec![format!("{}/32", address(number)).parse()?],
-            });
+            near_specs[device_of(number.min(busy - 1))].peers.push(peer(
+                &theirs,
+                ([10, 8, 0, 2], port(number)),
+                far_address(number),
+            )?);
             if number < busy {
-                specs.push(Spec {
-                    name: device(number),
-                    key: hex::encode(theirs.as_bytes()),
-                    port: port(number),
-                    mtu: MTU,
-                    peers: vec![PeerSpec {
-                        key: hex::encode(secret.public().as_bytes()),
-                        endpoint: Some(([10, 8, 0, 1], port(0)).into()),
-                        allowed_ips: vec!["10.9.0.1/32".parse()?],
-                    }],
-                });
+                let at = device_of(number);
+                let mut spec = spec((number, &theirs));
+                let outer = ([10, 8, 0, 1], port(at));
+                let us = peer(&near_keys[at], outer, near_address(number))?;
+                spec.peers.push(us);
+                far_specs.push(spec);
             }
         }
-        let one = Spec {
-            name: device(0),
-            key: hex::encode(secret.as_bytes()),
-            port: port(0),
-            mtu: MTU,
-            peers,
-        };
-        let near_node = node(&near, engine, &[one])?;
-        let far_node = node(&far, engine, &specs)?;
-        near.ip("address add 10.9.0.1/32 dev wg0")?;
-        near.ip(&format!("link set wg0 up mtu {MTU}"))?;
-        near.ip("route add 10.9.1.0/24 dev wg0")?;
+        let near_node = node(&near, engine, &near_specs, first)?;
+        let far_node = node(&far, engine, &far_specs, false)?;
         for number in 0..busy {
-            let (device, table) = (device(number), 100 + number);
-            far.ip(&format!("address add {}/32 dev {device}", address(number)))?;
-            far.ip(&format!("link set {device} up mtu {MTU}"))?;
-            // Answers go out by the device that they belong to.
-            far.ip(&format!("route add 10.9.0.1 dev {device} table {table}"))?;
-            far.ip(&format!(
-                "rule add from {} lookup {table} priority {table}",
-                address(number)
-            ))?;
-        }
-        // Asymmetric as it looks, no route back is by the main table.
-        for name in ["all", "default"] {
-            far.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
+            let (ours, theirs) = (near_address(number), far_address(number));
+            for (space, device, from, to) in [
+                (&near, device(device_of(number)), &ours, &theirs),
+                (&far, device(number), &theirs, &ours),
+            ] {
+                space.ip(&format!("address add {from}/32 dev {device}"))?;
+                space.ip(&format!("link set {device} up mtu {MTU}"))?;
+                space.ip(&format!("route add {to}/32 dev {device} src {from}"))?;
+            }
         }
         let mut serving = spawn("load", &far, &["tunnel-load", "serve"])?;
         serving.wait_for_line("ready", PATIENCE)?;
@@ -111,7 +126,7 @@ impl Lab {
         };
         for number in 0..busy {
             wait_until(PATIENCE, "a tunnel carries packets", || {
-                let to = address(number);
+                let to = far_address(number);
                 lab.near
                     .exec(&["ping", "-c", "1", "-W", "1", &to])
                     .map(drop)
@@ -120,14 +135,14 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Sends TCP through all tunnels, in `streams` for each.
+    /// Sends TCP in so many streams, dealt out to all tunnels.
     ///
     /// # Errors
     ///
     /// When a stream fails.
     pub(crate) fn tcp(&self, streams: usize, seconds: f64) -> Result<Sent> {
-        let addresses: Vec<String> = (0..self.busy).map(address).collect();
-        let streams = (streams * self.busy).to_string();
+        let addresses: Vec<String> = (0..self.busy).map(far_address).collect();
+        let streams = streams.to_string();
         let seconds = seconds.to_string();
         let mut words = vec![
             "tunnel-load",
@@ -148,7 +163,7 @@ impl Lab {
     /// When a counter cannot be read.
     pub(crate) fn udp(&self, size: usize, seconds: f64) -> Result<(Sent, u64)> {
         let before = self.arrived()?;
-        let (words, to) = ([size.to_string(), seconds.to_string()], address(0));
+        let (words, to) = ([size.to_string(), seconds.to_string()], far_address(0));
         let [size_word, seconds] = &words;
         let words = [
             "tunnel-load",
@@ -216,8 +231,31 @@ fn device(number: usize) -> String {
     format!("wg{number}")
 }
 
-fn address(number: usize) -> String {
+fn near_address(number: usize) -> String {
+    format!("10.9.0.{number}")
+}
+
+fn far_address(number: usize) -> String {
     format!("10.9.1.{number}")
+}
+
+/// A device without peers.
+fn spec((number, key): (usize, &NodePrivate)) -> Spec {
+    Spec {
+        name: device(number),
+        key: hex::encode(key.as_bytes()),
+        port: port(number),
+        mtu: MTU,
+        peers: Vec::new(),
+    }
+}
+
+fn peer(key: &NodePrivate, outer: ([u8; 4], u16), address: String) -> Result<PeerSpec> {
+    Ok(PeerSpec {
+        key: hex::encode(key.public().as_bytes()),
+        endpoint: Some(outer.into()),
+        allowed_ips: vec![format!("{address}/32").parse()?],
+    })
 }
 
 fn port(number: usize) -> u16 {
@@ -225,13 +263,19 @@ fn port(number: usize) -> u16 {
 }
 
 /// Starts a node with these devices; what it is told stays in a file as long as it starts.
-fn node(space: &Namespace, engine: Engine, specs: &[Spec]) -> Result<Process> {
+fn node(space: &Namespace, engine: Engine, specs: &[Spec], first: bool) -> Result<Process> {
     ensure!(specs.len() < 250, "too many devices");
     let mut file = tempfile::NamedTempFile::new()?;
     serde_json::to_writer(&mut file, specs)?;
     let path = file.path().to_string_lossy().into_owned();
     let mut node = spawn("node", space, &["tunnel-node", engine.name(), &path])?;
     node.wait_for_line("ready", PATIENCE)?;
+    if first {
+        for thread in std::fs::read_dir(format!("/proc/{}/task", node.pid()))? {
+            let thread = thread?.file_name().to_string_lossy().into_owned();
+            space.exec(&["renice", "-n", "-20", "-p", &thread])?;
+        }
+    }
     Ok(node)
 }
 

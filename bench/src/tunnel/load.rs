@@ -114,8 +114,11 @@ fn take(mut stream: TcpStream) -> io::Result<()> {
 fn tcp(to: &[IpAddr], streams: usize, time: Duration) -> Result<Sent> {
     let open = |(number, _)| {
         let address: SocketAddr = (to[number % to.len()], PORT).into();
-        TcpStream::connect_timeout(&address, Duration::from_secs(10))
-            .with_context(|| format!("connecting to {address}"))
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))
+            .with_context(|| format!("connecting to {address}"))?;
+        // What most hosts have, whatever this one has: others pace, and send small super-packets in many slow flows.
+        rustix::net::sockopt::set_tcp_congestion(&stream, "cubic")?;
+        anyhow::Ok(stream)
     };
     let connections = std::iter::repeat_n((), streams).enumerate().map(open);
     let connections = connections.collect::<Result<Vec<_>>>()?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::figures::median;
 use crate::plot::{Bars, Group};
-use lab::Lab;
+use lab::{Lab, Shape};
 use node::Engine;
 
 /// What to measure.
@@ -32,12 +32,15 @@ pub(crate) struct Args {
         default_value = "ours,gotatun"
     )]
     engines: Vec<Engine>,
-    /// Busy peers of the round with many.
+    /// Busy peers of the rounds with many; 0 leaves those out.
     #[arg(long, default_value_t = 50)]
     busy: usize,
     /// Idle peers beside them.
     #[arg(long, default_value_t = 150)]
     idle: usize,
+    /// Many peers only, and no plot.
+    #[arg(long)]
+    many: bool,
     /// Where the plot goes.
     #[arg(long, default_value = "bench/results/tunnel.svg")]
     plot: PathBuf,
@@ -71,9 +74,80 @@ struct Figures {
     medians: BTreeMap<&'static str, Round>,
     /// Of each round ours to gotatun's; then the median, the least and the most.
     ratios: BTreeMap<&'static str, [f64; 3]>,
-    /// Ours with many peers to ours with one, in Mbit/s of one stream for each: medians, and their ratio.
-    many: Option<[f64; 3]>,
+    /// Ours with many peers.
+    many: Vec<Many>,
+    /// Of each round of it; the median, the least and the most.
+    many_ratios: BTreeMap<&'static str, [f64; 3]>,
 }
+
+/// As many streams as there are busy peers, in all.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Load {
+    /// Mbit/s of payload.
+    mbit: f64,
+    /// CPU seconds of the near host's process for a GB.
+    cpu_gb: f64,
+}
+
+/// The same load through tunnels of ours that differ in nothing but in how many there are.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Many {
+    /// One tunnel: a device at each end.
+    pair: Load,
+    /// A tunnel for each stream, with a device of its own at both ends.
+    pairs: Load,
+    /// The same far end; on the near host one device that knows idle peers, too.
+    peers: Load,
+}
+
+impl Many {
+    fn measure(args: &Args) -> Result<Many> {
+        let Args {
+            busy,
+            idle,
+            seconds,
+            ..
+        } = *args;
+        let load = |shape: Shape| -> Result<Load> {
+            let lab = Lab::start(Engine::Ours, shape)?;
+            let before = lab.cpu()?;
+            let sent = lab.tcp(busy, seconds)?;
+            let used = lab.cpu()?.near - before.near;
+            Ok(Load {
+                mbit: mbit(&sent),
+                cpu_gb: used * 1e9 / sent.amount as f64,
+            })
+        };
+        let pair = Shape {
+            first: true,
+            ..Shape::PAIR
+        };
+        Ok(Many {
+            pair: load(pair)?,
+            pairs: load(Shape {
+                busy,
+                apart: true,
+                ..pair
+            })?,
+            peers: load(Shape { busy, idle, ..pair })?,
+        })
+    }
+}
+
+const MANY_RATIOS: [(&str, fn(&Many) -> f64); 4] = [
+    ("Mbit/s, peers to one pair", |many| {
+        many.peers.mbit / many.pair.mbit
+    }),
+    ("Mbit/s, peers to pairs", |many| {
+        many.peers.mbit / many.pairs.mbit
+    }),
+    ("CPU a GB, peers to one pair", |many| {
+        many.peers.cpu_gb / many.pair.cpu_gb
+    }),
+    ("CPU a GB, peers to pairs", |many| {
+        many.peers.cpu_gb / many.pairs.cpu_gb
+    }),
+];
 
 type Column = (&'static str, fn(&Round) -> f64);
 
@@ -101,14 +175,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut rounds: BTreeMap<&'static str, Vec<Round>> = BTreeMap::new();
     let mut many = Vec::new();
     for number in 0..args.rounds {
-        for engine in &args.engines {
+        for engine in args.engines.iter().filter(|_| !args.many) {
             let round = measure(*engine, args.seconds)?;
             eprintln!("round {}: {} {round:.1?}", number + 1, engine.name());
             rounds.entry(engine.name()).or_default().push(round);
         }
-        if args.engines.contains(&Engine::Ours) && args.busy > 0 {
-            let lab = Lab::start(Engine::Ours, args.busy, args.idle)?;
-            many.push(mbit(&lab.tcp(1, args.seconds)?));
+        if args.busy > 0 {
+            let round = Many::measure(args)?;
+            eprintln!("round {}: {round:.1?}", number + 1);
+            many.push(round);
         }
     }
     let figures = figures(rounds, many);
@@ -116,6 +191,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         print(&figures);
+    }
+    if args.many {
+        return Ok(());
     }
     draw(&figures, &args.plot)
 }
@@ -125,7 +203,7 @@ fn mbit(sent: &load::Sent) -> f64 {
 }
 
 fn measure(engine: Engine, seconds: f64) -> Result<Round> {
-    let lab = Lab::start(engine, 1, 0)?;
+    let lab = Lab::start(engine, Shape::PAIR)?;
     let before = lab.cpu()?;
     let one = lab.tcp(1, seconds)?;
     let after = lab.cpu()?;
@@ -149,7 +227,7 @@ fn measure(engine: Engine, seconds: f64) -> Result<Round> {
     })
 }
 
-fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<f64>) -> Figures {
+fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<Many>) -> Figures {
     let middle =
         |rounds: &Vec<Round>, get: fn(&Round) -> f64| median(rounds.iter().map(get).collect());
     let medians: BTreeMap<_, _> = rounds
@@ -173,22 +251,27 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<f64>) -> Figure
         for (name, get) in COLUMNS {
             let pairs = ours.iter().zip(stock);
             let all: Vec<f64> = pairs.map(|(ours, stock)| get(ours) / get(stock)).collect();
-            let least = all.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = all.iter().copied().fold(0.0, f64::max);
-            ratios.insert(name, [median(all), least, most]);
+            ratios.insert(name, middle_and_ends(all));
         }
     }
-    let one = medians.get("ours").map(|round| round.tcp_1);
-    let many = one.filter(|_| !many.is_empty()).map(|one| {
-        let many = median(many);
-        [many, one, many / one]
-    });
+    let many_ratios = MANY_RATIOS.iter().filter(|_| !many.is_empty());
+    let many_ratios = many_ratios
+        .map(|(name, get)| (*name, middle_and_ends(many.iter().map(get).collect())))
+        .collect();
     Figures {
         rounds,
         medians,
         ratios,
         many,
+        many_ratios,
     }
+}
+
+/// The median, the least and the most.
+fn middle_and_ends(values: Vec<f64>) -> [f64; 3] {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    [median(values), least, most]
 }
 
 fn print(figures: &Figures) {
@@ -208,8 +291,22 @@ fn print(figures: &Figures) {
         }
         println!();
     }
-    if let Some([many, one, ratio]) = figures.many {
-        println!("many peers: {many:.0} Mbit/s, one: {one:.0}, ratio {ratio:.2}");
+    for (name, get) in [
+        ("one pair", (|many| many.pair) as fn(&Many) -> Load),
+        ("pairs", |many| many.pairs),
+        ("peers", |many| many.peers),
+    ] {
+        let middle = |get_one: fn(Load) -> f64| {
+            let all = figures.many.iter().map(|many| get_one(get(many)));
+            median(all.collect())
+        };
+        if !figures.many.is_empty() {
+            let (mbit, cpu) = (middle(|load| load.mbit), middle(|load| load.cpu_gb));
+            println!("{name:<26}{mbit:>12.0} Mbit/s{cpu:>12.2} CPU s a GB");
+        }
+    }
+    for (name, [middle, least, most]) in &figures.many_ratios {
+        println!("{name:<30}{middle:>8.2} ({least:.2}–{most:.2})");
     }
 }
 

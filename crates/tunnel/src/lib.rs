@@ -26,8 +26,8 @@ mod outbound;
 mod peer;
 mod split;
 mod sys;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod threads;

@@ -1,145 +1,35 @@
-//! Two nodes that hand each other what they want to send: everything but sockets.
+//! What two nodes do, without sockets.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
-use keys::{NodePrivate, NodePublic};
 use proptest::prelude::*;
 
-use crate::allowed::AllowedIps;
 use crate::batch::Batch;
-use crate::core::{Core, Identity, Table};
-use crate::filter::{Direction, Filter};
-use crate::inbound::Inbound;
-use crate::outbound::Outbound;
-use crate::peer::Peer;
+use crate::testing::node::{Node, exchange, pair};
 use crate::testing::{V4, V6, tcp, udp, without_id};
 use crate::vnet::VnetHeader;
 
 const ACK: u8 = 0x10;
 
-#[derive(Default)]
-struct Gate {
-    closed: AtomicBool,
-}
-
-impl Filter for Gate {
-    fn admits(&self, _: Direction, _: &[u8]) -> bool {
-        !self.closed.load(Ordering::Relaxed)
-    }
-}
-
-struct Node {
-    core: Arc<Core>,
-    out: Outbound,
-    inn: Inbound,
-    gate: Arc<Gate>,
-    address: SocketAddr,
-    peer: Arc<Peer>,
-}
-
-impl Node {
-    /// A node at `address` with one peer, which has the networks `allowed`.
-    fn new(
-        key: &NodePrivate,
-        address: &str,
-        peer: NodePublic,
-        endpoint: Option<SocketAddr>,
-        allowed: &[&str],
-    ) -> Node {
-        let gate = Arc::new(Gate::default());
-        let core = Arc::new(Core::new(1280, gate.clone()));
-        let peer = Arc::new(Peer::new(peer, endpoint));
-        let mut routes = AllowedIps::default();
-        for net in allowed {
-            routes.insert(net.parse().unwrap(), Arc::clone(&peer));
-        }
-        core.publish(Table {
-            identity: Some(Arc::new(Identity::new(key))),
-            peers: [(peer.key, Arc::clone(&peer))].into(),
-            routes,
-        });
-        Node {
-            out: Outbound::new(Arc::clone(&core)),
-            inn: Inbound::new(Arc::clone(&core), true),
-            core,
-            gate,
-            address: address.parse().unwrap(),
-            peer,
-        }
-    }
-
-    /// The host sends a packet.
-    fn send(&mut self, packet: &[u8]) -> Batch {
-        self.out.begin();
-        let mut read = [&VnetHeader::PLAIN.bytes()[..], packet].concat();
-        self.out.take(&mut read);
-        std::mem::take(&mut self.out.wire)
-    }
-
-    /// Datagrams arrive; returns the answers.
-    fn receive(&mut self, from: SocketAddr, batch: &Batch) -> Batch {
-        self.inn.begin();
-        let datagrams = batch
-            .packets
-            .iter()
-            .map(|packet| BytesMut::from(&packet[..]));
-        self.inn.take(from, datagrams);
-        std::mem::take(&mut self.inn.replies)
-    }
-
-    /// What its host has received, super-packets as they are, without what joining changes.
-    fn received(&mut self) -> Vec<Vec<u8>> {
-        let mut received = Vec::new();
-        self.inn.joiner.flush(|parts, _| {
-            let bytes: Vec<u8> = parts[1..].iter().flat_map(|part| part.to_vec()).collect();
-            received.push(without_id(&bytes));
-        });
-        received
-    }
-}
-
-/// Hands over what one says, and the answers, until both are silent.
-fn exchange(from: &mut Node, to: &mut Node, said: Batch) {
-    let reply = to.receive(from.address, &said);
-    if !reply.is_empty() {
-        exchange(to, from, reply);
-    }
-}
-
-fn pair() -> [Node; 2] {
-    let (a, b) = (NodePrivate::generate(), NodePrivate::generate());
-    let at = "192.0.2.2:2".parse().unwrap();
-    [
-        Node::new(
-            &a,
-            "192.0.2.1:1",
-            b.public(),
-            Some(at),
-            &["10.9.0.2/32", "fd00::2/128"],
-        ),
-        Node::new(
-            &b,
-            "192.0.2.2:2",
-            a.public(),
-            None,
-            &["10.9.0.1/32", "fd00::1/128"],
-        ),
-    ]
+/// What a host has received, super-packets as they are, without what joining changes.
+fn received(node: &mut Node) -> Vec<Vec<u8>> {
+    let written = node.written().into_iter();
+    let packets = written.map(|frame| without_id(&frame[VnetHeader::LEN..]));
+    packets.collect()
 }
 
 #[test]
 fn what_waits_for_the_handshake_arrives() {
     let [mut a, mut b] = pair();
-    let first = udp(V4, b"first");
-    let said = a.send(&first);
+    let one = udp(V4, b"one");
+    let said = a.send(&one);
     assert_eq!(said.packets[0].len(), 148, "an initiation");
     // A second one waits, and begins no second handshake.
     assert!(a.send(&udp(V6, b"second")).is_empty());
     exchange(&mut a, &mut b, said);
-    assert_eq!(b.received(), [without_id(&first), udp(V6, b"second")]);
+    assert_eq!(received(&mut b), [without_id(&one), udp(V6, b"second")]);
     assert!(a.peer.stats().last_handshake.is_some());
     let stats = b.peer.stats();
     assert_eq!(stats.endpoint, Some(a.address), "learned");
@@ -150,7 +40,7 @@ fn connected() -> [Node; 2] {
     let [mut a, mut b] = pair();
     let said = a.send(&udp(V4, b"hello"));
     exchange(&mut a, &mut b, said);
-    assert_eq!(b.received().len(), 1);
+    assert_eq!(received(&mut b).len(), 1);
     [a, b]
 }
 
@@ -172,7 +62,7 @@ fn a_source_that_is_not_the_peers_is_dropped() {
     };
     let said = a.send(&udp(stranger, b"it was me"));
     exchange(&mut a, &mut b, said);
-    assert!(b.received().is_empty());
+    assert!(received(&mut b).is_empty());
     assert_eq!(b.core.counters.not_allowed.load(Ordering::Relaxed), 1);
     // Nor does what nobody is allowed leave.
     let nowhere = crate::testing::Flow {
@@ -208,7 +98,7 @@ fn what_the_filter_refuses_goes_nowhere() {
     let said = a.send(&udp(V4, b"too late"));
     b.gate.closed.store(true, Ordering::Relaxed);
     exchange(&mut a, &mut b, said);
-    assert!(b.received().is_empty());
+    assert!(received(&mut b).is_empty());
     a.gate.closed.store(true, Ordering::Relaxed);
     assert!(a.send(&udp(V4, b"never")).is_empty());
 }
@@ -219,14 +109,14 @@ fn a_removed_peer_is_not_heard_and_another_key_ends_sessions() {
     let said = a.send(&udp(V4, b"goodbye"));
     b.core.remove(&b.peer);
     assert!(b.receive(a.address, &said).is_empty());
-    assert!(b.received().is_empty());
+    assert!(received(&mut b).is_empty());
 
     let [mut a, mut b] = connected();
     a.core.forget(&mut a.peer.lock());
     let said = a.send(&udp(V4, b"anew"));
     assert_eq!(said.packets[0].len(), 148, "an initiation");
     exchange(&mut a, &mut b, said);
-    assert_eq!(b.received(), [without_id(&udp(V4, b"anew"))]);
+    assert_eq!(received(&mut b), [without_id(&udp(V4, b"anew"))]);
 }
 
 #[test]
@@ -242,13 +132,11 @@ fn a_super_packet_is_one_again_on_the_other_side() {
         csum_start: 40,
         csum_offset: 16,
     };
-    a.out.begin();
-    a.out.take(&mut [&vnet.bytes()[..], &whole[..]].concat());
-    let said = std::mem::take(&mut a.out.wire);
-    assert_eq!(said.packets.len(), 10);
+    let said = a.read(&mut [&vnet.bytes()[..], &whole[..]].concat());
+    assert_eq!(said.len(), 10);
     assert_eq!(said.runs.len(), 1);
     exchange(&mut a, &mut b, said);
-    let received = b.received();
+    let received = received(&mut b);
     assert_eq!(received.len(), 1);
     // Its checksum is left to the device.
     assert_eq!(received[0][..56], whole[..56]);
@@ -284,10 +172,10 @@ proptest! {
             batch.push(b.address, gotatun::packet::Packet::from_bytes(BytesMut::from(&datagram[..])));
         }
         b.receive(a.address, &batch);
-        prop_assert!(b.received().is_empty());
+        prop_assert!(received(&mut b).is_empty());
         // It still carries.
         b.receive(a.address, &said);
-        prop_assert_eq!(b.received().len(), 1);
+        prop_assert_eq!(received(&mut b).len(), 1);
     }
 
     #[test]
@@ -305,7 +193,6 @@ proptest! {
                 read[26..30].copy_from_slice(&[10, 9, 0, 2]);
             }
         }
-        a.out.begin();
-        a.out.take(&mut read);
+        a.read(&mut read);
     }
 }

@@ -17,6 +17,7 @@ use control_proto::{
 use fuzz::control::{RECORD_KEY, server_key};
 use keys::{ChallengePublic, MachinePrivate};
 use packet::build::{ACK, Ip, SYN, fragments};
+use tunnel::testing::{Pair, V4, V6, tcp, udp};
 
 fn main() -> Result<()> {
     let server = server_key();
@@ -90,7 +91,9 @@ fn main() -> Result<()> {
         "longest-length",
         &[0, 255, 255, 255, 255, b'{'],
     )?;
-    filter_model()
+    filter_model()?;
+    outer_datagrams()?;
+    super_packets()
 }
 
 /// A conversation for the filter: rules, then packets both ways.
@@ -162,6 +165,136 @@ fn filter_model() -> Result<()> {
             }
             write("filter_model", &format!("{name}-{what}"), &input)?;
         }
+    }
+    Ok(())
+}
+
+/// What a peer, and who pretends to be it, may send.
+fn outer_datagrams() -> Result<()> {
+    const RAW: u8 = 0;
+    const SESSION: u8 = 1;
+    const SEALED: u8 = 2;
+    const ANSWER: u8 = 3;
+    let train = |flow| (0..4u32).map(move |number| tcp(flow, 0x10, number * 40, &[7; 40]));
+    let sealed = |packet| (SEALED, packet);
+    let mut damaged: Vec<_> = train(V4).map(sealed).collect();
+    damaged[1].1[50] ^= 1;
+    let mut lying = udp(V4, b"shorter than it says");
+    lying[2] = 1;
+    let mut padded = udp(V6, b"padded");
+    padded.extend([0; 24]);
+    let mut strange = udp(V4, b"not mine");
+    strange[15] = 77;
+    let conversations = [
+        ("handshake", vec![(RAW, Pair::initiation())]),
+        (
+            "answers",
+            vec![
+                (ANSWER, [&[2, 0, 0, 0][..], &[9; 88]].concat()),
+                (ANSWER, [&[3, 0, 0, 0][..], &[9; 60]].concat()),
+                (RAW, [&[1, 0, 0, 0][..], &[9; 144]].concat()),
+            ],
+        ),
+        (
+            "forged",
+            vec![
+                (SESSION, [&[0; 8][..], &[5; 16]].concat()),
+                (SESSION, [&[0xff; 8][..], &[5; 48]].concat()),
+                (SESSION, vec![0; 3]),
+                (RAW, vec![4, 0, 0, 0]),
+            ],
+        ),
+        (
+            "trains",
+            train(V4)
+                .zip(train(V6))
+                .flat_map(|(a, b)| [sealed(a), sealed(b)])
+                .collect(),
+        ),
+        ("damaged", damaged),
+        (
+            "datagrams",
+            (0..5u8).map(|_| sealed(udp(V6, b"datagram"))).collect(),
+        ),
+        (
+            "odd",
+            vec![
+                sealed(lying),
+                sealed(padded),
+                sealed(strange),
+                sealed(Vec::new()),
+                sealed(vec![0x45]),
+                sealed(vec![0x60; 40]),
+            ],
+        ),
+    ];
+    for (name, datagrams) in conversations {
+        let mut input = Vec::new();
+        for (kind, datagram) in datagrams {
+            input.push(kind);
+            input.extend(u16::try_from(datagram.len())?.to_be_bytes());
+            input.extend(datagram);
+        }
+        write("outer_datagrams", name, &input)?;
+    }
+    Ok(())
+}
+
+/// What a kernel hands over, and what none should.
+fn super_packets() -> Result<()> {
+    // Flags, kind, and the words of a `virtio_net_hdr`, as a little-endian machine has them.
+    let frame = |kind: u8, words: [u16; 4], packet: Vec<u8>| {
+        let flags = u8::from(words[2] != 0);
+        let words = words.into_iter().flat_map(u16::to_le_bytes);
+        let mut frame = vec![flags, kind];
+        frame.extend(words);
+        frame.extend(packet);
+        frame
+    };
+    let payload = [7; 250];
+    let (tcp4, tcp6) = (tcp(V4, 0x19, 5, &payload), tcp(V6, 0x18, 5, &payload));
+    let (udp4, udp6) = (udp(V4, &payload), udp(V6, &payload));
+    let mut options = tcp4.clone();
+    options[32] = 15 << 4;
+    let mut extended = tcp4.clone();
+    extended[0] = 0x4f;
+    let frames = [
+        ("plain", vec![frame(0, [0; 4], udp4.clone())]),
+        ("checksum", vec![frame(0, [0, 0, 40, 6], udp6.clone())]),
+        ("tso4", vec![frame(1, [40, 60, 20, 16], tcp4.clone())]),
+        ("tso6", vec![frame(4, [60, 60, 40, 16], tcp6.clone())]),
+        (
+            "uso",
+            vec![
+                frame(5, [28, 100, 20, 6], udp4.clone()),
+                frame(5, [48, 100, 40, 6], udp6.clone()),
+            ],
+        ),
+        (
+            "trains",
+            vec![
+                frame(1, [40, 60, 20, 16], tcp(V4, 0x10, 5, &payload)),
+                frame(1, [40, 60, 20, 16], tcp(V4, 0x10, 255, &payload)),
+            ],
+        ),
+        ("segments-of-nothing", vec![frame(4, [60, 0, 40, 16], tcp6)]),
+        (
+            "segments-of-a-byte",
+            vec![frame(5, [28, 1, 20, 6], udp4.clone())],
+        ),
+        ("options", vec![frame(1, [80, 60, 20, 16], options)]),
+        ("ip-options", vec![frame(1, [40, 60, 20, 16], extended)]),
+        ("out-of-bounds", vec![frame(0, [0, 0, 900, 900], udp4)]),
+        ("start-in-ip", vec![frame(1, [40, 60, 10, 16], tcp4)]),
+        ("header-only", vec![vec![0; 10], vec![1]]),
+    ];
+    for (name, frames) in frames {
+        let mut input = Vec::new();
+        for frame in frames {
+            input.extend(u16::try_from(frame.len())?.to_be_bytes());
+            input.extend(frame);
+        }
+        write("super_packets", name, &input)?;
     }
     Ok(())
 }

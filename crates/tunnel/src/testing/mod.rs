@@ -1,32 +1,43 @@
-//! Packets for this crate's tests.
+//! For tests and fuzz targets: packets, and nodes without sockets.
+
+pub(crate) mod node;
+mod pair;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{fold, ipv4_header, pseudo, store, sum};
 use crate::split::{TCP, UDP};
 
+pub use pair::Pair;
+
 /// Addresses of both ends of a flow, and its source port.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow {
-    pub(crate) from: IpAddr,
-    pub(crate) to: IpAddr,
-    pub(crate) port: u16,
+pub struct Flow {
+    /// Source.
+    pub from: IpAddr,
+    /// Destination.
+    pub to: IpAddr,
+    /// Source port.
+    pub port: u16,
 }
 
-pub(crate) const V4: Flow = Flow {
+/// From the first node of a [`Pair`] to the second.
+pub const V4: Flow = Flow {
     from: IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1)),
     to: IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)),
     port: 40_000,
 };
 
-pub(crate) const V6: Flow = Flow {
+/// The same over IPv6.
+pub const V6: Flow = Flow {
     from: IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)),
     to: IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
     port: 40_000,
 };
 
 /// A TCP segment with these flags and this sequence number.
-pub(crate) fn tcp(flow: Flow, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn tcp(flow: Flow, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut header = [0; 20];
     header[..2].copy_from_slice(&flow.port.to_be_bytes());
     header[2..4].copy_from_slice(&443u16.to_be_bytes());
@@ -39,7 +50,8 @@ pub(crate) fn tcp(flow: Flow, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u
 }
 
 /// A datagram.
-pub(crate) fn udp(flow: Flow, payload: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn udp(flow: Flow, payload: &[u8]) -> Vec<u8> {
     let mut header = [0; 8];
     header[..2].copy_from_slice(&flow.port.to_be_bytes());
     header[2..4].copy_from_slice(&53u16.to_be_bytes());
@@ -77,7 +89,8 @@ fn packet(flow: Flow, protocol: u8, header: &[u8], csum_at: usize, payload: &[u8
 }
 
 /// A packet without its IPv4 ID, which joining and splitting count up, and without what depends on it.
-pub(crate) fn without_id(packet: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn without_id(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     if packet[0] >> 4 == 4 {
         packet[4..6].fill(0);
