@@ -11,8 +11,8 @@ use tokio::sync::Mutex;
 use super::Net;
 use super::filter::joined;
 use super::inner::Inner;
-use super::status::NetStatus;
 use super::numbers::peer_index;
+use super::status::NetStatus;
 use super::traffic::{Carried, Counted, Path, PathChange};
 
 /// For how long it is not asked again how full the maps are.
@@ -88,8 +88,7 @@ impl Inner {
             .collect();
         let endpoints = &self.endpoints;
         let own = |key: &_| endpoints.address(key).map(peer_index);
-        self.accounts
-            .look(&peers, &counts, &self.numbers, own);
+        self.accounts.look(&peers, &counts, &self.numbers, own);
         let mut status = self.status_of(&states, &counts).await;
         for (key, peer) in &mut status.peers {
             let seen = self.accounts.overlay(key);

@@ -318,7 +318,9 @@ impl Accounts {
         self.indexes.retain(|index, _| counts.contains_key(index));
         for (peer, counted) in peers {
             let mut delta = Carried::default();
-            let of_routes = numbers.routes(peer).map(|(net, number)| (Some(net), number));
+            let of_routes = numbers
+                .routes(peer)
+                .map(|(net, number)| (Some(net), number));
             let own = own(peer).map(|number| (None, number));
             for (net, number) in own.into_iter().chain(of_routes) {
                 let now = counts

@@ -1,7 +1,6 @@
 //! The embedded tunnel beside stock gotatun: between two hosts on one cable, in turn.
 
 pub(crate) mod lab;
-pub(crate) mod load;
 pub(crate) mod node;
 
 use std::collections::BTreeMap;
@@ -10,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::figures::median;
+use agent::bench::load::Sent;
+
+use crate::figures::{Kept, KeptFigures, median};
 use crate::plot::{Bars, Group};
 use lab::Lab;
 use node::Engine;
@@ -73,6 +74,8 @@ struct Figures {
     ratios: BTreeMap<&'static str, [f64; 3]>,
     /// Ours with many peers to ours with one, in Mbit/s of one stream for each: medians, and their ratio.
     many: Option<[f64; 3]>,
+    /// What later runs are held against.
+    figures: KeptFigures,
 }
 
 type Column = (&'static str, fn(&Round) -> f64);
@@ -120,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     draw(&figures, &args.plot)
 }
 
-fn mbit(sent: &load::Sent) -> f64 {
+fn mbit(sent: &Sent) -> f64 {
     sent.amount as f64 * 8.0 / sent.seconds / 1e6
 }
 
@@ -178,6 +181,7 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<f64>) -> Figure
             ratios.insert(name, [median(all), least, most]);
         }
     }
+    let figures = kept(&rounds, &medians);
     let one = medians.get("ours").map(|round| round.tcp_1);
     let many = one.filter(|_| !many.is_empty()).map(|one| {
         let many = median(many);
@@ -188,7 +192,47 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<f64>) -> Figure
         medians,
         ratios,
         many,
+        figures,
     }
+}
+
+/// Ratios of which more is better, and what our process takes.
+fn kept(
+    rounds: &BTreeMap<&'static str, Vec<Round>>,
+    medians: &BTreeMap<&'static str, Round>,
+) -> KeptFigures {
+    let mut figures = KeptFigures::new();
+    if let (Some(ours), Some(stock)) = (rounds.get("ours"), rounds.get("gotatun")) {
+        let mut keep = |name: &str, ratio: fn(&Round, &Round) -> f64| {
+            let pairs = ours.iter().zip(stock);
+            let ratios = pairs.map(|(ours, stock)| ratio(ours, stock)).collect();
+            figures.insert(name.to_owned(), Kept::ratio(ratios));
+        };
+        keep("TCP, 1 stream, ours to gotatun's", |ours, stock| {
+            ours.tcp_1 / stock.tcp_1
+        });
+        keep("TCP, 8 streams, ours to gotatun's", |ours, stock| {
+            ours.tcp_8 / stock.tcp_8
+        });
+        keep("64-byte packets, ours to gotatun's", |ours, stock| {
+            ours.kpps_64 / stock.kpps_64
+        });
+        keep("1200-byte packets, ours to gotatun's", |ours, stock| {
+            ours.kpps_1200 / stock.kpps_1200
+        });
+        keep("CPU s a GB, gotatun's to ours", |ours, stock| {
+            let cpu = |round: &Round| round.cpu_gb_out + round.cpu_gb_in;
+            cpu(stock) / cpu(ours)
+        });
+    }
+    if let Some(ours) = medians.get("ours") {
+        let value = ours.resident_out.max(ours.resident_in);
+        figures.insert(
+            "resident after load, MiB".to_owned(),
+            Kept::Memory { value },
+        );
+    }
+    figures
 }
 
 fn print(figures: &Figures) {

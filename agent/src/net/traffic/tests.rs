@@ -76,7 +76,10 @@ fn routes_are_counted_for_themselves_and_for_their_peer() {
     let peer = NodePublic::from_bytes(PEER);
     let net: IpNet = "10.2.0.0/16".parse().unwrap();
     let mut numbers = Numbers::default();
-    numbers.assign(&desired(&[(PEER[0], &["10.1.0.0/16", "10.2.0.0/16"])]), |_| None);
+    numbers.assign(
+        &desired(&[(PEER[0], &["10.1.0.0/16", "10.2.0.0/16"])]),
+        |_| None,
+    );
     let own = PeerIndex(3);
     let second = numbers.of(own, &peer, &net);
     let counters = |rx_bytes| PeerCounters {
