@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::net::{EngineChoice, ShieldMode};
 
@@ -43,7 +43,7 @@ pub struct Settings {
 }
 
 /// [`EngineChoice`] as it is written in flags and files.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
     /// The kernel's WireGuard if there is one, else the embedded tunnel.

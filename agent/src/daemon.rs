@@ -96,15 +96,12 @@ pub fn prepare(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Daemon, Daem
     let bind =
         |address| metrics::bind(address).map_err(|source| DaemonError::Metrics { address, source });
     let metrics = config.metrics.map(bind).transpose()?;
+    let engine = state.prefs()?.engine(config.engine);
     let prepared = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map(|runtime| {
-            runtime.block_on(Net::prepare(
-                &config.device,
-                config.engine,
-                &config.state_dir,
-            ));
+            runtime.block_on(Net::prepare(&config.device, engine, &config.state_dir));
         });
     if let Err(error) = prepared {
         tracing::warn!(%error, "the host could not be prepared for pinned counters");
@@ -145,7 +142,8 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
         port_mapping: config.port_mapping,
         endpoints: config.endpoints.clone(),
     };
-    if !Net::outlived(&config.device, config.engine).await {
+    let wireguard = state.prefs()?.engine(config.engine);
+    if !Net::outlived(&config.device, wireguard).await {
         state.renew_disco()?;
     }
     let (engine, handle) = Engine::new(engine_config, state)?;

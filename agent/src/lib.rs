@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod backoff;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

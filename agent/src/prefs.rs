@@ -8,6 +8,9 @@ use node_core::{DEFAULT_ROUTES, ExitNode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config::EngineName;
+use crate::net::EngineChoice;
+
 /// Longest host name that the coordination server is asked for.
 const MAX_HOSTNAME_LEN: usize = 253;
 
@@ -50,6 +53,9 @@ pub struct Prefs {
     /// The daemon may switch the host's IP forwarding on while it serves routes (ours; upstream only warns).
     #[serde(rename = "EnableIPForward")]
     pub enable_ip_forward: bool,
+    /// Which WireGuard, instead of the one that the daemon was started with (ours).
+    #[serde(rename = "WireGuard", skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<EngineName>,
 }
 
 /// How far the host's netfilter is touched (`--netfilter-mode`); upstream's numbers.
@@ -253,7 +259,13 @@ impl Prefs {
             .all(|net| self.advertise_routes.contains(net))
     }
 
-    const FIELDS: [&'static str; 14] = [
+    /// Which WireGuard the operator wants, if the daemon was started with `configured`.
+    #[must_use]
+    pub fn engine(&self, configured: EngineChoice) -> EngineChoice {
+        self.wireguard.map_or(configured, EngineChoice::from)
+    }
+
+    const FIELDS: [&'static str; 15] = [
         "RouteAll",
         "ExitNodeID",
         "ExitNodeIP",
@@ -268,6 +280,7 @@ impl Prefs {
         "Hostname",
         "OperatorUser",
         "ShieldsUp",
+        "WireGuard",
     ];
 }
 
@@ -401,6 +414,22 @@ mod tests {
         };
         let patch = object(serde_json::json!({"ShieldsUp": null, "ShieldsUpSet": true}));
         assert!(!prefs.patched(&patch).unwrap().shields_up);
+    }
+
+    #[test]
+    fn the_engine_is_the_daemons_until_another_is_chosen_and_again_after_that() {
+        let change = |prefs: &Prefs, value: Value| {
+            prefs.patched(&object(
+                serde_json::json!({"WireGuard": value, "WireGuardSet": true}),
+            ))
+        };
+        let prefs = Prefs::default();
+        assert_eq!(prefs.engine(EngineChoice::Kernel), EngineChoice::Kernel);
+        let prefs = change(&prefs, "embedded".into()).unwrap();
+        assert_eq!(prefs.engine(EngineChoice::Kernel), EngineChoice::Embedded);
+        assert!(change(&prefs, "userspace".into()).is_err());
+        let prefs = change(&prefs, Value::Null).unwrap();
+        assert_eq!(prefs.engine(EngineChoice::Auto), EngineChoice::Auto);
     }
 
     #[test]

@@ -26,7 +26,9 @@ use control_proto::tailcfg::MapResponse;
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::process::{cpu_time, resident_kib};
+use crate::figures::{Kept, KeptFigures};
+use crate::plot::{Bars, Group};
+use agent::bench::process::{cpu_time, resident_kib};
 use client::{Client, Identity, MapStream};
 
 pub(crate) mod client;
@@ -62,6 +64,9 @@ pub(crate) struct Args {
     /// Our server's program. Default: beside this one.
     #[arg(long, value_name = "FILE")]
     control: Option<PathBuf>,
+    /// Where the plot goes.
+    #[arg(long, default_value = "bench/results/control.svg")]
+    plot: PathBuf,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -83,6 +88,8 @@ struct Figures {
     propagation_max_ms: f64,
     cpu_per_change_ms: f64,
     streams_dropped: usize,
+    /// What later runs are held against.
+    figures: KeptFigures,
 }
 
 /// The server under test.
@@ -95,20 +102,79 @@ struct Target {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    relay::net::raise_file_limit();
-    let target = Target::start(args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let figures = runtime.block_on(measure(args, &target))?;
-    // The nodes go first: streams that end with the server are not dropped ones.
-    runtime.shutdown_background();
+    let (_, figures) = measured(args)?;
+    draw(&figures, &args.plot)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         print(&figures);
     }
     Ok(())
+}
+
+/// Starts the server and measures; what it had resident without nodes, in MiB, comes first.
+fn measured(args: &Args) -> anyhow::Result<(f64, Figures)> {
+    relay::net::raise_file_limit();
+    let target = Target::start(args)?;
+    let before = resident_kib(target.pid)? as f64 / 1024.0;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let figures = runtime.block_on(measure(args, &target))?;
+    // The nodes go first: streams that end with the server are not dropped ones.
+    runtime.shutdown_background();
+    Ok((before, figures))
+}
+
+/// Resident MiB of our server, without nodes and with `nodes` that all see each other.
+///
+/// # Errors
+///
+/// When it does not run or refuses a node.
+pub(crate) fn resident_mib(nodes: usize) -> anyhow::Result<[f64; 2]> {
+    let args = Args {
+        nodes,
+        at_once: 16,
+        changes: 0,
+        server_url: None,
+        auth_key: None,
+        pid: None,
+        control: None,
+        plot: PathBuf::new(),
+        json: true,
+    };
+    let (before, figures) = measured(&args)?;
+    ensure!(
+        figures.nodes_that_know_all == nodes,
+        "only {} of {nodes} nodes know all others",
+        figures.nodes_that_know_all
+    );
+    Ok([before, figures.resident_mib])
+}
+
+fn draw(figures: &Figures, path: &Path) -> anyhow::Result<()> {
+    let bar = |name, value: f64, unit| (name, value, format!("{value:.1} {unit}"));
+    let changes = vec![
+        bar("median", figures.propagation_p50_ms, "ms"),
+        bar("99th percentile", figures.propagation_p99_ms, "ms"),
+        bar("most", figures.propagation_max_ms, "ms"),
+        bar("CPU a change", figures.cpu_per_change_ms, "ms"),
+    ];
+    let joins = vec![
+        bar("until all know all", figures.joined_seconds, "s"),
+        bar("CPU for that", figures.join_cpu_seconds, "s"),
+    ];
+    let groups = [
+        ("all nodes join", joins),
+        ("one change, until all know", changes),
+        ("resident", vec![bar("server", figures.resident_mib, "MiB")]),
+    ];
+    let groups = groups.map(|(name, bars)| Group { name, bars });
+    Bars {
+        title: &format!("A coordination server with {} nodes", figures.nodes),
+        groups: groups.into(),
+    }
+    .write(path)
 }
 
 async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
@@ -208,13 +274,18 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
             * 1e3
     };
     let changes = u32::try_from(args.changes.max(1))?;
+    let resident_mib = resident_kib(target.pid)? as f64 / 1024.0;
+    let memory = Kept::Memory {
+        value: resident_mib,
+    };
+    let name = format!("resident with {} nodes, MiB", args.nodes);
     Ok(Figures {
         nodes: args.nodes,
         nodes_that_know_all,
         joined_seconds: joined.as_secs_f64(),
         joins_per_second: args.nodes as f64 / joined.as_secs_f64(),
         join_cpu_seconds: join_cpu.as_secs_f64(),
-        resident_mib: resident_kib(target.pid)? as f64 / 1024.0,
+        resident_mib,
         changes: args.changes,
         changes_lost,
         propagation_p50_ms: percentile(50),
@@ -222,6 +293,7 @@ async fn measure(args: &Args, target: &Target) -> anyhow::Result<Figures> {
         propagation_max_ms: percentile(100),
         cpu_per_change_ms: (change_cpu / changes).as_secs_f64() * 1e3,
         streams_dropped: watcher.dropped.load(Ordering::SeqCst),
+        figures: [(name, memory)].into(),
     })
 }
 

@@ -1,6 +1,9 @@
-//! Figures as benches take them: of several rounds, and from counters of nftables.
+//! Figures as benches take them: of several rounds, from counters of nftables, and to be held against others.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 /// The value in the middle.
 ///
@@ -10,6 +13,38 @@ use anyhow::{Context as _, Result};
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// A figure that a later run can be held against (`cargo xtask bench --check`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum Kept {
+    /// Instructions: less is better.
+    Icount { value: f64 },
+    /// Memory: less is better.
+    Memory { value: f64 },
+    /// How often ours is another's of the same round: more is better.
+    Ratio { median: f64, least: f64, most: f64 },
+}
+
+/// By their names.
+pub(crate) type KeptFigures = BTreeMap<String, Kept>;
+
+impl Kept {
+    /// Of the rounds' ratios.
+    ///
+    /// # Panics
+    ///
+    /// Without rounds.
+    pub(crate) fn ratio(rounds: Vec<f64>) -> Self {
+        let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = rounds.iter().copied().fold(0.0, f64::max);
+        Self::Ratio {
+            median: median(rounds),
+            least,
+            most,
+        }
+    }
 }
 
 /// Packets that the first counter in a listing of `nft` has seen.

@@ -10,11 +10,11 @@ mod control;
 mod counters;
 mod figures;
 mod forward;
+mod memory;
 mod overhead;
 mod paths;
 mod plot;
 mod policy;
-mod process;
 mod relay;
 mod tunnel;
 
@@ -35,6 +35,8 @@ enum Command {
     Counters(counters::Args),
     /// Nanoseconds that a gateway takes to forward a packet, beside nftables.
     Forward(forward::Args),
+    /// Resident memory of every program, with few and with many peers, nodes or clients.
+    Memory(memory::Args),
     /// Instructions of a round trip on kernel WireGuard, with what we add, and on wireguard-go.
     Overhead(overhead::Args),
     /// CPU and memory of an agent with a thousand peers, ten of them active.
@@ -50,7 +52,7 @@ enum Command {
     TunnelNode(tunnel::node::Args),
     /// Traffic from the namespace it runs in, and who answers it.
     #[command(hide = true)]
-    TunnelLoad(tunnel::load::Args),
+    TunnelLoad(agent::bench::load::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -59,12 +61,13 @@ fn main() -> anyhow::Result<()> {
         Command::Control(args) => control::run(&args),
         Command::Counters(args) => counters::run(&args),
         Command::Forward(args) => forward::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Overhead(args) => overhead::run(&args),
         Command::Paths(args) => paths::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
         Command::Tunnel(args) => tunnel::run(&args),
         Command::TunnelNode(args) => tunnel::node::run(&args),
-        Command::TunnelLoad(args) => tunnel::load::run(&args),
+        Command::TunnelLoad(args) => Ok(agent::bench::load::run(&args)?),
     }
 }

@@ -15,7 +15,7 @@ use testnet::{Lab, Process, wait_until};
 
 use crate::control::client::{self, Client, Identity};
 use crate::figures::counted;
-use crate::process::{cpu_time, resident_kib};
+use agent::bench::process::{cpu_time, resident_kib};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Endpoints of simulated nodes: the prefix for benchmarks (RFC 2544), counted by the router.
@@ -95,6 +95,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let idle = |cost: &Cost| cost.idle_packets.to_string();
     row("packets to idle peers", idle(all), idle(active_only));
     Ok(())
+}
+
+/// Resident MiB of an agent with `active` peers that it sends to and `idle` ones beside them.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn resident_mib(active: usize, idle: usize) -> Result<f64> {
+    let args = Args {
+        peers: active + idle,
+        active,
+        seconds: 5,
+        json: true,
+    };
+    Ok(measure(&args, idle)?.resident_mib)
 }
 
 fn measure(args: &Args, idle: usize) -> Result<Cost> {

@@ -12,13 +12,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent::bench::process::peak_rss_kib;
 use anyhow::{Context as _, Result, ensure};
 use policy::file::Context;
 use policy::tailnet::{Attribute, Node, NodeId, Owner, Role, User, UserId};
 use policy::{Network, Policy, check};
 use serde_json::json;
-
-use crate::process;
 
 /// Options of the bench.
 #[derive(Debug, clap::Args)]
@@ -70,14 +69,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (parsed, parse) = timed(|| Policy::parse("bench.hujson", &text, &context));
     let policy = Arc::new(parsed.map_err(|error| anyhow::anyhow!("{error}"))?.policy);
 
-    let before = process::peak_rss_kib(std::process::id())?;
+    let before = peak_rss_kib(std::process::id())?;
     let nodes: Vec<Node> = (0..args.nodes).map(|n| node(args, n)).collect();
     let ((mut network, filters), compile) = timed(|| {
         let network = Network::new(policy, (0..args.users).map(user), nodes);
         let filters = everything(&network, args.nodes);
         (network, filters)
     });
-    let memory = process::peak_rss_kib(std::process::id())? - before;
+    let memory = peak_rss_kib(std::process::id())? - before;
     let (json_bytes, render) = timed(|| rendered(&filters));
     let rules: usize = filters.iter().map(|filter| filter.rules().len()).sum();
     drop(filters);

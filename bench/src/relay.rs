@@ -6,7 +6,7 @@
 //! server on the same machine says much.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use crate::process::{cpu_time, resident_kib};
+use crate::figures::{Kept, KeptFigures};
+use crate::plot::{Bars, Group};
+
+use agent::bench::process::{cpu_time, resident_kib};
 
 mod client;
 mod load;
@@ -47,6 +50,9 @@ pub(crate) struct Args {
     /// Our relay's program. Default: beside this one.
     #[arg(long, value_name = "FILE")]
     relay: Option<PathBuf>,
+    /// Where the plot goes.
+    #[arg(long, default_value = "bench/results/relay.svg")]
+    plot: PathBuf,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -101,6 +107,8 @@ struct Report {
     rounds: usize,
     idle_clients: usize,
     servers: Vec<Row>,
+    /// What later runs are held against.
+    figures: KeptFigures,
 }
 
 /// Runs the bench and prints its result.
@@ -129,6 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             samples.push(runtime.block_on(measure(target, args))?);
         }
     }
+    let figures = kept(&rounds, &idle, &args.beside);
     let rows = targets.iter().zip(rounds).zip(idle);
     let report = Report {
         pairs: args.pairs,
@@ -140,13 +149,71 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         servers: rows
             .map(|((target, samples), idle)| row(target, &samples, idle))
             .collect(),
+        figures,
     };
+    draw(&report, &args.plot)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print_table(&report);
     }
     Ok(())
+}
+
+/// Our memory, and our goodput to that of the others, round by round.
+fn kept(rounds: &[Vec<Sample>], idle: &[Option<f64>], beside: &[Target]) -> KeptFigures {
+    let mut figures = KeptFigures::new();
+    if let Some(value) = idle.first().copied().flatten() {
+        figures.insert("KiB an idle client".to_owned(), Kept::Memory { value });
+    }
+    if let [own, others @ ..] = rounds {
+        for (other, samples) in beside.iter().zip(others) {
+            let pairs = own.iter().zip(samples);
+            let ratios = pairs.map(|(own, other)| own.mbit_per_core_s / other.mbit_per_core_s);
+            let name = format!("goodput a core, ours to {}'s", other.name);
+            figures.insert(name, Kept::ratio(ratios.collect()));
+        }
+    }
+    figures
+}
+
+fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {
+    let group = |name, get: fn(&Row) -> Option<f64>| {
+        let bars = report.servers.iter().filter_map(|row| {
+            let value = get(row)?;
+            Some((row.name.as_str(), value, format!("{value:.1}")))
+        });
+        Group {
+            name,
+            bars: bars.collect(),
+        }
+    };
+    let groups = [
+        group("Mbit per core-second", |row| Some(row.mbit_per_core_s)),
+        group("Mbit/s", |row| Some(row.goodput_mbit_s)),
+        group("KiB an idle client", |row| row.idle_kib),
+    ];
+    Bars {
+        title: "DERP through one server",
+        groups: groups
+            .into_iter()
+            .filter(|group| !group.bars.is_empty())
+            .collect(),
+    }
+    .write(path)
+}
+
+/// Resident MiB of our relay, of a release build beside this program: with one client, and with `clients` more.
+///
+/// # Errors
+///
+/// When it does not run or refuses a client.
+pub(crate) fn resident_mib(clients: usize) -> anyhow::Result<[f64; 2]> {
+    ::relay::net::raise_file_limit();
+    let own = Own::start(None)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let [before, after] = runtime.block_on(resident_kib_of(&own.target, clients))?;
+    Ok([before as f64 / 1024.0, after as f64 / 1024.0])
 }
 
 /// One round.
@@ -181,6 +248,12 @@ async fn measure(target: &Target, args: &Args) -> anyhow::Result<Sample> {
 }
 
 async fn idle_memory(target: &Target, count: usize) -> anyhow::Result<f64> {
+    let [before, after] = resident_kib_of(target, count).await?;
+    Ok((after.saturating_sub(before)) as f64 / count as f64)
+}
+
+/// Resident KiB with one client, and with `count` more.
+async fn resident_kib_of(target: &Target, count: usize) -> anyhow::Result<[u64; 2]> {
     // A first client pays for what is set up once.
     let first = client::connect(target.address).await?;
     let before = resident_kib(target.pid)?;
@@ -191,7 +264,7 @@ async fn idle_memory(target: &Target, count: usize) -> anyhow::Result<f64> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = resident_kib(target.pid)?;
     drop((first, clients));
-    Ok((after.saturating_sub(before)) as f64 / count as f64)
+    Ok([before, after])
 }
 
 fn row(target: &Target, samples: &[Sample], idle_kib: Option<f64>) -> Row {

@@ -27,6 +27,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the node's daemon (needs root).
     Daemon(DaemonArgs),
+    /// Measure this host, beside a daemon or without one.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Ask a running daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -59,6 +62,30 @@ pub enum ClientCommand {
     Debug(DebugCommand),
     /// Print the version.
     Version(JsonArgs),
+}
+
+/// `bench`
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measure the kernel's WireGuard and the embedded tunnel, and say which serves which use (needs root).
+    Host(HostArgs),
+    /// One end of the tunnel that is measured.
+    #[command(hide = true)]
+    End,
+    /// What is sent through it.
+    #[command(hide = true)]
+    Load(crate::bench::load::Args),
+}
+
+/// `bench host`
+#[derive(Args, Clone, Copy, Debug)]
+pub struct HostArgs {
+    /// Seconds that packets flow in all, from 5 to 3600; setting up takes a few more.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
+    pub seconds: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `daemon`
@@ -143,6 +170,9 @@ pub struct SetArgs {
     /// User who may change this node without root; empty for none.
     #[arg(long, value_name = "USER")]
     pub operator: Option<String>,
+    /// Which WireGuard carries the packets, from now on; default: the daemon's own setting.
+    #[arg(long, value_name = "WHICH", value_parser = ["auto", "kernel", "embedded", "default"])]
+    pub wireguard: Option<String>,
     /// Subnet routes and exit nodes.
     #[command(flatten)]
     pub routes: RouteArgs,

@@ -11,17 +11,19 @@ mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
 use http::Method;
 use serde_json::json;
 
+use crate::bench::{self, BenchError};
 use crate::config::{DEFAULT_DEVICE, default_socket};
 use crate::error_text::error_text;
 use crate::localapi::{Client, ClientError, Status};
 use crate::prefs::{Prefs, PrefsError};
-use args::{Cli, ClientCommand, Command, DaemonArgs, JsonArgs, SetArgs};
+use args::{BenchCommand, Cli, ClientCommand, Command, DaemonArgs, HostArgs, JsonArgs, SetArgs};
 use tokio::runtime::{Builder, Runtime};
 
 /// Version of this program.
@@ -42,6 +44,9 @@ pub enum CliError {
     /// A preference is not usable.
     #[error(transparent)]
     Prefs(#[from] PrefsError),
+    /// The host could not be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),
@@ -53,6 +58,8 @@ pub fn main() -> ExitCode {
     let Cli { socket, command } = Cli::parse();
     let result = match command {
         Command::Daemon(args) => daemon(args, socket),
+        // Before there are threads: its parts go into namespaces of their own.
+        Command::Bench(command) => bench(command),
         Command::Client(command) => runtime(&mut Builder::new_current_thread())
             .and_then(|runtime| runtime.block_on(run(command, socket))),
     };
@@ -70,6 +77,25 @@ fn daemon(args: DaemonArgs, socket: Option<PathBuf>) -> Result<ExitCode, CliErro
     let daemon = crate::daemon::prepare(args, socket)?;
     let runtime = runtime(Builder::new_multi_thread().worker_threads(DAEMON_THREADS))?;
     runtime.block_on(crate::daemon::run(daemon))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench(command: BenchCommand) -> Result<ExitCode, CliError> {
+    match command {
+        BenchCommand::Host(HostArgs { seconds, json }) => {
+            let tell = |what: &str| eprintln!("{what}");
+            let report = bench::host(Duration::from_secs(seconds), tell)?;
+            if json {
+                let text = serde_json::to_string_pretty(&report)
+                    .map_err(|error| CliError::Other(error.to_string()))?;
+                println!("{text}");
+            } else {
+                print!("{report}");
+            }
+        }
+        BenchCommand::End => bench::end::run().map_err(BenchError::from)?,
+        BenchCommand::Load(args) => bench::load::run(&args).map_err(BenchError::from)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -136,6 +162,10 @@ async fn set(client: &Client, args: SetArgs) -> Result<(), CliError> {
             )));
         }
         put("OperatorUser", user.into());
+    }
+    if let Some(engine) = args.wireguard {
+        let chosen = (engine != "default").then_some(engine);
+        put("WireGuard", chosen.into());
     }
     let status: Status = client.json(Method::GET, "status", Bytes::new()).await?;
     let mut prefs: Prefs = client.json(Method::GET, "prefs", Bytes::new()).await?;

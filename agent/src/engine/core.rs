@@ -34,7 +34,7 @@ pub struct EngineConfig {
     pub device: String,
     /// UDP port of WireGuard.
     pub port: u16,
-    /// Which WireGuard.
+    /// Which WireGuard, if the preferences name none.
     pub wireguard: EngineChoice,
     /// Where floods of handshakes are held off.
     pub shield: ShieldMode,

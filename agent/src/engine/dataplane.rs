@@ -55,7 +55,7 @@ impl Engine {
                 let (net, events) = Net::start(NetConfig {
                     device: self.config.device.clone(),
                     port: self.config.port,
-                    engine: self.config.wireguard,
+                    engine: self.prefs.engine(self.config.wireguard),
                     state_dir: self.state.path().to_owned(),
                     shield: self.config.shield,
                     disco: identity.disco,

@@ -57,6 +57,11 @@ impl Engine {
         login: Login,
         explicit: bool,
     ) -> Result<(), Refusal> {
+        if prefs.wireguard != self.prefs.wireguard
+            && let Some(net) = self.net.write().await.as_ref()
+        {
+            net.use_engine(prefs.engine(self.config.wireguard)).await?;
+        }
         let old = std::mem::replace(&mut self.prefs, prefs);
         if let Err(error) = self.state.save_prefs(&self.prefs) {
             self.prefs = old;

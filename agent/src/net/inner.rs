@@ -322,7 +322,7 @@ impl Inner {
     }
 
     /// Removes the device, and after it what guards it: in this order nothing passes unjudged.
-    async fn take_device_down(&mut self) -> Result<(), NetError> {
+    pub(super) async fn take_device_down(&mut self) -> Result<(), NetError> {
         if let Some(gate) = self.tunnel.gate() {
             gate.close();
         }
@@ -476,7 +476,7 @@ impl Inner {
         self.outliving(dataplane::pin_folder)
     }
 
-    fn shield_pins(&self) -> Option<PathBuf> {
+    pub(super) fn shield_pins(&self) -> Option<PathBuf> {
         self.outliving(shield::pin_folder)
     }
 

@@ -15,6 +15,7 @@ mod reroute;
 mod start;
 mod status;
 mod steward;
+mod switch;
 pub(crate) mod traffic;
 mod tsmp;
 
@@ -88,7 +89,7 @@ pub enum EngineChoice {
     Embedded,
 }
 
-/// Settings of the data plane that do not change while it runs.
+/// Settings of the data plane that do not change while it runs, but for the engine ([`Net::use_engine`]).
 #[derive(Debug)]
 pub struct NetConfig {
     /// Name of the overlay device; pins and other names derive from it. Default `tailrace0`.
@@ -163,14 +164,14 @@ pub struct Net {
 
 impl Net {
     /// Does beforehand what takes privileges that the daemon gives up: where a kernel device will pin its
-    /// counters, it mounts a BPF file system if there is none.
+    /// counters, now or once the operator changes the engine, it mounts a BPF file system if there is none.
     pub async fn prepare(device: &str, engine: EngineChoice, state_dir: &Path) {
-        if engine == EngineChoice::Embedded {
-            return;
-        }
         let prepared = async {
-            let netlink = Netlink::open()?;
-            Kernel::probe(&netlink, device).await?;
+            // Who wants the embedded tunnel need not have the kernel's module loaded.
+            if engine != EngineChoice::Embedded {
+                let netlink = Netlink::open()?;
+                Kernel::probe(&netlink, device).await?;
+            }
             Ok::<_, netlink::Error>(dataplane::pin_folder(device, state_dir))
         };
         match prepared.await {
@@ -202,7 +203,8 @@ impl Net {
         check_permission()?;
         let netlink = Arc::new(Netlink::open()?);
         let reports = Reports::default();
-        let (tunnel, engine_reason) = choose_engine(&netlink, &config, &reports).await?;
+        let (tunnel, engine_reason) =
+            choose_engine(&netlink, &config.device, config.engine, &reports).await?;
         let leftover = Kernel::leftover(&netlink, &config.device).await?;
         let mut endpoints = Endpoints::default();
         let mut former = BTreeMap::new();

@@ -10,7 +10,7 @@ use netlink::{Netlink, wireguard};
 use node_core::DEFAULT_MTU;
 use node_core::endpoints::Endpoints;
 
-use super::{EngineChoice, NetConfig, NetError, Reports};
+use super::{EngineChoice, NetError, Reports};
 use crate::error_text::error_text;
 use crate::tunnel::{Embedded, Gate, Kernel, Tunnel};
 use crate::underlay;
@@ -18,23 +18,19 @@ use crate::underlay;
 /// Picks the engine and says why.
 pub(super) async fn choose_engine(
     netlink: &Arc<Netlink>,
-    config: &NetConfig,
+    device: &str,
+    choice: EngineChoice,
     reports: &Reports,
 ) -> Result<(Box<dyn Tunnel>, String), NetError> {
-    let kernel = || -> Box<dyn Tunnel> { Box::new(Kernel::new(netlink.clone(), &config.device)) };
+    let kernel = || -> Box<dyn Tunnel> { Box::new(Kernel::new(netlink.clone(), device)) };
     let embedded = || -> Box<dyn Tunnel> {
         let gate = Gate::new(reports.clone());
-        Box::new(Embedded::new(
-            netlink.clone(),
-            &config.device,
-            DEFAULT_MTU,
-            gate,
-        ))
+        Box::new(Embedded::new(netlink.clone(), device, DEFAULT_MTU, gate))
     };
-    if config.engine == EngineChoice::Embedded {
+    if choice == EngineChoice::Embedded {
         return Ok((embedded(), "asked for by --wireguard embedded".to_owned()));
     }
-    match (Kernel::probe(netlink, &config.device).await, config.engine) {
+    match (Kernel::probe(netlink, device).await, choice) {
         (Ok(()), EngineChoice::Kernel) => {
             Ok((kernel(), "asked for by --wireguard kernel".to_owned()))
         }

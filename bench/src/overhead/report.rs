@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::bulk::{self, Packets};
 use super::setting::{Forwarding, Junk, Setting};
 use super::{Figure, Measured};
+use crate::figures::{Kept, KeptFigures};
 use crate::plot::{Bars, Group};
 
 /// Most that our whole path may cost, as a part of bare kernel WireGuard's cost and of wireguard-go's.
@@ -360,7 +361,25 @@ fn to_json(measured: &Measured, payloads: &[u32]) -> Result<Value> {
     object.insert("spread".to_owned(), json!(spread));
     object.insert("payload".to_owned(), json!(smallest));
     object.insert("by_payload".to_owned(), Value::Object(by_payload));
+    let mut figures = kept("path", &measured.path, Setting::name);
+    figures.append(&mut kept("forward", &measured.forward, Forwarding::name));
+    figures.append(&mut kept("junk", &measured.junk, Junk::name));
+    object.insert("figures".to_owned(), json!(figures));
     Ok(Value::Object(object))
+}
+
+/// What later runs are held against.
+fn kept<S: Copy + PartialEq>(
+    kind: &str,
+    figures: &[Figure<S>],
+    name: impl Fn(S) -> &'static str,
+) -> KeptFigures {
+    let figures = figures.iter().filter_map(|figure| {
+        let value = median(figures, figure.setting, figure.payload)?;
+        let name = format!("{kind}, {} bytes: {}", figure.payload, name(figure.setting));
+        Some((name, Kept::Icount { value }))
+    });
+    figures.collect()
 }
 
 /// The figures of one payload size.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use agent::bench::load::Sent;
+use agent::bench::process::{cpu_time, resident_kib};
 use anyhow::{Context as _, Result, ensure};
 use keys::NodePrivate;
 use testnet::{Namespace, Process, veth, wait_until};
 
-use super::load::Sent;
 use super::node::{Engine, PeerSpec, Spec};
 
 /// As in a tailnet.
@@ -205,9 +206,7 @@ impl Lab {
     ///
     /// When one has ended.
     pub(crate) fn cpu(&self) -> Result<Cpu> {
-        let seconds = |node: &Process| {
-            Ok::<_, anyhow::Error>(crate::process::cpu_time(node.pid())?.as_secs_f64())
-        };
+        let seconds = |node: &Process| Ok::<_, anyhow::Error>(cpu_time(node.pid())?.as_secs_f64());
         Ok(Cpu {
             near: seconds(&self.near_node)?,
             far: seconds(&self.far_node)?,
@@ -220,9 +219,8 @@ impl Lab {
     ///
     /// When one has ended.
     pub(crate) fn resident_mib(&self) -> Result<[f64; 2]> {
-        let mib = |node: &Process| {
-            Ok::<_, anyhow::Error>(crate::process::resident_kib(node.pid())? as f64 / 1024.0)
-        };
+        let mib =
+            |node: &Process| Ok::<_, anyhow::Error>(resident_kib(node.pid())? as f64 / 1024.0);
         Ok([mib(&self.near_node)?, mib(&self.far_node)?])
     }
 }

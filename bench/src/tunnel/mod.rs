@@ -1,7 +1,6 @@
 //! The embedded tunnel beside stock gotatun: between two hosts on one cable, in turn.
 
 pub(crate) mod lab;
-pub(crate) mod load;
 pub(crate) mod node;
 
 use std::collections::BTreeMap;
@@ -10,7 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::figures::median;
+use agent::bench::load::Sent;
+
+use crate::figures::{Kept, KeptFigures, median};
 use crate::plot::{Bars, Group};
 use lab::{Lab, Shape};
 use node::Engine;
@@ -78,6 +79,8 @@ struct Figures {
     many: Vec<Many>,
     /// Of each round of it; the median, the least and the most.
     many_ratios: BTreeMap<&'static str, [f64; 3]>,
+    /// What later runs are held against.
+    figures: KeptFigures,
 }
 
 /// As many streams as there are busy peers, in all.
@@ -134,7 +137,10 @@ impl Many {
     }
 }
 
-const MANY_RATIOS: [(&str, fn(&Many) -> f64); 4] = [
+/// A ratio of one round, and its name.
+type ManyRatio = (&'static str, fn(&Many) -> f64);
+
+const MANY_RATIOS: [ManyRatio; 4] = [
     ("Mbit/s, peers to one pair", |many| {
         many.peers.mbit / many.pair.mbit
     }),
@@ -198,7 +204,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     draw(&figures, &args.plot)
 }
 
-fn mbit(sent: &load::Sent) -> f64 {
+fn mbit(sent: &Sent) -> f64 {
     sent.amount as f64 * 8.0 / sent.seconds / 1e6
 }
 
@@ -254,6 +260,7 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<Many>) -> Figur
             ratios.insert(name, middle_and_ends(all));
         }
     }
+    let figures = kept(&rounds, &medians);
     let many_ratios = MANY_RATIOS.iter().filter(|_| !many.is_empty());
     let many_ratios = many_ratios
         .map(|(name, get)| (*name, middle_and_ends(many.iter().map(get).collect())))
@@ -264,6 +271,7 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<Many>) -> Figur
         ratios,
         many,
         many_ratios,
+        figures,
     }
 }
 
@@ -272,6 +280,45 @@ fn middle_and_ends(values: Vec<f64>) -> [f64; 3] {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(0.0, f64::max);
     [median(values), least, most]
+}
+
+/// Ratios of which more is better, and what our process takes.
+fn kept(
+    rounds: &BTreeMap<&'static str, Vec<Round>>,
+    medians: &BTreeMap<&'static str, Round>,
+) -> KeptFigures {
+    let mut figures = KeptFigures::new();
+    if let (Some(ours), Some(stock)) = (rounds.get("ours"), rounds.get("gotatun")) {
+        let mut keep = |name: &str, ratio: fn(&Round, &Round) -> f64| {
+            let pairs = ours.iter().zip(stock);
+            let ratios = pairs.map(|(ours, stock)| ratio(ours, stock)).collect();
+            figures.insert(name.to_owned(), Kept::ratio(ratios));
+        };
+        keep("TCP, 1 stream, ours to gotatun's", |ours, stock| {
+            ours.tcp_1 / stock.tcp_1
+        });
+        keep("TCP, 8 streams, ours to gotatun's", |ours, stock| {
+            ours.tcp_8 / stock.tcp_8
+        });
+        keep("64-byte packets, ours to gotatun's", |ours, stock| {
+            ours.kpps_64 / stock.kpps_64
+        });
+        keep("1200-byte packets, ours to gotatun's", |ours, stock| {
+            ours.kpps_1200 / stock.kpps_1200
+        });
+        keep("CPU s a GB, gotatun's to ours", |ours, stock| {
+            let cpu = |round: &Round| round.cpu_gb_out + round.cpu_gb_in;
+            cpu(stock) / cpu(ours)
+        });
+    }
+    if let Some(ours) = medians.get("ours") {
+        let value = ours.resident_out.max(ours.resident_in);
+        figures.insert(
+            "resident after load, MiB".to_owned(),
+            Kept::Memory { value },
+        );
+    }
+    figures
 }
 
 fn print(figures: &Figures) {

@@ -9,7 +9,7 @@ use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use netlink_sys::SocketAddr;
-use rtnetlink::{LinkUnspec, LinkWireguard, MulticastGroup};
+use rtnetlink::{LinkUnspec, LinkVeth, LinkWireguard, MulticastGroup};
 use tokio::time::Instant;
 
 use crate::{Error, Netlink, routes};
@@ -123,6 +123,24 @@ pub async fn create_wireguard(netlink: &Netlink, name: &str) -> Result<(), Error
         .execute()
         .await
         .map_err(|error| Error::from_route("RTM_NEWLINK", name, error).about_wireguard())
+}
+
+/// Creates a pair of virtual interfaces, down: `name` here, `peer` in the network namespace of the process `pid`, to
+/// which it is moved from here.
+///
+/// # Errors
+///
+/// Whatever the kernel refused: EEXIST if a name is taken here or there, ESRCH if there is no such process.
+pub async fn create_veth(netlink: &Netlink, name: &str, peer: &str, pid: u32) -> Result<(), Error> {
+    let link = netlink.route.link();
+    let pair = LinkVeth::new(name, peer).build();
+    let added = link.add(pair).execute().await;
+    added.map_err(|error| Error::from_route("RTM_NEWLINK", name, error))?;
+    let Some(other) = get(netlink, peer).await? else {
+        return Ok(());
+    };
+    let moved = LinkUnspec::new_with_index(other.index).setns_by_pid(pid);
+    set(netlink, peer, moved.build()).await
 }
 
 /// Deletes an interface; one that is gone already is fine.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Options, command};
+use super::Bench;
 use crate::program;
 use crate::setup;
 use crate::vm::{self, Clock, EXIT, Executable, Guest, Step};
@@ -16,14 +16,18 @@ const KERNEL: &str = "6.12";
 /// Name of the program inside.
 const NAME: &str = "bench";
 
-/// Boots the VM, has the bench measure inside, and lets it report what it printed.
+/// Boots the VM and has the bench measure inside; `report` gets the command that reports what it printed.
 ///
 /// # Errors
 ///
 /// When the VM cannot be made, or the bench fails inside.
-pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    if options.rest.iter().any(|word| word == "--help") {
-        return program::run(command(workspace, options, false).arg("--help"));
+pub(super) fn run<T>(
+    workspace: &Workspace,
+    bench: &Bench<'_>,
+    report: impl FnOnce(&mut Command) -> Result<T>,
+) -> Result<T> {
+    if bench.rest.iter().any(|word| word == "--help") {
+        return report(bench.cargo_run(workspace, false).arg("--help"));
     }
     let kernel = setup::vm(workspace, KERNEL)?;
     let wireguard_go = setup::wireguard_go(workspace)?;
@@ -37,11 +41,11 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         name: NAME.to_owned(),
         path: path.clone(),
     };
-    let arguments = [&options.name, "--guest"].map(str::to_owned);
+    let arguments = [bench.name, "--guest"].map(str::to_owned);
     let guest = Guest {
         steps: vec![Step {
             program,
-            arguments: arguments.into_iter().chain(options.rest.clone()).collect(),
+            arguments: arguments.into_iter().chain(bench.rest.to_vec()).collect(),
         }],
         daemons: None,
         programs: vec![wireguard_go],
@@ -59,9 +63,9 @@ pub(super) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let folder = testnet::Folder::new("overhead")?;
     let file = folder.path().join("console");
     fs::write(&file, console.join("\n")).context("keeping what the VM printed")?;
-    let mut report = Command::new(path);
-    report
-        .args([options.name.as_str(), "--measured", text(&file)?])
-        .args(options.json.then_some("--json"));
-    program::run(&mut report)
+    let mut command = Command::new(path);
+    command
+        .args([bench.name, "--measured", text(&file)?])
+        .args(bench.json.then_some("--json"));
+    report(&mut command)
 }
