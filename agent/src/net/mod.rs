@@ -34,6 +34,7 @@ use node_core::paths::Route;
 use node_core::{DerpMap, Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
+use tunnel::{Inlet, Relaying};
 
 use crate::derp::Manager;
 use crate::error_text::error_text;
@@ -42,7 +43,7 @@ use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::portmap::{self, Mapper};
-use crate::relayed::{Inbound, Outbound, Relayed};
+use crate::relayed::{InProcess, Inbound, Outbound, Relayed};
 use crate::router;
 use crate::router::forwarding;
 use crate::shield::{self, Shields};
@@ -203,7 +204,7 @@ impl Net {
         check_permission()?;
         let netlink = Arc::new(Netlink::open()?);
         let reports = Reports::default();
-        let (tunnel, engine_reason) = choose_engine(&netlink, &config, &reports).await?;
+        let (mut tunnel, engine_reason) = choose_engine(&netlink, &config, &reports).await?;
         let leftover = Kernel::leftover(&netlink, &config.device).await?;
         let mut endpoints = Endpoints::default();
         let mut former = BTreeMap::new();
@@ -225,11 +226,12 @@ impl Net {
         if leftover.is_none_or(|device| device.listen_port != config.port) {
             check_port(config.port)?;
         }
-        let relayed =
-            Relayed::bind(relay_port, config.port).map_err(|source| NetError::Socket {
-                operation: "opening the relay socket on lo",
-                source,
-            })?;
+        let inlet = (tunnel.engine() == Engine::Embedded).then(Inlet::default);
+        let relayed = Relayed::bind(relay_port, config.port, inlet.clone());
+        let relayed = relayed.map_err(|source| NetError::Socket {
+            operation: "opening the relay socket on lo",
+            source,
+        })?;
         let relayed = Arc::new(relayed);
         let peers = Peers::default();
         let wire = Wire::open(config.port).map_err(|source| NetError::Socket {
@@ -264,6 +266,15 @@ impl Net {
             paths: paths.clone(),
             wire: wire.clone(),
         };
+        if let Some(inlet) = inlet {
+            tunnel.set_relaying(Relaying {
+                relay: Arc::new(InProcess {
+                    relayed: relayed.clone(),
+                    outbound: outbound.clone(),
+                }),
+                inlet,
+            });
+        }
         // What a former agent chose is taken over, and proved anew; without a search for paths it stays as
         // if set by hand.
         let (direct, routes, adopted) = if config.direct {
