@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::{Deserialize, Serialize};
+use testnet::{Namespace, Process};
 
 /// Where the other side listens, for both protocols.
 pub(crate) const PORT: u16 = 5201;
@@ -55,6 +56,38 @@ pub(crate) struct Sent {
     pub(crate) amount: u64,
     /// In which time.
     pub(crate) seconds: f64,
+}
+
+impl Sent {
+    /// Mbit/s.
+    pub(crate) fn mbit(&self) -> f64 {
+        self.amount as f64 * 8.0 / self.seconds / 1e6
+    }
+}
+
+/// Takes what comes in a namespace, while this lives.
+///
+/// # Errors
+///
+/// When it does not listen.
+pub(crate) fn serving(space: &Namespace) -> Result<Process> {
+    let mut command = space.command(std::env::current_exe()?);
+    command.args(["tunnel-load", "serve"]);
+    let mut serving = Process::spawn("load", command)?;
+    serving.wait_for_line("ready", Duration::from_secs(20))?;
+    Ok(serving)
+}
+
+/// Sends from a namespace, as the words of [`Args`] say.
+///
+/// # Errors
+///
+/// When it fails.
+pub(crate) fn send(space: &Namespace, words: &[&str]) -> Result<Sent> {
+    let program = std::env::current_exe()?;
+    let program = program.to_string_lossy().into_owned();
+    let said = space.exec(&[&[program.as_str(), "tunnel-load"], words].concat())?;
+    serde_json::from_str(said.trim()).with_context(|| said.clone())
 }
 
 /// Does one job.

@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         if args.engines.contains(&Engine::Ours) && args.busy > 0 {
             let lab = Lab::start(Engine::Ours, args.busy, args.idle)?;
-            many.push(mbit(&lab.tcp(1, args.seconds)?));
+            many.push(lab.tcp(1, args.seconds)?.mbit());
         }
     }
     let figures = figures(rounds, many);
@@ -118,10 +118,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print(&figures);
     }
     draw(&figures, &args.plot)
-}
-
-fn mbit(sent: &load::Sent) -> f64 {
-    sent.amount as f64 * 8.0 / sent.seconds / 1e6
 }
 
 fn measure(engine: Engine, seconds: f64) -> Result<Round> {
@@ -138,8 +134,8 @@ fn measure(engine: Engine, seconds: f64) -> Result<Round> {
     let (kpps_64, kpps_1200) = (kpps(64)?, kpps(1200)?);
     let [resident_out, resident_in] = lab.resident_mib()?;
     Ok(Round {
-        tcp_1: mbit(&one),
-        tcp_8: mbit(&eight),
+        tcp_1: one.mbit(),
+        tcp_8: eight.mbit(),
         cpu_gb_out: (after.near - before.near) / gigabytes,
         cpu_gb_in: (after.far - before.far) / gigabytes,
         kpps_64,
