@@ -47,6 +47,15 @@ impl Kept {
     }
 }
 
+/// The value below which so many of a hundred lie.
+///
+/// # Panics
+///
+/// Without values.
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
 /// Packets that the first counter in a listing of `nft` has seen.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ mod paths;
 mod plot;
 mod policy;
 mod relay;
+mod relayed;
 mod tunnel;
 
 #[derive(Parser)]
@@ -43,8 +44,10 @@ enum Command {
     Paths(paths::Args),
     /// Compilation, changes and questions of a big policy.
     Policy(policy::Args),
-    /// Goodput per core and memory per idle client of a relay.
+    /// Goodput per core, round trips and memory per idle client of a relay.
     Relay(relay::Args),
+    /// Goodput, CPU and latency between two nodes that only a relay connects.
+    Relayed(relayed::Args),
     /// Throughput, CPU and memory of the embedded tunnel, beside stock gotatun.
     Tunnel(tunnel::Args),
     /// One end of a tunnel.
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Paths(args) => paths::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Relay(args) => relay::run(&args),
+        Command::Relayed(args) => relayed::run(&args),
         Command::Tunnel(args) => tunnel::run(&args),
         Command::TunnelNode(args) => tunnel::node::run(&args),
         Command::TunnelLoad(args) => Ok(agent::bench::load::run(&args)?),

@@ -1,4 +1,4 @@
-//! A relay under load: goodput per core-second of the server, and memory per idle client.
+//! A relay under load: goodput per core-second of the server, round trips beside it, and memory per idle client.
 //!
 //! Pairs of DERP clients over TLS on loopback; each packet is one TLS record and one write, as
 //! official clients send. The server's cost is the CPU time of its process, so the clients' own
@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use crate::figures::{Kept, KeptFigures};
+use crate::figures::{Kept, KeptFigures, percentile};
 use crate::plot::{Bars, Group};
 
 use agent::bench::process::{cpu_time, resident_kib};
 
 mod client;
 mod load;
+mod probe;
 
 /// Settings of the bench.
 #[derive(clap::Args, Debug)]
@@ -94,6 +95,9 @@ struct Row {
     mbit_per_core_s: f64,
     /// Lowest and highest of the rounds.
     spread: (f64, f64),
+    /// Round trip of a packet between two clients beside the load, milliseconds: medians of the rounds.
+    rtt_p50_ms: f64,
+    rtt_p99_ms: f64,
     /// Resident memory per idle client, KiB.
     idle_kib: Option<f64>,
 }
@@ -222,18 +226,22 @@ struct Sample {
     mbit_per_core_s: f64,
     cores: f64,
     loss: f64,
+    rtt_p50: f64,
+    rtt_p99: f64,
 }
 
 async fn measure(target: &Target, args: &Args) -> anyhow::Result<Sample> {
     let load = load::Load::start(target.address, args.pairs, args.packet, args.window).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (cpu, started, before) = (cpu_time(target.pid)?, Instant::now(), load.totals());
+    let probe = probe::Probe::start(target.address, Duration::from_secs(args.seconds));
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let (after, wall, cpu) = (
         load.totals(),
         started.elapsed(),
         cpu_time(target.pid)? - cpu,
     );
+    let rtts = tokio::task::spawn_blocking(|| probe.finish()).await??;
     load.stop().await?;
 
     let received = after.received - before.received;
@@ -244,6 +252,8 @@ async fn measure(target: &Target, args: &Args) -> anyhow::Result<Sample> {
         mbit_per_core_s: mbit / cpu.as_secs_f64(),
         cores: cpu.as_secs_f64() / wall.as_secs_f64(),
         loss: 100.0 * (1.0 - received as f64 / sent.max(1) as f64).max(0.0),
+        rtt_p50: percentile(&rtts, 50),
+        rtt_p99: percentile(&rtts, 99),
     })
 }
 
@@ -285,6 +295,8 @@ fn row(target: &Target, samples: &[Sample], idle_kib: Option<f64>) -> Row {
         cores: median(|sample| sample.cores).0,
         mbit_per_core_s,
         spread: (low, high),
+        rtt_p50_ms: median(|sample| sample.rtt_p50).0,
+        rtt_p99_ms: median(|sample| sample.rtt_p99).0,
         idle_kib,
     }
 }
@@ -299,8 +311,16 @@ fn print_table(report: &Report) {
         report.pairs, report.packet, report.seconds, report.rounds
     );
     println!(
-        "{:<12} {:>9} {:>7} {:>6} {:>13} {:>15} {:>11}",
-        "server", "Mbit/s", "loss %", "cores", "Mbit/core-s", "spread", "idle KiB"
+        "{:<12} {:>9} {:>7} {:>6} {:>13} {:>15} {:>9} {:>9} {:>11}",
+        "server",
+        "Mbit/s",
+        "loss %",
+        "cores",
+        "Mbit/core-s",
+        "spread",
+        "p50, ms",
+        "p99, ms",
+        "idle KiB"
     );
     for row in &report.servers {
         let spread = format!("{:.0}–{:.0}", row.spread.0, row.spread.1);
@@ -308,22 +328,25 @@ fn print_table(report: &Report) {
             .idle_kib
             .map_or("-".to_owned(), |kib| format!("{kib:.1}"));
         println!(
-            "{:<12} {:>9.0} {:>7.1} {:>6.2} {:>13.0} {:>15} {:>11}",
+            "{:<12} {:>9.0} {:>7.1} {:>6.2} {:>13.0} {:>15} {:>9.2} {:>9.2} {:>11}",
             row.name,
             row.goodput_mbit_s,
             row.loss_percent,
             row.cores,
             row.mbit_per_core_s,
             spread,
+            row.rtt_p50_ms,
+            row.rtt_p99_ms,
             idle
         );
     }
     if let [own, others @ ..] = &report.servers[..] {
         for other in others {
             print!(
-                "ours / {}: goodput per core {:.2}",
+                "ours / {}: goodput per core {:.2}, RTT p99 {:.2}",
                 other.name,
-                own.mbit_per_core_s / other.mbit_per_core_s
+                own.mbit_per_core_s / other.mbit_per_core_s,
+                own.rtt_p99_ms / other.rtt_p99_ms
             );
             match (own.idle_kib, other.idle_kib) {
                 (Some(own), Some(other)) => println!(", idle memory {:.2}", own / other),

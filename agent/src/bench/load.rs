@@ -81,6 +81,14 @@ pub struct Sent {
     pub seconds: f64,
 }
 
+impl Sent {
+    /// Mbit/s of a stream.
+    #[must_use]
+    pub fn mbit(&self) -> f64 {
+        self.amount as f64 * 8.0 / self.seconds / 1e6
+    }
+}
+
 /// What pings took, in milliseconds; those without an answer are counted as lost.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Pinged {

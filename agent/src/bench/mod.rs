@@ -91,7 +91,7 @@ fn measure(lab: &Lab, unit: Duration) -> Result<Round, BenchError> {
     let busy = lab.pings_under_load(loaded)?;
     let [near, far] = lab.resident_kib()?;
     Ok(Round {
-        tcp_mbit: sent.amount as f64 * 8.0 / sent.seconds / 1e6,
+        tcp_mbit: sent.mbit(),
         cpu_s_per_gb: cpu_gb,
         small_kpps: carried as f64 / seconds / 1e3,
         idle_ms: figures::middle(&alone),

@@ -9,7 +9,7 @@ use bytes::{Buf, BytesMut};
 use derp_proto::{ClientHandshake, ClientInfo, HandshakeError, Progress, ServerInfo, http};
 use keys::NodePrivate;
 use node_core::derp::{Node, Region};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -58,10 +58,15 @@ pub(crate) enum ConnectError {
     },
 }
 
+/// TLS reads 4 KiB at a time; the system is asked for more.
+const READ_AHEAD_LEN: usize = 64 << 10;
+
+type Stream = TlsStream<BufReader<TcpStream>>;
+
 /// An admitted connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: Stream,
     /// Bytes that came behind the handshake: the first frames.
     pub(super) received: BytesMut,
     /// What the relay says about itself.
@@ -99,7 +104,7 @@ async fn connect_node(
     key: &NodePrivate,
 ) -> Result<Connection, ConnectError> {
     within(CONNECT_TIMEOUT, node, async {
-        let tcp = dial(node).await?;
+        let tcp = BufReader::with_capacity(READ_AHEAD_LEN, dial(node).await?);
         let mut stream = start_tls(node, tcp).await?;
         let mut received = BytesMut::with_capacity(MAX_HEAD_LEN);
         let info = upgrade(&mut stream, &mut received, node, ideal, key).await?;
@@ -138,7 +143,10 @@ pub(crate) async fn open_tls(node: &Node) -> Result<TlsStream<TcpStream>, Connec
     .await
 }
 
-async fn start_tls(node: &Node, tcp: TcpStream) -> Result<TlsStream<TcpStream>, ConnectError> {
+async fn start_tls<T: AsyncRead + AsyncWrite + Unpin>(
+    node: &Node,
+    tcp: T,
+) -> Result<TlsStream<T>, ConnectError> {
     let failed = |source| ConnectError::Tls {
         host: node.host.clone(),
         source,
@@ -155,7 +163,7 @@ async fn start_tls(node: &Node, tcp: TcpStream) -> Result<TlsStream<TcpStream>, 
 /// HTTP upgrade (left out after a fast start) and DERP handshake; leaves in `received` what was read
 /// beyond them.
 async fn upgrade(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     received: &mut BytesMut,
     node: &Node,
     ideal: Option<&Node>,
@@ -234,7 +242,7 @@ pub(crate) fn host_header(node: &Node) -> String {
 
 /// Reads the response head and leaves what follows it in `received`.
 async fn read_response(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     received: &mut BytesMut,
     node: &Node,
 ) -> Result<(), ConnectError> {
@@ -268,7 +276,7 @@ async fn read_response(
     }
 }
 
-async fn read_more(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut) -> io::Result<()> {
+async fn read_more(stream: &mut Stream, received: &mut BytesMut) -> io::Result<()> {
     match stream.read_buf(received).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),

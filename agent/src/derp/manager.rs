@@ -7,10 +7,12 @@ use std::time::Instant;
 use derp_proto::Frame;
 use keys::{NodePrivate, NodePublic};
 use node_core::{DerpMap, RegionId};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::held::Held;
 use super::region::{self, Link};
-use crate::net::RelayStatus;
+use crate::net::{RelayStatus, traffic};
 use crate::relayed::Inbound;
 
 /// Notices that may wait for whoever reads them.
@@ -36,6 +38,8 @@ pub(crate) struct Manager {
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    /// Where connections run: whoever sends may be no task.
+    runtime: Handle,
     pub(super) inbound: Inbound,
     notices: mpsc::Sender<Notice>,
 }
@@ -48,14 +52,18 @@ struct State {
     links: BTreeMap<RegionId, Arc<Link>>,
     /// Peers that were last heard on another region than their home.
     routes: HashMap<NodePublic, RegionId>,
+    /// What waits for a home to be chosen.
+    held: Held,
 }
 
 impl Manager {
-    /// Makes a manager without key and map: it connects nothing yet.
+    /// Makes a manager without key and map: it connects nothing yet. Call it from a task, beside which its
+    /// connections will run.
     pub(crate) fn new(inbound: Inbound) -> (Self, mpsc::Receiver<Notice>) {
         let (notices, receiver) = mpsc::channel(MAX_NOTICES);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
+            runtime: Handle::current(),
             inbound,
             notices,
         });
@@ -99,11 +107,19 @@ impl Manager {
         if let Some(link) = old.and_then(|old| state.links.get(&old)) {
             link.queue.push_control(Frame::NotePreferred(false));
         }
-        if let Some(home) = home
-            && let Some(link) = self.ensure(&mut state, home)
-            && link.is_connected()
-        {
+        let Some((home, link)) = home.and_then(|home| Some((home, self.ensure(&mut state, home)?)))
+        else {
+            return;
+        };
+        if link.is_connected() {
             link.queue.push_control(Frame::NotePreferred(true));
+        }
+        let peers = &self.shared.inbound.peers;
+        for (key, packet) in state.held.take(Instant::now()) {
+            if let Some(peer) = peers.snapshot().by_key(&key) {
+                link.send(key, [&packet[..]]);
+                traffic::note_sent(&peers.regions.of(home), &peer.relayed, [&packet[..]]);
+            }
         }
     }
 
@@ -117,7 +133,8 @@ impl Manager {
     }
 
     /// Queues packets for a peer on the connection by which it is reached: its home region if that is
-    /// open, else one on which it was heard, else its home region, dialled now. Returns that region, if there is one.
+    /// open, else one on which it was heard, else its home region, dialled now. Returns that region, if there is
+    /// one; before we have a home ourselves, the newest packets of such peers wait for it.
     ///
     /// Queued under the lock, so that a connection with something to send is never given up.
     pub(crate) fn send<'a>(
@@ -127,10 +144,13 @@ impl Manager {
         packets: impl IntoIterator<Item = &'a [u8]>,
     ) -> Option<RegionId> {
         let mut state = self.shared.lock();
-        let (region, link) = self.link_to(&mut state, peer, home)?;
-        for packet in packets {
-            link.send(*peer, packet);
-        }
+        let Some((region, link)) = self.link_to(&mut state, peer, home) else {
+            if home.is_none() && state.home.is_none() {
+                state.held.push(*peer, packets, Instant::now());
+            }
+            return None;
+        };
+        link.send(*peer, packets);
         Some(region)
     }
 
@@ -204,7 +224,7 @@ impl Manager {
         }
         let key = state.key.clone()?;
         let region = state.map.regions.get(&id)?.clone();
-        let link = region::start(region, key, self.shared.clone());
+        let link = region::start(region, key, self.shared.clone(), &self.shared.runtime);
         state.links.insert(id, link.clone());
         Some(link)
     }
@@ -271,7 +291,7 @@ mod tests {
 
     fn manager() -> Manager {
         let inbound = Inbound {
-            relayed: Arc::new(Relayed::bind(None, 41641).unwrap()),
+            relayed: Arc::new(Relayed::bind(None, 41641, tunnel::Inlet::default()).unwrap()),
             peers: Peers::default(),
             paths: crate::paths::channel().0,
         };

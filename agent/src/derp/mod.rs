@@ -6,6 +6,7 @@
 mod address;
 mod bucket;
 mod client;
+mod held;
 pub(crate) mod home;
 mod manager;
 mod queue;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use derp_proto::{Frame, PACKET_HEADER_LEN};
 use keys::NodePublic;
@@ -31,31 +32,46 @@ struct Pending {
     start: usize,
     /// Length of each packet's frame, oldest first.
     frames: VecDeque<usize>,
+    /// When a packet last came.
+    pushed: Option<Instant>,
     dropped: u64,
 }
 
-impl Queue {
-    /// Appends a packet; drops the oldest ones if there is no room.
-    pub(super) fn push_packet(&self, destination: NodePublic, packet: &[u8]) {
-        let mut pending = self.lock();
+impl Pending {
+    fn push(&mut self, destination: NodePublic, packet: &[u8]) {
         let len = PACKET_HEADER_LEN + packet.len();
-        while pending.frames.len() >= MAX_PACKETS
-            || (pending.bytes.len() - pending.start + len > MAX_BYTES && !pending.frames.is_empty())
+        while self.frames.len() >= MAX_PACKETS
+            || (self.bytes.len() - self.start + len > MAX_BYTES && !self.frames.is_empty())
         {
-            let oldest = pending.frames.pop_front().unwrap_or(0);
-            pending.start += oldest;
-            pending.dropped += 1;
+            let oldest = self.frames.pop_front().unwrap_or(0);
+            self.start += oldest;
+            self.dropped += 1;
         }
-        if pending.start > MAX_BYTES {
-            let start = std::mem::take(&mut pending.start);
-            pending.bytes.drain(..start);
+        if self.start > MAX_BYTES {
+            let start = std::mem::take(&mut self.start);
+            self.bytes.drain(..start);
         }
         let frame = Frame::SendPacket {
             destination,
             packet,
         };
-        frame.encode(&mut pending.bytes);
-        pending.frames.push_back(len);
+        frame.encode(&mut self.bytes);
+        self.frames.push_back(len);
+    }
+}
+
+impl Queue {
+    /// Appends packets for one peer; drops the oldest ones if there is no room.
+    pub(super) fn push_packets<'a>(
+        &self,
+        destination: NodePublic,
+        packets: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        let mut pending = self.lock();
+        pending.pushed = Some(Instant::now());
+        for packet in packets {
+            pending.push(destination, packet);
+        }
         drop(pending);
         self.wake.notify_one();
     }
@@ -86,6 +102,11 @@ impl Queue {
     pub(super) fn is_empty(&self) -> bool {
         let pending = self.lock();
         pending.frames.is_empty() && pending.control.is_empty()
+    }
+
+    /// True if a packet came within the last `time`.
+    pub(super) fn is_fresh(&self, time: Duration) -> bool {
+        self.lock().pushed.is_some_and(|at| at.elapsed() < time)
     }
 
     /// Drops the packets that wait.
@@ -157,8 +178,8 @@ mod tests {
     async fn frames_leave_in_one_buffer_control_first() {
         let queue = Queue::default();
         let peer = NodePublic::from_bytes([1; 32]);
-        queue.push_packet(peer, &[1; 100]);
-        queue.push_packet(peer, &[2; 50]);
+        queue.push_packets(peer, [&[1; 100][..]]);
+        queue.push_packets(peer, [&[2; 50][..]]);
         queue.push_control(Frame::Pong([0; 8]));
 
         let mut out = Vec::new();
@@ -173,7 +194,7 @@ mod tests {
         let queue = Queue::default();
         let peer = NodePublic::from_bytes([1; 32]);
         for number in 0..(MAX_PACKETS + 3) {
-            queue.push_packet(peer, &[number as u8; 1000]);
+            queue.push_packets(peer, [&[number as u8; 1000][..]]);
         }
 
         let mut out = Vec::new();
@@ -190,7 +211,7 @@ mod tests {
         let queue = Queue::default();
         let peer = NodePublic::from_bytes([1; 32]);
         for _ in 0..5_000 {
-            queue.push_packet(peer, &[0; 8_000]);
+            queue.push_packets(peer, [&[0; 8_000][..]]);
         }
         let pending = queue.lock();
         assert!(pending.bytes.len() - pending.start <= MAX_BYTES);

@@ -1,20 +1,24 @@
 //! One relay region: the task that connects, reconnects, reads and writes.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
-use derp_proto::{BadFrame, Frame, FrameTooLong, split_frame};
+use bytes::{Buf as _, BytesMut};
+use derp_proto::{Frame, FrameTooLong, HEADER_LEN, RawFrame, split_frame};
+use futures_util::FutureExt as _;
 use keys::{NodePrivate, NodePublic};
 use node_core::RegionId;
 use node_core::derp::Region;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::bucket::Bucket;
 use super::client::{self, Connection};
+use super::held;
 use super::manager::{Notice, Shared};
 use super::queue::Queue;
 use crate::backoff::{self, Backoff};
@@ -47,9 +51,9 @@ struct LinkState {
 }
 
 impl Link {
-    /// Queues a packet for a peer; the oldest waiting packet goes if there are too many.
-    pub(super) fn send(&self, peer: NodePublic, packet: &[u8]) {
-        self.queue.push_packet(peer, packet);
+    /// Queues packets for a peer; the oldest that wait go if there are too many.
+    pub(super) fn send<'a>(&self, peer: NodePublic, packets: impl IntoIterator<Item = &'a [u8]>) {
+        self.queue.push_packets(peer, packets);
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -78,7 +82,12 @@ impl Link {
 }
 
 /// Starts the task of a region.
-pub(super) fn start(region: Region, key: NodePrivate, shared: Arc<Shared>) -> Arc<Link> {
+pub(super) fn start(
+    region: Region,
+    key: NodePrivate,
+    shared: Arc<Shared>,
+    runtime: &Handle,
+) -> Arc<Link> {
     let link = Arc::new(Link {
         region: region.id,
         queue: Queue::default(),
@@ -86,7 +95,7 @@ pub(super) fn start(region: Region, key: NodePrivate, shared: Arc<Shared>) -> Ar
         state: Mutex::default(),
         task: OnceLock::new(),
     });
-    let task = tokio::spawn(run(link.clone(), region, key, shared));
+    let task = runtime.spawn(run(link.clone(), region, key, shared));
     // Set once, right here.
     let _ = link.task.set(task.abort_handle());
     link
@@ -119,8 +128,8 @@ async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shar
             End::Restarting(_) => lost(&link, &shared, "the relay restarts".to_owned()),
             End::Failed(reason) => lost(&link, &shared, reason),
         }
-        // What waits for a region that is not home goes: whoever still sends makes us dial again.
-        if !shared.is_home(region.id) {
+        // What has waited for long for a region that is not home goes: whoever still sends makes us dial again.
+        if !shared.is_home(region.id) && !link.queue.is_fresh(held::LONGEST) {
             link.queue.clear_packets();
         }
         sleep(pause).await;
@@ -222,26 +231,22 @@ async fn read(
 ) -> End {
     let mut delivery = shared.inbound.delivery(link.region);
     loop {
-        let mut consumed = 0;
         let handled = loop {
-            match next_frame(&received[consumed..]) {
-                Ok(Some((frame, len))) => {
-                    consumed += len;
-                    if let Some(end) = handle(link, shared, &mut delivery, frame).await {
+            match take_frame(&mut received) {
+                Ok(Some((kind, body))) => {
+                    if let Some(end) = handle(link, shared, &mut delivery, kind, body).await {
                         break Err(end);
                     }
                 }
                 Ok(None) => break Ok(()),
-                Err(reason) => break Err(End::Failed(reason)),
+                Err(error) => break Err(End::Failed(error.to_string())),
             }
         };
         delivery.flush().await;
         if let Err(end) = handled {
             return end;
         }
-        received.advance(consumed);
-        received.reserve(READ_BUFFER_LEN);
-        match timeout(READ_TIMEOUT, reader.read_buf(&mut received)).await {
+        match timeout(READ_TIMEOUT, read_some(&mut reader, &mut received)).await {
             Ok(Ok(0)) => return End::Failed("the relay closed the connection".to_owned()),
             Ok(Ok(_)) => link.lock().heard = Some(Instant::now()),
             Ok(Err(error)) => return End::Failed(error.to_string()),
@@ -250,22 +255,49 @@ async fn read(
     }
 }
 
-fn next_frame(input: &[u8]) -> Result<Option<(Frame<'_>, usize)>, String> {
-    let Some(raw) = split_frame(input).map_err(|error: FrameTooLong| error.to_string())? else {
+/// Waits until something has come, and reads what there is, as far as there is room; 0 at the end.
+async fn read_some(
+    reader: &mut (impl AsyncRead + Unpin),
+    into: &mut BytesMut,
+) -> io::Result<usize> {
+    into.reserve(READ_BUFFER_LEN);
+    let mut total = reader.read_buf(into).await?;
+    // TLS hands out a record at a time: one batch of many costs the tunnel less.
+    while total > 0 && into.len() < into.capacity() {
+        match reader.read_buf(into).now_or_never() {
+            Some(Ok(more)) if more > 0 => total += more,
+            // What is wrong comes up again.
+            _ => break,
+        }
+    }
+    Ok(total)
+}
+
+/// Takes the first frame out of `input`, if it is whole: its type and its body.
+fn take_frame(input: &mut BytesMut) -> Result<Option<(u8, BytesMut)>, FrameTooLong> {
+    let Some(raw) = split_frame(input)? else {
         return Ok(None);
     };
-    let frame = Frame::parse(raw).map_err(|error: BadFrame| error.to_string())?;
-    Ok(Some((frame, raw.wire_len())))
+    let (kind, len) = (raw.kind, raw.wire_len());
+    let mut body = input.split_to(len);
+    body.advance(HEADER_LEN);
+    Ok(Some((kind, body)))
 }
 
 async fn handle(
     link: &Link,
     shared: &Shared,
     delivery: &mut crate::relayed::Delivery,
-    frame: Frame<'_>,
+    kind: u8,
+    mut body: BytesMut,
 ) -> Option<End> {
+    let frame = match Frame::parse(RawFrame { kind, body: &body }) {
+        Ok(frame) => frame,
+        Err(error) => return Some(End::Failed(error.to_string())),
+    };
     match frame {
         Frame::RecvPacket { source, packet } => {
+            let packet = body.split_off(body.len() - packet.len());
             let elsewhere = delivery.handle(source, packet).await;
             if elsewhere {
                 shared.learn_route(source, link.region);

@@ -1,6 +1,6 @@
 //! TLS to relays: trusted roots, another certificate name, a pinned leaf, or none; the meta certificate.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use keys::NodePublic;
 use node_core::derp::{Certificate, Node};
@@ -8,7 +8,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+};
 
 use crate::underlay::trust;
 
@@ -18,7 +20,7 @@ use crate::underlay::trust;
 ///
 /// If the node's certificate name is no name, or the host has no trusted roots at all.
 pub(crate) fn config(node: &Node) -> Result<Arc<ClientConfig>, Error> {
-    let provider = trust::provider();
+    let provider = provider();
     let verifier: Arc<dyn ServerCertVerifier> = match &node.certificate {
         Certificate::HostName => verifier(&provider)?,
         Certificate::Name(name) => Arc::new(OtherName {
@@ -40,6 +42,20 @@ pub(crate) fn config(node: &Node) -> Result<Arc<ClientConfig>, Error> {
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// The crypto provider with AES-128 first, which costs the least: what relays carry is encrypted already.
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let make = || {
+        let mut provider = (*trust::provider()).clone();
+        let first = CipherSuite::TLS13_AES_128_GCM_SHA256;
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != first);
+        Arc::new(provider)
+    };
+    PROVIDER.get_or_init(make).clone()
 }
 
 /// Returns the name that goes into the TLS handshake: the node's host name or address.

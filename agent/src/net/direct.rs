@@ -10,11 +10,11 @@ use netlink::wireguard::Change;
 use node_core::Desired;
 use node_core::paths::{PeerPaths, Route};
 
-use super::NetError;
 use super::filter::joined;
 use super::inner::Inner;
 use super::numbers::peer_index;
 use super::reroute::Traffic;
+use super::{Engine, NetError};
 use crate::error_text::error_text;
 use crate::paths::{Event, Order};
 use crate::relayed::Beside;
@@ -225,9 +225,15 @@ impl Inner {
         }
     }
 
-    /// The address of ours at which packets from an endpoint arrive: WireGuard remembers it.
+    /// Relayed packets are handed to WireGuard in this process.
+    fn is_in_process(&self) -> bool {
+        self.tunnel.engine() == Engine::Embedded
+    }
+
+    /// The address of ours at which packets from an endpoint arrive: the kernel's WireGuard remembers it.
     fn arrives_at(&self, from: SocketAddr) -> std::io::Result<SocketAddr> {
         let ip = match from {
+            _ if self.is_in_process() => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => udp::source_to(from, UNDERLAY_MARK)?,
         };
@@ -236,7 +242,8 @@ impl Inner {
 
     /// Attaches the program that pins sources, where that can be; raw sockets do its work otherwise.
     pub(super) async fn arrange_pinning(&mut self) {
-        let untried = matches!(self.pinning, Pins::Untried);
+        // The embedded tunnel is told in this process where packets come from.
+        let untried = matches!(self.pinning, Pins::Untried) && !self.is_in_process();
         if !untried || !self.wants_direct && self.direct.is_empty() {
             return;
         }
@@ -250,13 +257,18 @@ impl Inner {
                 Pins::Sockets
             }
         };
-        let peers: Vec<NodePublic> = self
-            .routes
-            .keys()
-            .chain(self.direct.keys())
-            .copied()
-            .collect();
-        for peer in peers {
+        self.set_besides();
+    }
+
+    /// Another engine takes packets another way: has those of every relayed peer meet what it needs.
+    pub(super) fn engine_changed(&mut self) {
+        self.pinning = Pins::Untried;
+        self.set_besides();
+    }
+
+    fn set_besides(&mut self) {
+        let peers = self.routes.keys().chain(self.direct.keys());
+        for peer in peers.copied().collect::<Vec<NodePublic>>() {
             self.set_beside(&peer);
         }
     }

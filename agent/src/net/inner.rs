@@ -17,6 +17,7 @@ use node_core::endpoints::Endpoints;
 use node_core::paths::Route;
 use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
+use tunnel::Relaying;
 
 use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
@@ -65,6 +66,8 @@ pub(super) struct Inner {
     pub(super) wire: Arc<Wire>,
     pub(super) peers: Peers,
     pub(super) relayed: Arc<Relayed>,
+    /// How a tunnel in this process reaches the relays.
+    pub(super) relaying: Relaying,
     pub(super) relays: Manager,
     pub(super) guard: Guard,
     pub(super) shields: Shields,

@@ -35,6 +35,7 @@ use node_core::paths::Route;
 use node_core::{DerpMap, Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
+use tunnel::{Inlet, Relaying};
 
 use crate::derp::Manager;
 use crate::error_text::error_text;
@@ -43,7 +44,7 @@ use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::portmap::{self, Mapper};
-use crate::relayed::{Inbound, Outbound, Relayed};
+use crate::relayed::{InProcess, Inbound, Outbound, Relayed};
 use crate::router::{self, Mtus, forwarding};
 use crate::shield::{self, Shields};
 use crate::tunnel::Kernel;
@@ -203,7 +204,7 @@ impl Net {
         check_permission()?;
         let netlink = Arc::new(Netlink::open()?);
         let reports = Reports::default();
-        let (tunnel, engine_reason) =
+        let (mut tunnel, engine_reason) =
             choose_engine(&netlink, &config.device, config.engine, &reports).await?;
         let leftover = Kernel::leftover(&netlink, &config.device).await?;
         let mut endpoints = Endpoints::default();
@@ -226,11 +227,12 @@ impl Net {
         if leftover.is_none_or(|device| device.listen_port != config.port) {
             check_port(config.port)?;
         }
-        let relayed =
-            Relayed::bind(relay_port, config.port).map_err(|source| NetError::Socket {
-                operation: "opening the relay socket on lo",
-                source,
-            })?;
+        let inlet = Inlet::default();
+        let relayed = Relayed::bind(relay_port, config.port, inlet.clone());
+        let relayed = relayed.map_err(|source| NetError::Socket {
+            operation: "opening the relay socket on lo",
+            source,
+        })?;
         let relayed = Arc::new(relayed);
         let peers = Peers::default();
         let wire = Wire::open(config.port).map_err(|source| NetError::Socket {
@@ -265,6 +267,14 @@ impl Net {
             paths: paths.clone(),
             wire: wire.clone(),
         };
+        let relaying = Relaying {
+            relay: Arc::new(InProcess {
+                relayed: relayed.clone(),
+                outbound: outbound.clone(),
+            }),
+            inlet,
+        };
+        tunnel.set_relaying(relaying.clone());
         // What a former agent chose is taken over, and proved anew; without a search for paths it stays as
         // if set by hand.
         let (direct, routes, adopted) = if config.direct {
@@ -318,6 +328,7 @@ impl Net {
             adopted,
             wants_direct: config.direct,
             pinning: Pins::Untried,
+            relaying,
             paths: paths.clone(),
             wire: wire.clone(),
             peers: peers.clone(),

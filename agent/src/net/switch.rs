@@ -35,15 +35,18 @@ impl Inner {
             self.engine_reason = reason;
             return Ok(());
         }
+        tunnel.set_relaying(self.relaying.clone());
         let peers = self.in_session().await;
         let begin = Instant::now();
         self.clear_for_another().await?;
         std::mem::swap(&mut self.tunnel, &mut tunnel);
         std::mem::swap(&mut self.engine_reason, &mut reason);
+        self.engine_changed();
         if let Err(error) = self.reapply().await {
             self.clear_for_another().await?;
             self.tunnel = tunnel;
             self.engine_reason = reason;
+            self.engine_changed();
             self.reapply().await?;
             return Err(error);
         }

@@ -72,7 +72,7 @@ async fn regions_that_answer_are_measured() {
     let wire = Arc::new(Wire::open(0).unwrap());
     let (paths, _events) = crate::paths::channel();
     let inbound = Inbound {
-        relayed: Arc::new(Relayed::bind(None, 0).unwrap()),
+        relayed: Arc::new(Relayed::bind(None, 0, tunnel::Inlet::default()).unwrap()),
         peers: Peers::default(),
         paths,
     };

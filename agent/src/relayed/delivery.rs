@@ -3,16 +3,14 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use keys::NodePublic;
 use node_core::RegionId;
 
 use super::{MAX_DATAGRAM_LEN, Relayed};
-use crate::net::peers::Peers;
+use crate::net::peers::{Peer, Peers};
 use crate::net::traffic::{self, RelayTally};
 use crate::paths::{Event, Handle};
-
-/// Most bytes in one UDP_SEGMENT send.
-const MAX_SEGMENTS_LEN: usize = 60_000;
 
 /// Where packets from relays go: to WireGuard or to disco.
 #[derive(Clone, Debug)]
@@ -29,7 +27,8 @@ impl Inbound {
     /// Hands a single WireGuard packet of a peer over, as [`Delivery`] does; the peer is named by its synthetic
     /// address.
     pub(crate) async fn hand_over(&self, peer: Ipv4Addr, packet: &[u8]) {
-        if let Err(error) = self.relayed.inject(peer, packet, packet.len()).await {
+        let mut packets = vec![BytesMut::from(packet)];
+        if let Err(error) = self.relayed.inject(peer, &mut packets).await {
             tracing::trace!(%error, "a packet on its detour not handed to WireGuard");
         }
     }
@@ -40,35 +39,36 @@ impl Inbound {
             inbound: self.clone(),
             region,
             tally: self.peers.regions.of(region),
-            source: Ipv4Addr::UNSPECIFIED,
-            size: 0,
-            count: 0,
+            peer: None,
             packets: Vec::new(),
         }
     }
 }
 
-/// Packets of one relay connection on their way to WireGuard, gathered while they are alike.
+/// Packets of one relay connection on their way to WireGuard, gathered while they are of one peer.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     inbound: Inbound,
     region: RegionId,
     tally: Arc<RelayTally>,
-    source: Ipv4Addr,
-    size: usize,
-    count: usize,
-    packets: Vec<u8>,
+    /// Whose they are.
+    peer: Option<Arc<Peer>>,
+    packets: Vec<BytesMut>,
 }
 
 impl Delivery {
     /// Takes one packet off the relay; true if it came from a peer whose home is another region. Follow a
     /// batch of packets with [`Self::flush`].
-    pub(crate) async fn handle(&mut self, source: NodePublic, packet: &[u8]) -> bool {
-        let table = self.inbound.peers.snapshot();
-        let Some(peer) = table.by_key(&source) else {
+    pub(crate) async fn handle(&mut self, source: NodePublic, packet: BytesMut) -> bool {
+        if self.peer.as_ref().is_none_or(|peer| peer.key != source) {
+            self.flush().await;
+            let table = self.inbound.peers.snapshot();
+            self.peer = table.by_key(&source).cloned();
+        }
+        let Some(peer) = &self.peer else {
             return false;
         };
-        if derp_proto::is_disco(packet) {
+        if derp_proto::is_disco(&packet) {
             let event = Event::Relayed {
                 region: self.region,
                 from: source,
@@ -77,44 +77,26 @@ impl Delivery {
             if !self.inbound.paths.try_tell(event) {
                 tracing::trace!("a disco message from a relay is lost");
             }
-        } else if is_wireguard(packet) && packet.len() <= MAX_DATAGRAM_LEN {
-            traffic::note_received(&self.tally, &peer.relayed, [packet]);
-            self.push(peer.address, packet).await;
+        } else if is_wireguard(&packet) && packet.len() <= MAX_DATAGRAM_LEN {
+            self.packets.push(packet);
         }
         peer.home != Some(self.region)
     }
 
-    async fn push(&mut self, source: Ipv4Addr, packet: &[u8]) {
-        let fits = self.source == source
-            && packet.len() <= self.size
-            && self.count < self.inbound.relayed.max_segments()
-            && self.packets.len() + packet.len() <= MAX_SEGMENTS_LEN;
-        if !fits {
-            self.flush().await;
-            self.source = source;
-            self.size = packet.len();
-        }
-        self.packets.extend_from_slice(packet);
-        self.count += 1;
-        // A shorter packet ends the train: only the last segment may be short.
-        if packet.len() < self.size {
-            self.flush().await;
-        }
-    }
-
     /// Hands over what is gathered.
     pub(crate) async fn flush(&mut self) {
+        let Some(peer) = self.peer.take() else { return };
         if self.packets.is_empty() {
             return;
         }
+        let packets = self.packets.iter().map(|packet| &packet[..]);
+        traffic::note_received(&self.tally, &peer.relayed, packets);
         let relayed = &self.inbound.relayed;
-        if let Err(error) = relayed.inject(self.source, &self.packets, self.size).await {
+        if let Err(error) = relayed.inject(peer.address, &mut self.packets).await {
             // As on any network, the packets are lost and sent again.
             tracing::trace!(%error, "packets from a relay not handed to WireGuard");
         }
         self.packets.clear();
-        self.count = 0;
-        self.size = 0;
     }
 }
 

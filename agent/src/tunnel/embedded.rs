@@ -20,6 +20,7 @@ pub(crate) struct Embedded {
     name: String,
     mtu: u16,
     gate: Gate,
+    relaying: Option<tunnel::Relaying>,
     running: Option<Running>,
 }
 
@@ -50,6 +51,7 @@ impl Embedded {
             name: name.to_owned(),
             mtu,
             gate,
+            relaying: None,
             running: None,
         }
     }
@@ -73,7 +75,7 @@ impl Embedded {
 
     async fn start(&self) -> Result<Running, NetError> {
         let gate = Arc::new(self.gate.clone());
-        let device = tunnel::Device::create(tunnel::Config::new(&self.name, self.mtu), gate)
+        let mut device = tunnel::Device::create(tunnel::Config::new(&self.name, self.mtu), gate)
             .map_err(|error| match error.raw_os_error() {
                 Some(libc::EPERM) => NetError::NotPermitted,
                 Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
@@ -81,6 +83,9 @@ impl Embedded {
                 },
                 _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
             })?;
+        if let Some(relaying) = &self.relaying {
+            device.set_relaying(relaying.clone());
+        }
         let link = links::get(&self.netlink, &self.name).await?;
         Ok(Running {
             device,
@@ -227,6 +232,10 @@ impl Tunnel for Embedded {
             Ok(())
         }
         .boxed()
+    }
+
+    fn set_relaying(&mut self, relaying: tunnel::Relaying) {
+        self.relaying = Some(relaying);
     }
 
     fn gate(&self) -> Option<&Gate> {

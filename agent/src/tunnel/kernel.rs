@@ -145,6 +145,8 @@ impl Tunnel for Kernel {
         .boxed()
     }
 
+    fn set_relaying(&mut self, _: tunnel::Relaying) {}
+
     fn gate(&self) -> Option<&Gate> {
         None
     }

@@ -64,6 +64,10 @@ pub(crate) trait Tunnel: fmt::Debug + Send + Sync {
     /// Whatever the kernel refused.
     fn remove(&mut self) -> BoxFuture<'_, Result<(), NetError>>;
 
+    /// Has the datagrams of relayed peers take this way, if this process carries them, from the first
+    /// [`Self::apply`] on; the kernel's go by the socket on `lo`.
+    fn set_relaying(&mut self, relaying: tunnel::Relaying);
+
     /// What every packet passes that this process carries itself; `None` where the kernel does.
     fn gate(&self) -> Option<&Gate>;
 

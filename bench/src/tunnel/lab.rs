@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use keys::NodePrivate;
 use testnet::{Namespace, Process, veth, wait_until};
 
+use super::load;
 use super::node::{Engine, PeerSpec, Spec};
 
 /// As in a tailnet.
@@ -115,8 +116,7 @@ impl Lab {
                 space.ip(&format!("route add {to}/32 dev {device} src {from}"))?;
             }
         }
-        let mut serving = spawn("load", &far, &["tunnel-load", "serve"])?;
-        serving.wait_for_line("ready", PATIENCE)?;
+        let serving = load::serving(&far)?;
         let lab = Lab {
             near,
             far,
@@ -145,16 +145,9 @@ impl Lab {
         let addresses: Vec<String> = (0..self.busy).map(far_address).collect();
         let streams = streams.to_string();
         let seconds = seconds.to_string();
-        let mut words = vec![
-            "tunnel-load",
-            "tcp",
-            "--streams",
-            &streams,
-            "--seconds",
-            &seconds,
-        ];
+        let mut words = vec!["tcp", "--streams", &streams, "--seconds", &seconds];
         words.extend(addresses.iter().map(String::as_str));
-        self.load(&words)
+        load::send(&self.near, &words)
     }
 
     /// Floods the first tunnel with packets of `size` bytes; returns what left and how many came out of it.
@@ -166,27 +159,12 @@ impl Lab {
         let before = self.arrived()?;
         let (words, to) = ([size.to_string(), seconds.to_string()], far_address(0));
         let [size_word, seconds] = &words;
-        let words = [
-            "tunnel-load",
-            "udp",
-            &to,
-            "--size",
-            size_word,
-            "--seconds",
-            seconds,
-        ];
-        let sent = self.load(&words)?;
+        let words = ["udp", &to, "--size", size_word, "--seconds", seconds];
+        let sent = load::send(&self.near, &words)?;
         let after = self.arrived()?;
         // Joined packets count as one, with the headers of one.
         let payload = (after[0] - before[0]) - (after[1] - before[1]) * UDP_HEADERS;
         Ok((sent, payload / (size as u64 - UDP_HEADERS)))
-    }
-
-    fn load(&self, words: &[&str]) -> Result<Sent> {
-        let program = std::env::current_exe()?;
-        let program = program.to_string_lossy().into_owned();
-        let said = self.near.exec(&[&[program.as_str()], words].concat())?;
-        serde_json::from_str(said.trim()).with_context(|| said.clone())
     }
 
     /// Bytes and packets that the far end's first device has handed to its host.
@@ -266,7 +244,9 @@ fn node(space: &Namespace, engine: Engine, specs: &[Spec], first: bool) -> Resul
     let mut file = tempfile::NamedTempFile::new()?;
     serde_json::to_writer(&mut file, specs)?;
     let path = file.path().to_string_lossy().into_owned();
-    let mut node = spawn("node", space, &["tunnel-node", engine.name(), &path])?;
+    let mut command = space.command(std::env::current_exe()?);
+    command.args(["tunnel-node", engine.name(), &path]);
+    let mut node = Process::spawn("node", command)?;
     node.wait_for_line("ready", PATIENCE)?;
     if first {
         for thread in std::fs::read_dir(format!("/proc/{}/task", node.pid()))? {
@@ -275,11 +255,4 @@ fn node(space: &Namespace, engine: Engine, specs: &[Spec], first: bool) -> Resul
         }
     }
     Ok(node)
-}
-
-/// Runs this program in a namespace.
-fn spawn(label: &str, space: &Namespace, words: &[&str]) -> Result<Process> {
-    let mut command = space.command(std::env::current_exe()?);
-    command.args(words);
-    Process::spawn(label, command)
 }

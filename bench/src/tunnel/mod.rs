@@ -1,6 +1,7 @@
 //! The embedded tunnel beside stock gotatun: between two hosts on one cable, in turn.
 
 pub(crate) mod lab;
+pub(crate) mod load;
 pub(crate) mod node;
 
 use std::collections::BTreeMap;
@@ -8,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-
-use agent::bench::load::Sent;
 
 use crate::figures::{Kept, KeptFigures, median};
 use crate::plot::{Bars, Group};
@@ -117,7 +116,7 @@ impl Many {
             let sent = lab.tcp(busy, seconds)?;
             let used = lab.cpu()?.near - before.near;
             Ok(Load {
-                mbit: mbit(&sent),
+                mbit: sent.mbit(),
                 cpu_gb: used * 1e9 / sent.amount as f64,
             })
         };
@@ -204,10 +203,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     draw(&figures, &args.plot)
 }
 
-fn mbit(sent: &Sent) -> f64 {
-    sent.amount as f64 * 8.0 / sent.seconds / 1e6
-}
-
 fn measure(engine: Engine, seconds: f64) -> Result<Round> {
     let lab = Lab::start(engine, Shape::PAIR)?;
     let before = lab.cpu()?;
@@ -222,8 +217,8 @@ fn measure(engine: Engine, seconds: f64) -> Result<Round> {
     let (kpps_64, kpps_1200) = (kpps(64)?, kpps(1200)?);
     let [resident_out, resident_in] = lab.resident_mib()?;
     Ok(Round {
-        tcp_1: mbit(&one),
-        tcp_8: mbit(&eight),
+        tcp_1: one.mbit(),
+        tcp_8: eight.mbit(),
         cpu_gb_out: (after.near - before.near) / gigabytes,
         cpu_gb_in: (after.far - before.far) / gigabytes,
         kpps_64,

@@ -16,6 +16,7 @@ use crate::allowed::AllowedIps;
 use crate::core::{Core, Identity, Table};
 use crate::filter::Filter;
 use crate::peer::{Peer, PeerStats};
+use crate::relay::Relaying;
 use crate::sys::{Tun, Udp};
 use crate::threads::Threads;
 
@@ -27,6 +28,7 @@ pub struct Device {
     core: Arc<Core>,
     queues: Vec<Arc<Tun>>,
     threads: Option<Threads>,
+    relaying: Option<Relaying>,
     identity: Option<Arc<Identity>>,
     peers: HashMap<NodePublic, Arc<Peer>>,
     owners: HashMap<IpNet, NodePublic>,
@@ -80,10 +82,16 @@ impl Device {
             core: Arc::new(Core::new(config.mtu, filter)),
             queues: queues.into_iter().map(Arc::new).collect(),
             threads: None,
+            relaying: None,
             identity: None,
             peers: HashMap::new(),
             owners: HashMap::new(),
         })
+    }
+
+    /// Has the datagrams of relayed peers take this way, from the next [`Self::bind`] on.
+    pub fn set_relaying(&mut self, relaying: Relaying) {
+        self.relaying = Some(relaying);
     }
 
     /// Listens on `port` of both families, any if it is 0, and carries packets from now on; what is sent bears
@@ -95,9 +103,9 @@ impl Device {
     pub fn bind(&mut self, port: u16, mark: u32) -> io::Result<u16> {
         self.threads = None;
         let sockets = Udp::bind(port, mark, self.queues.len())?;
-        let threads = self
-            .threads
-            .insert(Threads::start(&self.core, &self.queues, sockets)?);
+        let relaying = self.relaying.as_ref();
+        let threads = Threads::start(&self.core, &self.queues, sockets, relaying)?;
+        let threads = self.threads.insert(threads);
         threads.sockets()[0].port()
     }
 

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use gotatun::packet::Packet;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::batch::Batch;
 use crate::core::{Core, count};
 use crate::inbound::Inbound;
 use crate::outbound::Outbound;
-use crate::sys::{RX_SLOTS, RxRing, SendScratch, Tun, Udp};
+use crate::relay::{Datagrams, Inlet, Relaying};
+use crate::sys::{RX_SLOTS, Run, RxRing, SendScratch, Tun, Udp};
 use crate::vnet::VnetHeader;
 
 /// How often timers run while there are any.
@@ -26,10 +28,11 @@ const TX_BATCH: usize = 98;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the threads of one worker share.
-struct Worker {
+pub(crate) struct Worker {
     core: Arc<Core>,
     tun: Arc<Tun>,
     udp: Arc<Udp>,
+    relaying: Option<Relaying>,
     /// Readable once the threads are to end.
     stop: Arc<OwnedFd>,
     /// It runs the timers.
@@ -41,28 +44,37 @@ pub(crate) struct Threads {
     sockets: Vec<Arc<Udp>>,
     stop: Arc<OwnedFd>,
     handles: Vec<JoinHandle<()>>,
+    /// Leads to the first worker.
+    inlet: Option<Inlet>,
 }
 
 impl Threads {
-    /// Starts a worker for each queue of the device, which has as many sockets.
+    /// Starts a worker for each queue of the device, which has as many sockets; relayed peers' datagrams take the
+    /// way of `relaying`.
     pub(crate) fn start(
         core: &Arc<Core>,
         queues: &[Arc<Tun>],
         sockets: Vec<Udp>,
+        relaying: Option<&Relaying>,
     ) -> io::Result<Threads> {
         let mut threads = Threads {
             sockets: sockets.into_iter().map(Arc::new).collect(),
             stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
             handles: Vec::new(),
+            inlet: relaying.map(|relaying| relaying.inlet.clone()),
         };
         for (number, (tun, udp)) in queues.iter().zip(&threads.sockets).enumerate() {
             let worker = Arc::new(Worker {
                 core: Arc::clone(core),
                 tun: Arc::clone(tun),
                 udp: Arc::clone(udp),
+                relaying: relaying.cloned(),
                 stop: Arc::clone(&threads.stop),
                 first: number == 0,
             });
+            if let Some(inlet) = threads.inlet.as_ref().filter(|_| worker.first) {
+                inlet.open(Arc::clone(&worker));
+            }
             for (name, run) in [
                 ("tunnel-out", send as fn(&Worker)),
                 ("tunnel-in", receive as fn(&Worker)),
@@ -87,6 +99,9 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        if let Some(inlet) = &self.inlet {
+            inlet.close();
+        }
         if let Err(error) = rustix::io::write(&*self.stop, &1u64.to_ne_bytes()) {
             tracing::error!(%error, "the tunnel's threads cannot be told to end");
             return;
@@ -122,15 +137,73 @@ impl Worker {
         }
     }
 
+    /// What takes datagrams for this worker's device.
+    pub(crate) fn inbound(&self) -> Inbound {
+        Inbound::new(Arc::clone(&self.core), self.tun.udp_offload)
+    }
+
     /// Sends a batch and empties it.
-    fn send(&self, batch: &mut Batch, scratch: &mut SendScratch) {
-        if !batch.is_empty() {
-            let lost = self.udp.send(&batch.packets, &batch.runs, scratch);
-            if lost > 0 {
-                count(&self.core.counters.unsent, lost);
-            }
-            batch.clear();
+    pub(crate) fn send(&self, batch: &mut Batch, scratch: &mut SendScratch) {
+        if batch.is_empty() {
+            return;
         }
+        let mut lost = 0;
+        let mut packets = &batch.packets[..];
+        for runs in batch.runs.chunk_by(|a, b| self.relays(a) == self.relays(b)) {
+            let count = runs.iter().map(|run| run.count).sum();
+            let (these, rest) = packets.split_at(count);
+            packets = rest;
+            match self.relaying.as_ref().filter(|_| self.relays(&runs[0])) {
+                Some(relaying) => lost += self.relay(relaying, these, runs, scratch),
+                None => lost += self.udp.send(these, runs, scratch),
+            }
+        }
+        if lost > 0 {
+            count(&self.core.counters.unsent, lost);
+        }
+        batch.clear();
+    }
+
+    /// Whether packets take the relay.
+    fn relays(&self, run: &Run) -> bool {
+        let relaying = self.relaying.as_ref();
+        relaying.is_some_and(|relaying| relaying.relay.has(run.to))
+    }
+
+    /// Hands packets to the relay; returns how many copies the kernel refused to send beside.
+    fn relay(
+        &self,
+        relaying: &Relaying,
+        mut packets: &[Packet],
+        runs: &[Run],
+        scratch: &mut SendScratch,
+    ) -> usize {
+        let mut lost = 0;
+        for &Run { to, count } in runs {
+            let (these, rest) = packets.split_at(count);
+            packets = rest;
+            if let Some(to) = relaying.relay.send(to, Datagrams(these)) {
+                lost += self.udp.send(these, &[Run { to, count }], scratch);
+            }
+        }
+        lost
+    }
+
+    /// Writes what was received; false once the device is gone.
+    pub(crate) fn write(&self, inbound: &mut Inbound) -> bool {
+        let counters = &self.core.counters;
+        let mut gone = false;
+        let mut written = 0;
+        inbound.joiner.flush(|parts, packets| {
+            written += 1;
+            if let Err(error) = self.tun.write(parts) {
+                // Down: the packets are lost, the device is not.
+                gone |= is_gone(&error);
+                count(&counters.unwritten, packets as usize);
+            }
+        });
+        count(&counters.written, written);
+        !gone
     }
 }
 
@@ -172,7 +245,7 @@ fn send(worker: &Worker) {
 /// UDP to TUN, and the timers.
 fn receive(worker: &Worker) {
     let core = &worker.core;
-    let mut inbound = Inbound::new(Arc::clone(core), worker.tun.udp_offload);
+    let mut inbound = worker.inbound();
     let mut scratch = SendScratch::default();
     let mut ring = RxRing::new();
     let mut ticked = Instant::now();
@@ -193,7 +266,7 @@ fn receive(worker: &Worker) {
                 }
             }
             worker.send(&mut inbound.replies, &mut scratch);
-            if !write(worker, &mut inbound) {
+            if !worker.write(&mut inbound) {
                 return;
             }
         }
@@ -210,23 +283,6 @@ fn receive(worker: &Worker) {
             }
         }
     }
-}
-
-/// Writes what was received; false once the device is gone.
-fn write(worker: &Worker, inbound: &mut Inbound) -> bool {
-    let counters = &worker.core.counters;
-    let mut gone = false;
-    let mut written = 0;
-    inbound.joiner.flush(|parts, packets| {
-        written += 1;
-        if let Err(error) = worker.tun.write(parts) {
-            // Down: the packets are lost, the device is not.
-            gone |= is_gone(&error);
-            count(&counters.unwritten, packets as usize);
-        }
-    });
-    count(&counters.written, written);
-    !gone
 }
 
 /// The device was deleted.

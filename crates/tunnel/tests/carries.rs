@@ -3,15 +3,16 @@
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use bytes::BytesMut;
 use keys::{NodePrivate, NodePublic};
 use testnet::{Namespace, scaled, veth, wait_until};
 use tokio::runtime::Runtime;
-use tunnel::{Config, Device, Direction, Filter};
+use tunnel::{Config, Datagrams, Device, Direction, Filter, Inlet, Relay, Relaying};
 
 const MTU: u16 = 1280;
 const PORT: u16 = 51820;
@@ -44,11 +45,50 @@ enum Kind {
     Stock,
 }
 
+/// What carries the tunnel's datagrams.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Underlay {
+    V4,
+    V6,
+    /// A relay in this process; it works with ours only.
+    Relay,
+}
+
+/// Hands what is sent to the other end's device, on a thread of its own.
+struct Line(mpsc::SyncSender<Vec<BytesMut>>);
+
+impl Line {
+    fn new(to: Inlet, from: SocketAddr) -> Line {
+        let (sender, receiver) = mpsc::sync_channel::<Vec<BytesMut>>(4096);
+        thread::spawn(move || {
+            for datagrams in receiver {
+                to.deliver(from, datagrams.into_iter());
+            }
+        });
+        Line(sender)
+    }
+}
+
+impl Relay for Line {
+    fn has(&self, address: SocketAddr) -> bool {
+        address.ip().is_loopback()
+    }
+
+    fn send(&self, _: SocketAddr, datagrams: Datagrams<'_>) -> Option<SocketAddr> {
+        // What finds no room is lost, as on any network.
+        let _ = self
+            .0
+            .try_send(datagrams.iter().map(BytesMut::from).collect());
+        None
+    }
+}
+
 /// One end: a host with an underlay of both families, and a tunnel.
 struct End {
     space: Namespace,
     key: NodePrivate,
     number: u8,
+    inlet: Inlet,
     engine: Option<Engine>,
 }
 
@@ -58,6 +98,7 @@ impl End {
             space: Namespace::new(label)?,
             key: NodePrivate::generate(),
             number,
+            inlet: Inlet::default(),
             engine: None,
         })
     }
@@ -70,22 +111,26 @@ impl End {
         ]
     }
 
-    fn outer(&self, v6: bool) -> SocketAddr {
+    fn outer(&self, underlay: Underlay) -> SocketAddr {
         let number = self.number;
-        let address: IpAddr = if v6 {
-            [0xfd08, 0, 0, 0, 0, 0, 0, u16::from(number)].into()
-        } else {
-            [10, 8, 0, number].into()
+        let address: IpAddr = match underlay {
+            Underlay::V4 => [10, 8, 0, number].into(),
+            Underlay::V6 => [0xfd08, 0, 0, 0, 0, 0, 0, u16::from(number)].into(),
+            Underlay::Relay => [127, 64, 0, number].into(),
         };
         (address, PORT).into()
     }
 
     /// Makes the device, with `other` as its peer.
-    fn start(&mut self, kind: Kind, other: &End, v6: bool) -> Result<()> {
-        let peer = (other.key.public(), other.outer(v6), other.inner());
+    fn start(&mut self, kind: Kind, other: &End, underlay: Underlay) -> Result<()> {
+        let peer = (other.key.public(), other.outer(underlay), other.inner());
         let key = self.key.clone();
+        let relaying = (underlay == Underlay::Relay).then(|| Relaying {
+            relay: Arc::new(Line::new(other.inlet.clone(), self.outer(underlay))),
+            inlet: self.inlet.clone(),
+        });
         let engine = self.space.enter(move || match kind {
-            Kind::Ours => ours(&key, peer).map(Engine::Ours),
+            Kind::Ours => ours(&key, peer, relaying).map(Engine::Ours),
             Kind::Stock => stock(&key, peer).map(Engine::Stock),
         })??;
         self.engine = Some(engine);
@@ -100,13 +145,20 @@ impl End {
 
 type PeerOf = (NodePublic, SocketAddr, [IpAddr; 2]);
 
-fn ours(key: &NodePrivate, (peer, endpoint, inner): PeerOf) -> Result<Device> {
+fn ours(
+    key: &NodePrivate,
+    (peer, endpoint, inner): PeerOf,
+    relaying: Option<Relaying>,
+) -> Result<Device> {
     // More than one worker, whatever the machine has: nothing may depend on there being one.
     let config = Config {
         workers: NonZeroUsize::new(3).context("zero")?,
         ..Config::new("wg0", MTU)
     };
     let mut device = Device::create(config, Arc::new(Open))?;
+    if let Some(relaying) = relaying {
+        device.set_relaying(relaying);
+    }
     let mut update = device.update();
     update.set_key(key);
     update.add_peer(peer, Some(endpoint));
@@ -135,8 +187,8 @@ fn stock(key: &NodePrivate, (peer, endpoint, inner): PeerOf) -> Result<Stock> {
     Ok((device, runtime))
 }
 
-/// Two ends whose tunnel runs over IPv6 or IPv4, and carries.
-fn pair(kinds: [Kind; 2], v6: bool) -> Result<[End; 2]> {
+/// Two ends whose tunnel runs over this, and carries.
+fn pair(kinds: [Kind; 2], underlay: Underlay) -> Result<[End; 2]> {
     let (mut a, mut b) = (End::new("a", 1)?, End::new("b", 2)?);
     veth((&a.space, "cable"), (&b.space, "cable"))?;
     for end in [&a, &b] {
@@ -146,8 +198,8 @@ fn pair(kinds: [Kind; 2], v6: bool) -> Result<[End; 2]> {
         end.space
             .ip(&format!("address add fd08::{number}/64 dev cable nodad"))?;
     }
-    a.start(kinds[0], &b, v6)?;
-    b.start(kinds[1], &a, v6)?;
+    a.start(kinds[0], &b, underlay)?;
+    b.start(kinds[1], &a, underlay)?;
     let to = b.inner()[0].to_string();
     wait_until(PATIENCE, "the tunnel carries", || {
         a.space
@@ -200,8 +252,8 @@ fn transfer(from: &End, to: &End, family: usize) -> Result<()> {
 }
 
 /// Data both ways, inside over both families.
-fn carries(kinds: [Kind; 2], v6: bool) -> Result<()> {
-    let [a, b] = pair(kinds, v6)?;
+fn carries(kinds: [Kind; 2], underlay: Underlay) -> Result<()> {
+    let [a, b] = pair(kinds, underlay)?;
     for family in 0..2 {
         transfer(&a, &b, family).with_context(|| format!("there, family {family}"))?;
         transfer(&b, &a, family).with_context(|| format!("back, family {family}"))?;
@@ -211,26 +263,40 @@ fn carries(kinds: [Kind; 2], v6: bool) -> Result<()> {
 
 #[test]
 fn data_arrives_whole_between_two_of_ours() -> Result<()> {
-    carries([Kind::Ours, Kind::Ours], false)?;
-    carries([Kind::Ours, Kind::Ours], true)
+    carries([Kind::Ours, Kind::Ours], Underlay::V4)?;
+    carries([Kind::Ours, Kind::Ours], Underlay::V6)
 }
 
 #[test]
 fn data_arrives_whole_with_stock_gotatun_at_the_other_end() -> Result<()> {
-    carries([Kind::Ours, Kind::Stock], false)?;
-    carries([Kind::Stock, Kind::Ours], true)
+    carries([Kind::Ours, Kind::Stock], Underlay::V4)?;
+    carries([Kind::Stock, Kind::Ours], Underlay::V6)
+}
+
+#[test]
+fn data_arrives_whole_over_a_relay_in_the_process() -> Result<()> {
+    carries([Kind::Ours, Kind::Ours], Underlay::Relay)
 }
 
 /// Datagrams in a second and flow, and flows.
 const RATE: f64 = 4000.0;
 const FLOWS: usize = 3;
 
-/// `TUNNEL_SECONDS` makes it longer: sessions are made anew every 120.
 #[test]
 fn datagrams_of_a_flow_stay_in_order_and_none_is_lost() -> Result<()> {
+    in_order(Underlay::V4)
+}
+
+#[test]
+fn nor_is_one_over_a_relay_in_the_process() -> Result<()> {
+    in_order(Underlay::Relay)
+}
+
+/// `TUNNEL_SECONDS` makes it longer: sessions are made anew every 120.
+fn in_order(underlay: Underlay) -> Result<()> {
     let seconds = std::env::var("TUNNEL_SECONDS").ok();
     let seconds: f64 = seconds.map_or(Ok(5.0), |text| text.parse())?;
-    let [a, b] = pair([Kind::Ours, Kind::Ours], false)?;
+    let [a, b] = pair([Kind::Ours, Kind::Ours], underlay)?;
     let mut threads = Vec::new();
     for flow in 0..FLOWS {
         for (from, to) in [(&a, &b), (&b, &a)] {

@@ -35,7 +35,7 @@ fn only_wireguard_shapes_reach_wireguard() {
 async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
     let wireguard = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = wireguard.local_addr().unwrap().port();
-    let relayed = Arc::new(Relayed::bind(None, port).unwrap());
+    let relayed = Arc::new(Relayed::bind(None, port, tunnel::Inlet::default()).unwrap());
     let peers = Peers::default();
     let (alice, bob) = (key(1), key(2));
     peers.replace([(alice, 2), (bob, 3)].into_iter().map(|(key, last)| {
@@ -57,7 +57,7 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
         (key(9), 50),
     ];
     for (number, (source, len)) in sent.iter().enumerate() {
-        delivery.handle(*source, &packet(number, *len)).await;
+        delivery.handle(*source, packet(number, *len)).await;
     }
     delivery.flush().await;
 
@@ -85,7 +85,7 @@ async fn packets_of_a_direct_peer_look_as_if_they_had_come_straight() {
     ] {
         let wireguard = UdpSocket::bind(local).await.unwrap();
         let to = wireguard.local_addr().unwrap();
-        let relayed = Arc::new(Relayed::bind(None, to.port()).unwrap());
+        let relayed = Arc::new(Relayed::bind(None, to.port(), tunnel::Inlet::default()).unwrap());
         let peers = Peers::default();
         let address = Ipv4Addr::new(127, 64, 0, 2);
         let peer = crate::net::peers::Peer::new(key(1), address, None, None);
@@ -99,7 +99,7 @@ async fn packets_of_a_direct_peer_look_as_if_they_had_come_straight() {
         };
         let mut delivery = inbound.delivery(RegionId(1));
         for number in 0..3 {
-            delivery.handle(key(1), &packet(number, 61)).await;
+            delivery.handle(key(1), packet(number, 61)).await;
         }
         delivery.flush().await;
         let mut buffer = [0; 2048];
@@ -115,8 +115,8 @@ fn key(number: u8) -> NodePublic {
     NodePublic::from_bytes([number; 32])
 }
 
-fn packet(number: usize, len: usize) -> Vec<u8> {
-    let mut packet = vec![number as u8; len];
+fn packet(number: usize, len: usize) -> BytesMut {
+    let mut packet = BytesMut::from(&vec![number as u8; len][..]);
     packet[..4].copy_from_slice(&[4, 0, 0, 0]);
     packet
 }
