@@ -12,6 +12,7 @@ use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 const PORT: u16 = 41_641;
+const MTU: usize = 1500;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
@@ -21,9 +22,9 @@ fn raw_sockets_take_disco_and_stun_and_answer_from_its_port() {
             println!("\nSKIP raw demux: no network namespace ({error})");
             return;
         }
-        // An MTU of Ethernet's: long datagrams travel in fragments, both ways.
+        // An MTU of Ethernet's: long datagrams arrive in fragments.
         let up = std::process::Command::new("ip")
-            .args(["link", "set", "lo", "up", "mtu", "1500"])
+            .args(["link", "set", "lo", "up", "mtu", &MTU.to_string()])
             .status();
         assert!(up.unwrap().success());
         tokio::runtime::Builder::new_current_thread()
@@ -71,6 +72,12 @@ async fn exchange(host: IpAddr) {
             .unwrap();
         assert_eq!((&buffer[..length], from), (payload, address));
 
+        // A long one is to show what the path carries: it leaves whole or not at all.
+        if payload.len() > MTU {
+            let refused = demux.send(payload, address).await.unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE));
+            continue;
+        }
         // The kernel drops a datagram whose checksum is wrong.
         demux.send(payload, address).await.unwrap();
         let (length, from) = timeout(PATIENCE, peer.recv_from(&mut buffer))
