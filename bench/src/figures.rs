@@ -15,6 +15,17 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// The median, the least and the most.
+///
+/// # Panics
+///
+/// Without values.
+pub(crate) fn middle_and_ends(values: Vec<f64>) -> [f64; 3] {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    [median(values), least, most]
+}
+
 /// A figure that a later run can be held against (`cargo xtask bench --check`).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -37,10 +48,9 @@ impl Kept {
     ///
     /// Without rounds.
     pub(crate) fn ratio(rounds: Vec<f64>) -> Self {
-        let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = rounds.iter().copied().fold(0.0, f64::max);
+        let [median, least, most] = middle_and_ends(rounds);
         Self::Ratio {
-            median: median(rounds),
+            median,
             least,
             most,
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use testnet::tailnet::{Control, ControlOptions, Engine, Node, Relay};
 use testnet::{Lab, Namespace, NatKind, Process};
 
-use crate::figures::{median, percentile};
+use crate::figures::{middle_and_ends, percentile};
 use crate::tunnel::load;
 use agent::bench::load::Sent;
 use agent::bench::process::{cpu_time, resident_kib};
@@ -85,13 +85,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     println!("{:<26}{:>10}{:>10}{:>10}", "", "median", "least", "most");
     for (name, get) in COLUMNS {
-        let mut all: Vec<f64> = rounds.iter().map(get).collect();
-        all.sort_by(f64::total_cmp);
-        let (least, most) = (all[0], all[all.len() - 1]);
-        println!(
-            "{name:<26}{:>10.2}{least:>10.2}{most:>10.2}",
-            median(all.clone())
-        );
+        let [middle, least, most] = middle_and_ends(rounds.iter().map(get).collect());
+        println!("{name:<26}{middle:>10.2}{least:>10.2}{most:>10.2}");
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::figures::{Kept, KeptFigures, median};
+use crate::figures::{Kept, KeptFigures, median, middle_and_ends};
 use crate::plot::{Bars, Group};
 use lab::{Lab, Shape};
 use node::Engine;
@@ -268,13 +268,6 @@ fn figures(rounds: BTreeMap<&'static str, Vec<Round>>, many: Vec<Many>) -> Figur
         many_ratios,
         figures,
     }
-}
-
-/// The median, the least and the most.
-fn middle_and_ends(values: Vec<f64>) -> [f64; 3] {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    [median(values), least, most]
 }
 
 /// Ratios of which more is better, and what our process takes.
