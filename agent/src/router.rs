@@ -33,13 +33,8 @@ impl Wiring {
     pub(crate) fn new(desired: &Desired, mtus: &Mtus) -> Self {
         let usual = desired.routes.iter().map(|net| (*net, desired.mtu));
         let mut routes: BTreeMap<IpNet, u16> = usual.collect();
-        for (peer, mtu) in &mtus.peers {
-            let peer = desired.peers.get(peer);
-            for net in peer.into_iter().flat_map(|peer| &peer.allowed_ips) {
-                if let Some(route) = routes.get_mut(net) {
-                    *route = (*mtu).max(desired.mtu);
-                }
-            }
+        for peer in mtus.peers.keys() {
+            routes.extend(mtus.routes_to(peer, desired));
         }
         Self {
             addresses: desired.addresses.iter().copied().collect(),
@@ -73,6 +68,25 @@ impl Mtus {
     /// Forgets peers that are gone.
     pub(crate) fn retain(&mut self, present: &BTreeSet<NodePublic>) {
         self.peers.retain(|peer, _| present.contains(peer));
+    }
+
+    /// How long packets to a peer may be, in bytes, if that is more than usual.
+    pub(crate) fn of(&self, peer: &NodePublic) -> Option<u16> {
+        self.peers.get(peer).copied()
+    }
+
+    /// The routes that lead to a peer, and how long packets there may be.
+    fn routes_to(
+        &self,
+        peer: &NodePublic,
+        desired: &Desired,
+    ) -> impl Iterator<Item = (IpNet, u16)> {
+        let mtu = self.of(peer).unwrap_or_default().max(desired.mtu);
+        let allowed = desired.peers.get(peer).map(|peer| &peer.allowed_ips);
+        // Sorted. Not all that a peer has is routed: this host may be the router of it.
+        let routed = |net: &&IpNet| desired.routes.binary_search(net).is_ok();
+        let routes = allowed.into_iter().flatten().filter(routed);
+        routes.map(move |net| (*net, mtu))
     }
 }
 
@@ -150,6 +164,40 @@ pub(crate) async fn apply(netlink: &Netlink, device: &str, wiring: &Wiring) -> R
     Ok(())
 }
 
+/// Has the routes to some peers take packets as long as those do, and the device too. Nobody else's route is
+/// looked at: what [`apply`] would do for all of a big tailnet, each time that one peer's path changes.
+///
+/// # Errors
+///
+/// The first refusal; [`apply`] does the rest.
+pub(crate) async fn resize(
+    netlink: &Netlink,
+    device: &str,
+    desired: &Desired,
+    mtus: &Mtus,
+    peers: &BTreeSet<NodePublic>,
+) -> Result<(), Error> {
+    let mut wiring = Wiring::new(desired, mtus);
+    if wiring.captured.is_some() {
+        // The LAN goes to the exit node too, by routes of its own.
+        return apply(netlink, device, &wiring).await;
+    }
+    let Some(link) = links::get(netlink, device).await? else {
+        // Whoever makes it anew makes the routes.
+        return Ok(());
+    };
+    links::ensure_up(netlink, &link, wiring.mtu.into()).await?;
+    let resized = peers.iter().flat_map(|peer| mtus.routes_to(peer, desired));
+    wiring.routes = resized.collect();
+    for (net, target) in wanted_routes(&wiring, &Networks::default(), Ipv6::of(device)) {
+        if let Target::Interface(mtu) = target {
+            let change = routes::Change::Resize(net, mtu);
+            routes::apply(netlink, routes::TABLE, link.index, change).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the rules, unless another node on this host still has routes in the table.
 ///
 /// Call it after the device is gone: its addresses and routes go with it.
@@ -172,22 +220,19 @@ pub(crate) async fn remove(netlink: &Netlink) -> Result<(), Error> {
 
 /// What table 52 should hold (protocol/filter.md §14 and §17). Pure.
 fn wanted_routes(wiring: &Wiring, networks: &Networks, ipv6: Ipv6) -> Routes {
-    // Only where the device takes more than some of them do.
-    let varied = wiring.routes.values().any(|mtu| *mtu != wiring.mtu);
-    let into = |(net, mtu): (&IpNet, &u16)| {
-        let mtu = varied.then(|| u32::from(*mtu));
-        (net.trunc(), Target::Interface(mtu))
-    };
-    let mut table: Routes = wiring.routes.iter().map(into).collect();
+    // Said of each, though most are as long as the device's: so no route changes because another peer's does.
+    let into = |mtu: u16| Target::Interface(Some(mtu.into()));
+    let peers = wiring.routes.iter();
+    let mut table: Routes = peers.map(|(net, mtu)| (net.trunc(), into(*mtu))).collect();
     let mut put = |nets: &BTreeSet<IpNet>, target| {
         table.extend(nets.iter().map(|net| (net.trunc(), target)));
     };
     if let Some(lan_access) = wiring.captured {
         // A route of its own, so that no accepted route to somewhere else decides about the LAN.
-        let lan = if lan_access {
-            Target::Throw
-        } else {
-            Target::Interface(None)
+        let exit = wiring.routes.get(&DEFAULT_ROUTES[0]).copied();
+        let lan = match lan_access {
+            true => Target::Throw,
+            false => into(exit.unwrap_or(wiring.mtu)),
         };
         put(&networks.outside, lan);
         put(&networks.inside, Target::Throw);

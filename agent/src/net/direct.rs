@@ -76,7 +76,8 @@ impl Inner {
     pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
         let mut routed = BTreeSet::new();
         let mut restarted = Vec::new();
-        let (mut changed, mut detoured, mut resized) = (false, false, false);
+        let mut resized = BTreeSet::new();
+        let (mut changed, mut detoured) = (false, false);
         for order in orders {
             match *order {
                 Order::Route(peer, route) => {
@@ -92,9 +93,11 @@ impl Inner {
                     detoured = true;
                 }
                 Order::Mtu(peer, mtu) => {
-                    resized |= self.mtus.set(peer, mtu);
-                    let peer = peer.to_string();
-                    tracing::info!(peer, mtu, "takes packets so long");
+                    if self.mtus.set(peer, mtu) {
+                        resized.insert(peer);
+                        let peer = peer.to_string();
+                        tracing::info!(peer, mtu, "takes packets so long");
+                    }
                 }
                 Order::Reset(peer) => restarted.push(Change::RemovePeer(peer)),
             }
@@ -117,8 +120,8 @@ impl Inner {
         if changed {
             self.shields.trust(&self.trusted());
         }
-        if resized {
-            self.arrange_mtus().await?;
+        if !resized.is_empty() {
+            self.resize(&resized).await?;
         }
         if !restarted.is_empty() {
             self.tunnel.change(restarted).await?;

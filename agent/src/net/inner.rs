@@ -168,7 +168,8 @@ impl Inner {
         }
         // Before the device is up: nobody shall hear that its protocol is unknown here.
         self.arrange_tsmp();
-        self.wire(&wiring).await?;
+        let wired = router::apply(&self.netlink, &self.device, &wiring).await;
+        self.wired(wired)?;
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
         self.arrange_shields().await?;
@@ -180,20 +181,20 @@ impl Inner {
         })
     }
 
-    async fn wire(&self, wiring: &Wiring) -> Result<(), NetError> {
-        let wired = router::apply(&self.netlink, &self.device, wiring).await;
+    /// Makes routes take packets as long as these peers do.
+    pub(super) async fn resize(&self, peers: &BTreeSet<NodePublic>) -> Result<(), NetError> {
+        let Some(Applied { desired, .. }) = &self.applied else {
+            return Ok(());
+        };
+        let resized = router::resize(&self.netlink, &self.device, desired, &self.mtus, peers);
+        self.wired(resized.await)
+    }
+
+    fn wired(&self, wired: Result<(), netlink::Error>) -> Result<(), NetError> {
         wired.map_err(|error| match error.errno() {
             Some(libc::EADDRINUSE) => NetError::PortInUse { port: self.port },
             _ => error.into(),
         })
-    }
-
-    /// Makes routes take packets as long as peers do.
-    pub(super) async fn arrange_mtus(&self) -> Result<(), NetError> {
-        match &self.applied {
-            Some(Applied { desired, .. }) => self.wire(&Wiring::new(desired, &self.mtus)).await,
-            None => Ok(()),
-        }
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.

@@ -24,15 +24,17 @@ fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
     texts.iter().map(|text| net(text)).collect()
 }
 
-/// Routes into the device, of the device's own MTU.
+/// Routes into the device.
 fn routed(texts: &[&str]) -> BTreeMap<IpNet, u16> {
-    texts.iter().map(|text| (net(text), 0)).collect()
+    texts.iter().map(|text| (net(text), DEFAULT_MTU)).collect()
 }
 
-/// With an exit node; `lan_access` as chosen.
+const INTO: Target = Target::Interface(Some(DEFAULT_MTU as u32));
+
+/// With an exit node that takes longer packets than others; `lan_access` as chosen.
 fn captured(lan_access: bool) -> Wiring {
     let mut routes = routed(&["100.64.0.2/32"]);
-    routes.extend(DEFAULT_ROUTES.map(|net| (net, 0)));
+    routes.extend(DEFAULT_ROUTES.map(|net| (net, 1440)));
     Wiring {
         routes,
         captured: Some(lan_access),
@@ -49,14 +51,15 @@ fn networks() -> Networks {
 
 #[test]
 fn an_exit_node_takes_the_lan_unless_it_may_be_reached() {
-    for (lan_access, lan) in [(false, Target::Interface(None)), (true, Target::Throw)] {
+    let exit = Target::Interface(Some(1440));
+    for (lan_access, lan) in [(false, exit), (true, Target::Throw)] {
         let table = wanted_routes(&captured(lan_access), &networks(), DUAL);
         let expected = Routes::from([
-            (net("0.0.0.0/0"), Target::Interface(None)),
-            (net("100.64.0.2/32"), Target::Interface(None)),
+            (net("0.0.0.0/0"), exit),
+            (net("100.64.0.2/32"), INTO),
             (net("172.17.0.0/16"), Target::Throw),
             (net("192.168.1.0/24"), lan),
-            (net("::/0"), Target::Interface(None)),
+            (net("::/0"), exit),
             (net("2001:db8::/64"), lan),
         ]);
         assert_eq!(table, expected);
@@ -88,7 +91,7 @@ fn a_router_keeps_its_own_network_out_of_wider_routes() {
         ..Wiring::default()
     };
     let expected = Routes::from([
-        (net("10.0.0.0/8"), Target::Interface(None)),
+        (net("10.0.0.0/8"), INTO),
         (net("10.1.0.0/16"), Target::Throw),
     ]);
     assert_eq!(wanted_routes(&wiring, &Networks::default(), DUAL), expected);
@@ -118,19 +121,19 @@ fn packets_are_longer_to_whom_took_them_and_to_nobody_else() {
         let table = wanted_routes(&wiring, &Networks::default(), DUAL);
         (wiring.mtu, table.into_values().collect::<Vec<_>>())
     };
-    let into = |mtu| Target::Interface(mtu);
+    let into = |mtu| Target::Interface(Some(mtu));
     let mut mtus = Mtus::default();
-    assert_eq!(table(&mtus), (1280, vec![into(None); 2]));
+    assert_eq!(table(&mtus), (1280, vec![into(1280); 2]));
     assert!(mtus.set(near, 1440) && !mtus.set(near, 1440));
-    assert_eq!(
-        table(&mtus),
-        (1440, vec![into(Some(1440)), into(Some(1280))])
-    );
+    assert_eq!(table(&mtus), (1440, vec![into(1440), into(1280)]));
+    // What one peer's routes are set to on their own is what the whole table has.
+    let alone: Vec<_> = mtus.routes_to(&near, &desired).collect();
+    assert_eq!(alone, [(net("100.64.0.2/32"), 1440)]);
     assert!(mtus.set(far, 1440));
-    assert_eq!(table(&mtus), (1440, vec![into(None); 2]));
+    assert_eq!(table(&mtus), (1440, vec![into(1440); 2]));
     // The device keeps what it had.
     assert!(mtus.set(near, 1280) && mtus.set(far, 1280) && !mtus.set(far, 1280));
-    assert_eq!(table(&mtus), (1440, vec![into(Some(1280)); 2]));
+    assert_eq!(table(&mtus), (1440, vec![into(1280); 2]));
 }
 
 #[test]
