@@ -60,6 +60,9 @@ pub(crate) const PROMETHEUS: &[&str] = &[
     "libjs-rickshaw",
 ];
 
+/// What takes pictures of those pages.
+pub(crate) const BROWSER: &[Need] = &[("chromium-headless-shell", "chromium-headless-shell")];
+
 /// What the VM tests add.
 pub(crate) const VM: &[Need] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
