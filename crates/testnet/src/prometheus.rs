@@ -93,6 +93,10 @@ impl Prometheus {
             .arg(format!("--config.file={}", at("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", at("data").display()))
             .arg(format!("--web.listen-address={address}"))
+            .arg(format!(
+                "--web.local-assets={}",
+                tree.join("usr/share/prometheus/web").display()
+            ))
             .arg("--log.level=warn");
         let process = Process::spawn("prometheus", command)?;
         let mut prometheus = Self {
@@ -109,6 +113,19 @@ impl Prometheus {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The page that draws an expression over the time until now, second by second.
+    ///
+    /// It is one of the classic pages: Debian's Prometheus has no others.
+    #[must_use]
+    pub fn graph(&self, expression: &str, range: Duration) -> String {
+        format!(
+            "{}/classic/graph?g0.expr={}&g0.tab=0&g0.range_input={}s&g0.step_input=1",
+            self.url(),
+            encoded(expression),
+            range.as_secs()
+        )
     }
 
     /// Evaluates an expression now; returns the samples, each with `metric` and `value`.

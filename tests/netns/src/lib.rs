@@ -9,7 +9,6 @@ mod gateway;
 mod monitoring;
 mod snapshot;
 mod stream;
-mod terminal;
 mod transfer;
 
 use std::net::IpAddr;
@@ -24,7 +23,6 @@ pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
 pub use monitoring::{Datagrams, Query, alert_names, alerts_at_once, families, queries};
 pub use snapshot::KernelState;
 pub use stream::{Delivery, End, both_ways};
-pub use terminal::Terminal;
 pub use transfer::transfer;
 
 /// Time within which two joined nodes reach each other.

@@ -1,11 +1,11 @@
 //! `tailrace top` in a real terminal, and as JSON.
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, Gateway, Terminal, connected_pair, names, pair, refused, transfer};
+use netns_tests::{CONNECT, Gateway, connected_pair, names, pair, refused, transfer};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testnet::tailnet::{Node, program};
-use testnet::{Process, skip_unless_available, wait_until};
+use testnet::{Process, Terminal, skip_unless_available, wait_until};
 
 /// Pings the peer fifty times a second until dropped.
 fn traffic(from: &Node, to: &Node) -> Result<Process> {

@@ -16,8 +16,8 @@ const WEB: u16 = 80;
 /// How long a connection that the policy forbids must go unanswered.
 const REFUSED: Duration = Duration::from_secs(2);
 
-/// The policy of the demo: alice and bob reach each other; only alice reaches the web server behind
-/// the gate, and the outside through the exit node.
+/// The policy of the demo: alice and bob reach each other; only alice reaches the web server (and an
+/// iperf3) behind the gate, and the outside through the exit node.
 pub(super) const POLICY: &str = r#"{
     "tagOwners": {"tag:alice": [], "tag:bob": [], "tag:gate": [], "tag:exit": []},
     "autoApprovers": {
@@ -26,7 +26,7 @@ pub(super) const POLICY: &str = r#"{
     },
     "grants": [
         {"src": ["tag:alice", "tag:bob"], "dst": ["tag:alice", "tag:bob"], "ip": ["*"]},
-        {"src": ["tag:alice"], "dst": ["10.77.1.0/24", "fd77:1::/64"], "ip": ["tcp:80"]},
+        {"src": ["tag:alice"], "dst": ["10.77.1.0/24", "fd77:1::/64"], "ip": ["tcp:80", "tcp:5201"]},
         // Known to bob too, who gets no farther than its SSH.
         {"src": ["tag:bob"], "dst": ["10.77.1.0/24", "fd77:1::/64"], "ip": ["tcp:22"]},
         {"src": ["tag:alice"], "dst": ["autogroup:internet"], "ip": ["*"]},

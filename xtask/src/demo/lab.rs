@@ -137,7 +137,8 @@ fn set_policy(control: &Control) -> Result<()> {
     run(command.args(["policy", "set"]).arg(file)).map(drop)
 }
 
-fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Does one step and says how long it took.
+pub(super) fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let result = action();
     let mark = if result.is_ok() { "ok    " } else { "FAILED" };

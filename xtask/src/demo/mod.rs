@@ -1,14 +1,17 @@
 //! The demo: two nodes behind NAT, a subnet router and an exit node, joined and relayed by our own
 //! servers, on one machine.
 
+mod captures;
 mod figures;
 mod gateways;
 mod lab;
 mod live;
 mod metrics;
+mod svg;
 mod topology;
 
 use std::io::{IsTerminal, stdout};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -34,6 +37,14 @@ pub(crate) struct Options {
     /// Run Debian's Prometheus beside it, with the alerts of docs/dashboards.
     #[arg(long)]
     metrics: bool,
+    /// Put pictures of `tailrace top` and of Prometheus' graphs into a folder, then exit.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        requires = "metrics",
+        conflicts_with = "keep"
+    )]
+    captures: Option<PathBuf>,
 }
 
 /// Set by Ctrl-C and its like.
@@ -44,7 +55,8 @@ struct Stop(Arc<AtomicBool>);
 ///
 /// # Errors
 ///
-/// When something cannot be installed, a node does not join, or `--once` finds no connectivity.
+/// When something cannot be installed, a node does not join, `--once` finds no connectivity, or a picture of
+/// `--captures` cannot be taken.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     ensure!(
         is_root(),
@@ -54,6 +66,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::lab()?;
     if options.metrics {
         setup::prometheus()?;
+    }
+    if options.captures.is_some() {
+        setup::browser()?;
     }
     let tools = setup::ebpf_tools(workspace)?;
     ebpf::build(&workspace.root, &tools)?;
@@ -74,6 +89,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             metrics::verify(prometheus)?;
         }
         println!("\nAll is well.");
+    }
+    if let (Some(folder), Some(prometheus)) = (&options.captures, &prometheus) {
+        captures::take(&demo, prometheus, folder, &stop)?;
+    }
+    if options.once || options.captures.is_some() {
         return Ok(());
     }
     if options.keep {
@@ -106,5 +126,27 @@ impl Stop {
     fn check(&self) -> Result<()> {
         ensure!(!self.is_set(), "interrupted");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Demo {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn captures_without_metrics_name_what_is_missing() {
+        let error = Demo::try_parse_from(["demo", "--captures", "folder"]).expect_err("refused");
+        assert!(error.to_string().contains("--metrics"), "{error}");
+        let words = ["demo", "--metrics", "--captures", "folder"];
+        let demo = Demo::try_parse_from(words).expect("accepted");
+        assert_eq!(demo.options.captures, Some("folder".into()));
     }
 }

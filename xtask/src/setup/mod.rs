@@ -92,6 +92,15 @@ pub(crate) fn prometheus() -> Result<()> {
     packages::unpack(packages::PROMETHEUS, &tree)
 }
 
+/// Installs a browser without a window.
+///
+/// # Errors
+///
+/// When it is missing and cannot be installed.
+pub(crate) fn browser() -> Result<()> {
+    packages::install(packages::BROWSER)
+}
+
 /// Installs QEMU and fetches the kernel called `name`, as `6.12`.
 ///
 /// # Errors

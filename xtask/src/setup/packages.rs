@@ -45,8 +45,23 @@ pub(crate) const FIREWALLS: &[&str] = &[
     "miniupnpd-nftables",
 ];
 
-/// What scrapes the lab; unpacked for the same reason.
-pub(crate) const PROMETHEUS: &[&str] = &["prometheus"];
+/// What scrapes the lab, and what its pages are made of; unpacked for the same reason.
+pub(crate) const PROMETHEUS: &[&str] = &[
+    "prometheus",
+    "fonts-glyphicons-halflings",
+    "libjs-bootstrap4",
+    "libjs-d3",
+    "libjs-eonasdan-bootstrap-datetimepicker",
+    "libjs-jquery",
+    "libjs-moment",
+    "libjs-moment-timezone",
+    "libjs-mustache",
+    "libjs-popper.js",
+    "libjs-rickshaw",
+];
+
+/// What takes pictures of those pages.
+pub(crate) const BROWSER: &[Need] = &[("chromium-headless-shell", "chromium-headless-shell")];
 
 /// What the VM tests add.
 pub(crate) const VM: &[Need] = &[

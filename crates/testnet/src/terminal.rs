@@ -5,12 +5,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use testnet::{Folder, Namespace, Process, run, wait_until};
+
+use crate::folder::Folder;
+use crate::namespace::Namespace;
+use crate::process::{Process, run};
+use crate::wait::wait_until;
 
 /// How long a terminal may take to show what it should.
 const SHOWN: Duration = Duration::from_secs(20);
 
-/// A tmux of its own, whose only pane is a shell of 80 columns and 24 rows in a namespace. It ends with this.
+/// A tmux of its own, whose only pane is a shell of [`COLUMNS`](Self::COLUMNS) and [`ROWS`](Self::ROWS) in a namespace.
+/// It ends with this.
 #[derive(Debug)]
 pub struct Terminal {
     _server: Process,
@@ -18,6 +23,11 @@ pub struct Terminal {
 }
 
 impl Terminal {
+    /// Its width in characters.
+    pub const COLUMNS: usize = 80;
+    /// Its height in lines.
+    pub const ROWS: usize = 24;
+
     /// Starts tmux and the shell.
     ///
     /// # Errors
@@ -41,7 +51,8 @@ impl Terminal {
             Ok(())
         })?;
         let shell = "exec env -u TMUX PS1='$ ' sh";
-        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", shell])?;
+        let (columns, rows) = (Self::COLUMNS.to_string(), Self::ROWS.to_string());
+        terminal.tmux(&["new-session", "-d", "-x", &columns, "-y", &rows, shell])?;
         terminal.wait_for("the shell's prompt", |text| text.contains('$'))?;
         Ok(terminal)
     }
@@ -53,6 +64,15 @@ impl Terminal {
     /// When tmux does not tell.
     pub fn text(&self) -> Result<String> {
         self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// What it shows, as text with the escapes (SGR) that say how it looks.
+    ///
+    /// # Errors
+    ///
+    /// When tmux does not tell.
+    pub fn styled(&self) -> Result<String> {
+        self.tmux(&["capture-pane", "-e", "-p"])
     }
 
     /// Types a line and Enter.
