@@ -13,7 +13,7 @@ use netlink::{Netlink, links};
 
 use super::{Gate, PeerState, Tunnel};
 use crate::net::filter::joined;
-use crate::net::{Engine, NetError};
+use crate::net::{CarrierStatus, Engine, NetError};
 
 /// A WireGuard device inside this process. It ends with it.
 pub(crate) struct Embedded {
@@ -240,6 +240,14 @@ impl Tunnel for Embedded {
 
     fn set_relaying(&mut self, relaying: tunnel::Relaying) {
         self.relaying = Some(relaying);
+    }
+
+    fn carrier(&self) -> Option<CarrierStatus> {
+        let device = &self.running.as_ref()?.device;
+        Some(CarrierStatus {
+            offloads: device.offloads().to_vec(),
+            counters: device.counters(),
+        })
     }
 
     fn gate(&self) -> Option<&Gate> {

@@ -81,16 +81,20 @@ pub fn verdicts() -> &'static Verdicts {
     VERDICTS.get_or_init(|| {
         let begin = Instant::now();
         let verdicts = tried();
+        let mut untested = None;
         for offload in Offload::ALL {
             match verdicts.of(offload) {
                 Verdict::Works => {}
                 Verdict::Fails(why) => {
                     tracing::warn!(%offload, why, "this kernel does not do with super-packets what it says; the offload is off");
                 }
-                Verdict::Untested(why) => tracing::info!(%offload, why, "an offload is untested"),
+                Verdict::Untested(why) => untested = Some(why),
             }
         }
-        tracing::debug!(took = ?begin.elapsed(), "the kernel's offloads tried");
+        if let Some(why) = untested {
+            tracing::info!(why, "offloads are used untried");
+        }
+        tracing::debug!(took = ?begin.elapsed(), ?verdicts, "the kernel's offloads");
         verdicts
     })
 }

@@ -88,6 +88,7 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
         engine_reason: String::new(),
         device: "tailrace0".to_owned(),
         device_up: true,
+        carrier: None,
         port: 41641,
         addresses: Vec::new(),
         filter: FilterStatus {
