@@ -146,6 +146,7 @@ fn render(status: &Status) -> String {
             "# wireguard: {} on {device} ({})\n",
             ours.engine, ours.engine_reason
         ));
+        out.push_str(&offloads_line(ours));
         out.push_str(&filter_line(ours));
         if ours.shield_flooded || ours.shield_dropped > 0 {
             out.push_str(&format!(
@@ -183,6 +184,25 @@ fn render(status: &Status) -> String {
         out.push_str(&format!("# warning: {warning}\n"));
     }
     out
+}
+
+/// What the kernel splits and joins for the embedded engine, and why not the rest.
+fn offloads_line(ours: &TailraceStatus) -> String {
+    if ours.offloads.is_empty() {
+        return String::new();
+    }
+    let (used, rest): (Vec<_>, Vec<_>) = ours.offloads.iter().partition(|one| one.in_use);
+    let used: Vec<&str> = used.iter().map(|one| one.name.as_str()).collect();
+    let used = if used.is_empty() {
+        "none".to_owned()
+    } else {
+        used.join(", ")
+    };
+    let rest = rest.iter();
+    let rest: String = rest
+        .map(|one| format!("; not {} ({})", one.name, one.reason))
+        .collect();
+    format!("# offloads: {used}{rest}\n")
 }
 
 /// Where the packet filter is, and what it did.
@@ -317,7 +337,7 @@ mod tests {
     use keys::NodePublic;
 
     use super::*;
-    use crate::localapi::OverlayTraffic;
+    use crate::localapi::{OffloadStatus, OverlayTraffic};
 
     fn node(name: &str, address: &str) -> PeerStatus {
         PeerStatus {
@@ -373,6 +393,27 @@ mod tests {
             text.contains("rx 0 B (7 packets) tx 0 B (9 packets)"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn offloads_are_shown_with_the_reason_of_those_that_are_off() {
+        let mut status = status();
+        status.tailrace.engine = "embedded".to_owned();
+        assert!(!render(&status).contains("offloads"));
+        let one = |name: &str, reason: &str| OffloadStatus {
+            name: name.to_owned(),
+            in_use: reason.is_empty(),
+            reason: reason.to_owned(),
+        };
+        status.tailrace.offloads = vec![one("TCP", ""), one("UDP", "it lies"), one("UDP_GRO", "")];
+        let text = render(&status);
+        assert!(
+            text.contains("\n# offloads: TCP, UDP_GRO; not UDP (it lies)\n"),
+            "{text}"
+        );
+        status.tailrace.offloads = vec![one("TCP", "no")];
+        let text = render(&status);
+        assert!(text.contains("# offloads: none; not TCP (no)\n"), "{text}");
     }
 
     #[test]

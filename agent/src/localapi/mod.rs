@@ -35,8 +35,8 @@ pub use server::{BindError, Server};
 pub use status::{status, whois};
 pub use top::{DropSample, ForwardedSample, NodeSample, PeerSample, RouteSample, Sample, sample};
 pub use types::{
-    BackendState, DroppedPacket, ErrorBody, Notify, OverlayTraffic, PeerStatus, PingResult,
-    RelayStatus, RuleHits, StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,
+    BackendState, DroppedPacket, ErrorBody, Notify, OffloadStatus, OverlayTraffic, PeerStatus,
+    PingResult, RelayStatus, RuleHits, StartOptions, Status, TailnetStatus, TailraceStatus, WhoIs,
 };
 
 /// What every path begins with.

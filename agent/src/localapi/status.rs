@@ -9,8 +9,8 @@ use control_proto::tailcfg::{Node, Prefix};
 use keys::NodePublic;
 
 use super::types::{
-    BackendState, ExitNodeStatus, OverlayTraffic, PeerStatus, RelayStatus, Status, TailnetStatus,
-    TailraceStatus, WhoIs,
+    BackendState, ExitNodeStatus, OffloadStatus, OverlayTraffic, PeerStatus, RelayStatus, Status,
+    TailnetStatus, TailraceStatus, WhoIs,
 };
 use crate::engine::Snapshot;
 use crate::net::filter::direction_name;
@@ -203,6 +203,8 @@ fn own_status(snapshot: &Snapshot) -> TailraceStatus {
         if net.device_up {
             ours.device.clone_from(&net.device);
         }
+        let offloads = net.carrier.iter().flat_map(|carrier| &carrier.offloads);
+        ours.offloads = offloads.map(offload_status).collect();
         ours.port = net.port;
         filter_status(&mut ours, &net.filter);
         shield_status(&mut ours, &net.shield);
@@ -240,6 +242,14 @@ fn shield_status(ours: &mut TailraceStatus, shield: &ShieldStatus) {
     ours.shield_flooded = shield.flooded;
     let dropped = shield.initiations.get(&ShieldReason::Dropped);
     ours.shield_dropped = dropped.copied().unwrap_or_default();
+}
+
+fn offload_status(state: &tunnel::OffloadState) -> OffloadStatus {
+    OffloadStatus {
+        name: state.offload.name().to_owned(),
+        in_use: state.off.is_none(),
+        reason: state.off.clone().unwrap_or_default(),
+    }
 }
 
 fn relay_status(relay: &net::RelayStatus) -> RelayStatus {

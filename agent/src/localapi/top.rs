@@ -356,6 +356,7 @@ mod tests {
             engine_reason: String::new(),
             device: "tailrace0".to_owned(),
             device_up: true,
+            carrier: None,
             port: 41641,
             addresses: Vec::new(),
             filter: FilterStatus {

@@ -254,6 +254,8 @@ pub struct TailraceStatus {
     pub engine_reason: String,
     /// Overlay device; empty while there is none.
     pub device: String,
+    /// What the kernel splits and joins for the embedded engine; empty with the kernel's.
+    pub offloads: Vec<OffloadStatus>,
     /// UDP port of WireGuard.
     pub port: u16,
     /// Where the packet filter is: `ebpf` or `userspace`; empty while there is none, and nothing passes.
@@ -291,6 +293,18 @@ pub struct TailraceStatus {
     pub home_relay: String,
     /// Relay connections.
     pub relays: Vec<RelayStatus>,
+}
+
+/// An offload of the embedded engine, in [`TailraceStatus`].
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct OffloadStatus {
+    /// `TCP` and `UDP` on the TUN device, `UDP_SEGMENT` and `UDP_GRO` on the socket.
+    pub name: String,
+    /// Whether it is used.
+    pub in_use: bool,
+    /// Why it is not; empty if it is.
+    pub reason: String,
 }
 
 /// A relay connection, in [`TailraceStatus`].

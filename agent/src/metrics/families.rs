@@ -28,6 +28,15 @@ families! {
         "1 while the network map is the cached one of an earlier run.";
     ENGINE: Gauge "tailrace_engine" ["engine", "device"] "1 for the WireGuard in use.";
 
+    TUNNEL_OFFLOAD: Gauge "tailrace_tunnel_offload" ["offload"]
+        "1 for what the kernel splits and joins for the embedded tunnel.";
+    TUNNEL_PACKETS: Counter "tailrace_tunnel_packets_total" ["direction"]
+        "Packets that the embedded tunnel exchanged with peers.";
+    TUNNEL_SUPER_PACKETS: Counter "tailrace_tunnel_super_packets_total" ["direction"]
+        "Writes and reads of the TUN device that they took: fewer, the more packets are in one.";
+    TUNNEL_DROPPED: Counter "tailrace_tunnel_dropped_packets_total" ["reason"]
+        "Packets that the embedded tunnel did not carry.";
+
     FILTER: Gauge "tailrace_filter" ["place"] "1 for where packets are filtered.";
     FILTER_RULES: Gauge "tailrace_filter_rules" [] "Rules that admit packets.";
     FILTER_DROPPED: Counter "tailrace_filter_dropped_packets_total" ["direction", "reason"]

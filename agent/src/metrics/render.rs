@@ -6,13 +6,16 @@ use std::time::SystemTime;
 use dataplane::{Count, Direction, DropReason, Origin};
 use ipnet::IpNet;
 use keys::NodePublic;
+use tunnel::Offload;
 
 use super::families as f;
 use super::page::{Family, Page};
 use crate::engine::Snapshot;
 use crate::localapi::BackendState;
 use crate::net::filter::direction_name;
-use crate::net::{Carried, FilterPlace, Junk, Measures, NetStatus, PathChange, TrafficPath};
+use crate::net::{
+    Carried, CarrierStatus, FilterPlace, Junk, Measures, NetStatus, PathChange, TrafficPath,
+};
 
 /// Routes, rules and regions with series of their own; the rest of each is summed up as `other`.
 const MAX_ROUTES: usize = 128;
@@ -32,6 +35,9 @@ pub fn render(snapshot: &Snapshot, measures: Option<&Measures>) -> String {
         let status = &measures.status;
         page.family(&f::ENGINE)
             .add(&[status.engine.as_str(), &status.device], 1);
+        if let Some(carrier) = &status.carrier {
+            tunnel(&mut page, carrier);
+        }
         filter(&mut page, measures);
         forwarding(&mut page, measures);
         port(&mut page, status);
@@ -65,6 +71,40 @@ fn node(page: &mut Page, snapshot: &Snapshot) {
         page.single(&f::MAP_AGE, age.as_secs());
     }
     page.single(&f::MAP_STALE, u8::from(snapshot.map_stale));
+}
+
+/// The embedded tunnel: what the kernel does for it, and what it carried.
+fn tunnel(page: &mut Page, carrier: &CarrierStatus) {
+    let mut offloads = page.family(&f::TUNNEL_OFFLOAD);
+    for state in &carrier.offloads {
+        let name = match state.offload {
+            Offload::TunTcp => "tun_tcp",
+            Offload::TunUdp => "tun_udp",
+            Offload::UdpSegment => "udp_segment",
+            Offload::UdpGro => "udp_gro",
+        };
+        offloads.add(&[name], u8::from(state.off.is_none()));
+    }
+    let counters = &carrier.counters;
+    let mut packets = page.family(&f::TUNNEL_PACKETS);
+    packets.add(&["rx"], counters.received);
+    packets.add(&["tx"], counters.sent);
+    let mut calls = page.family(&f::TUNNEL_SUPER_PACKETS);
+    calls.add(&["rx"], counters.written);
+    calls.add(&["tx"], counters.read);
+    let mut dropped = page.family(&f::TUNNEL_DROPPED);
+    for (reason, count) in [
+        ("no_peer", counters.no_peer),
+        ("no_endpoint", counters.no_endpoint),
+        ("not_allowed", counters.not_allowed),
+        ("malformed", counters.malformed),
+        ("unknown", counters.unknown),
+        ("refused", counters.refused),
+        ("unsent", counters.unsent),
+        ("unwritten", counters.unwritten),
+    ] {
+        dropped.add(&[reason], count);
+    }
 }
 
 /// The packet filter: where it is, what it dropped, what its rules admitted.

@@ -223,7 +223,7 @@ pub(super) fn locked(dataplane: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> 
 }
 
 /// What a blocking task came to; a panic in it is one here.
-pub(super) fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
+pub(crate) fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
     result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 

@@ -69,8 +69,8 @@ pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
 pub use measure::Measures;
 pub use ping::Pinger;
 pub use status::{
-    Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath, PingReply,
-    RelayStatus, RouteStatus,
+    CarrierStatus, Engine, Home, NetEvent, NetStatus, OverlayTraffic, PeerStatus, PingPath,
+    PingReply, RelayStatus, RouteStatus,
 };
 pub use traffic::{Carried, Path as TrafficPath, PathChange};
 pub use tsmp::TunnelPong;

@@ -51,6 +51,8 @@ pub struct NetStatus {
     pub device: String,
     /// The device exists and is up; false while idle.
     pub device_up: bool,
+    /// How this process carries packets; `None` where the kernel does.
+    pub carrier: Option<CarrierStatus>,
     /// UDP port of WireGuard.
     pub port: u16,
     /// Addresses of this node on the overlay device.
@@ -77,6 +79,15 @@ pub struct NetStatus {
     pub junk: Junk,
     /// What the router can do and does for us.
     pub port_mapping: PortMapping,
+}
+
+/// The embedded engine's device.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CarrierStatus {
+    /// What the kernel splits and joins for it.
+    pub offloads: Vec<tunnel::OffloadState>,
+    /// What it counted since it was made.
+    pub counters: tunnel::Counters,
 }
 
 /// The home relay region.
@@ -336,6 +347,7 @@ impl Inner {
             engine_reason: self.engine_reason.clone(),
             device: self.device.clone(),
             device_up: desired.is_some() && link.is_some_and(|link| link.up),
+            carrier: self.tunnel.carrier(),
             port: self.port,
             addresses: desired.map_or_else(Vec::new, |desired| desired.addresses.clone()),
             filter: self.filter_status(),

@@ -12,7 +12,8 @@ use netlink::wireguard::{self, Change, Device, Peer, PeerStats};
 use netlink::{Netlink, links};
 
 use super::{Gate, PeerState, Tunnel};
-use crate::net::{Engine, NetError};
+use crate::net::filter::joined;
+use crate::net::{CarrierStatus, Engine, NetError};
 
 /// A WireGuard device inside this process. It ends with it.
 pub(crate) struct Embedded {
@@ -75,14 +76,17 @@ impl Embedded {
 
     async fn start(&self) -> Result<Running, NetError> {
         let gate = Arc::new(self.gate.clone());
-        let mut device = tunnel::Device::create(tunnel::Config::new(&self.name, self.mtu), gate)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EPERM) => NetError::NotPermitted,
-                Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
-                    name: self.name.clone(),
-                },
-                _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
-            })?;
+        // The first time they are tried.
+        let verdicts = joined(tokio::task::spawn_blocking(tunnel::verdicts).await);
+        let config = tunnel::Config::new(&self.name, self.mtu, verdicts);
+        let created = tunnel::Device::create(config, gate);
+        let mut device = created.map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => NetError::NotPermitted,
+            Some(libc::EBUSY | libc::EINVAL) => NetError::ForeignDevice {
+                name: self.name.clone(),
+            },
+            _ => failed("creating the TUN device (is /dev/net/tun there?)", error),
+        })?;
         if let Some(relaying) = &self.relaying {
             device.set_relaying(relaying.clone());
         }
@@ -236,6 +240,14 @@ impl Tunnel for Embedded {
 
     fn set_relaying(&mut self, relaying: tunnel::Relaying) {
         self.relaying = Some(relaying);
+    }
+
+    fn carrier(&self) -> Option<CarrierStatus> {
+        let device = &self.running.as_ref()?.device;
+        Some(CarrierStatus {
+            offloads: device.offloads().to_vec(),
+            counters: device.counters(),
+        })
     }
 
     fn gate(&self) -> Option<&Gate> {

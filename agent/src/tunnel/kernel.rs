@@ -11,7 +11,7 @@ use netlink::wireguard::{self, Change, Device};
 use netlink::{Error, Netlink, links};
 
 use super::{Gate, PeerState, Tunnel};
-use crate::net::{Engine, NetError};
+use crate::net::{CarrierStatus, Engine, NetError};
 
 /// A WireGuard device of the kernel. It outlives the agent.
 #[derive(Debug)]
@@ -146,6 +146,10 @@ impl Tunnel for Kernel {
     }
 
     fn set_relaying(&mut self, _: tunnel::Relaying) {}
+
+    fn carrier(&self) -> Option<CarrierStatus> {
+        None
+    }
 
     fn gate(&self) -> Option<&Gate> {
         None

@@ -19,7 +19,7 @@ pub(crate) use embedded::Embedded;
 pub(crate) use gate::Gate;
 pub(crate) use kernel::Kernel;
 
-use crate::net::{Engine, NetError};
+use crate::net::{CarrierStatus, Engine, NetError};
 
 /// Where outer packets go and what was counted, for one peer.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -67,6 +67,9 @@ pub(crate) trait Tunnel: fmt::Debug + Send + Sync {
     /// Has the datagrams of relayed peers take this way, if this process carries them, from the first
     /// [`Self::apply`] on; the kernel's go by the socket on `lo`.
     fn set_relaying(&mut self, relaying: tunnel::Relaying);
+
+    /// How this process carries packets itself; `None` where the kernel does, and while there is no device.
+    fn carrier(&self) -> Option<CarrierStatus>;
 
     /// What every packet passes that this process carries itself; `None` where the kernel does.
     fn gate(&self) -> Option<&Gate>;

@@ -40,6 +40,15 @@ fn two_nodes_reach_each_other_through_the_relay() -> Result<()> {
                 "{peer:?}"
             );
         }
+        match (status.engine, &status.carrier) {
+            (Engine::Kernel, None) => {}
+            (Engine::Embedded, Some(carrier)) => {
+                let mut offloads = carrier.offloads.iter();
+                ensure!(offloads.all(|state| state.off.is_none()), "{carrier:?}");
+                ensure!(carrier.counters.received > 0, "{carrier:?}");
+            }
+            other => bail!("{other:?}"),
+        }
         println!(
             "{:?}: {}, filter {:?}",
             status.engine, status.engine_reason, status.filter

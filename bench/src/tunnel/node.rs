@@ -107,8 +107,11 @@ fn key(text: &str) -> Result<[u8; 32]> {
 }
 
 fn ours(spec: &Spec) -> Result<tunnel::Device> {
-    let mut device = tunnel::Device::create(Config::new(&spec.name, spec.mtu), Arc::new(Open))
-        .with_context(|| format!("creating {}", spec.name))?;
+    let mut device = tunnel::Device::create(
+        Config::new(&spec.name, spec.mtu, tunnel::verdicts()),
+        Arc::new(Open),
+    )
+    .with_context(|| format!("creating {}", spec.name))?;
     let mut update = device.update();
     update.set_key(&NodePrivate::from_bytes(key(&spec.key)?));
     for peer in &spec.peers {

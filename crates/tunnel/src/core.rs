@@ -16,6 +16,7 @@ use keys::{NodePrivate, NodePublic};
 use crate::allowed::AllowedIps;
 use crate::batch::Batch;
 use crate::filter::Filter;
+use crate::offloads::Switches;
 use crate::peer::{Peer, State};
 
 /// Handshakes a second from one address before it has to show by a cookie that it is there.
@@ -81,11 +82,12 @@ pub(crate) struct Core {
     awake: Mutex<Vec<Arc<Peer>>>,
     pub(crate) filter: Arc<dyn Filter>,
     pub(crate) mtu: usize,
+    pub(crate) switches: Arc<Switches>,
     pub(crate) counters: Counters,
 }
 
 impl Core {
-    pub(crate) fn new(mtu: u16, filter: Arc<dyn Filter>) -> Core {
+    pub(crate) fn new(mtu: u16, filter: Arc<dyn Filter>, switches: Arc<Switches>) -> Core {
         Core {
             table: RwLock::default(),
             generation: AtomicU64::new(0),
@@ -94,6 +96,7 @@ impl Core {
             awake: Mutex::default(),
             filter,
             mtu: mtu.into(),
+            switches,
             counters: Counters::default(),
         }
     }

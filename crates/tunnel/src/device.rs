@@ -15,6 +15,7 @@ use keys::{NodePrivate, NodePublic};
 use crate::allowed::AllowedIps;
 use crate::core::{Core, Identity, Table};
 use crate::filter::Filter;
+use crate::offloads::{OffloadState, Switches, Verdicts};
 use crate::peer::{Peer, PeerStats};
 use crate::relay::Relaying;
 use crate::sys::{Tun, Udp};
@@ -52,18 +53,21 @@ pub struct Config<'a> {
     pub mtu: u16,
     /// Pairs of threads, each with a queue of the device and a socket.
     pub workers: NonZeroUsize,
+    /// What is known of the kernel's offloads: what fails is not used.
+    pub verdicts: &'a Verdicts,
 }
 
 impl Config<'_> {
     /// As many workers as half the processors, and no more than help.
     #[must_use]
-    pub fn new(name: &str, mtu: u16) -> Config<'_> {
+    pub fn new<'a>(name: &'a str, mtu: u16, verdicts: &'a Verdicts) -> Config<'a> {
         let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let workers = NonZeroUsize::new(processors / 2).unwrap_or(NonZeroUsize::MIN);
         Config {
             name,
             mtu,
             workers: workers.min(MAX_WORKERS),
+            verdicts,
         }
     }
 }
@@ -77,9 +81,10 @@ impl Device {
     /// EBUSY if another process holds the device, EPERM without CAP_NET_ADMIN, ENOENT without `/dev/net/tun`,
     /// EINVAL if the name is that of another kind of device.
     pub fn create(config: Config<'_>, filter: Arc<dyn Filter>) -> io::Result<Device> {
-        let queues = Tun::create(config.name, config.workers.get())?;
+        let switches = Arc::new(Switches::new(config.verdicts));
+        let queues = Tun::create(config.name, config.workers.get(), &switches)?;
         Ok(Device {
-            core: Arc::new(Core::new(config.mtu, filter)),
+            core: Arc::new(Core::new(config.mtu, filter, switches)),
             queues: queues.into_iter().map(Arc::new).collect(),
             threads: None,
             relaying: None,
@@ -102,7 +107,7 @@ impl Device {
     /// Whatever the system answered, EADDRINUSE above all; then nothing is carried.
     pub fn bind(&mut self, port: u16, mark: u32) -> io::Result<u16> {
         self.threads = None;
-        let sockets = Udp::bind(port, mark, self.queues.len())?;
+        let sockets = Udp::bind(port, mark, self.queues.len(), &self.core.switches)?;
         let relaying = self.relaying.as_ref();
         let threads = Threads::start(&self.core, &self.queues, sockets, relaying)?;
         let threads = self.threads.insert(threads);
@@ -133,14 +138,11 @@ impl Device {
         }
     }
 
-    /// What the kernel splits and joins for us.
+    /// What the kernel splits and joins for us, and why not the rest. Of the socket's own it is known once
+    /// packets are carried.
     #[must_use]
-    pub fn offloads(&self) -> Offloads {
-        let mut sockets = self.threads.iter().flat_map(Threads::sockets);
-        Offloads {
-            tun_udp: self.queues.iter().all(|queue| queue.udp_offload),
-            udp_segments: self.threads.is_some() && sockets.all(|udp| udp.sends_joined()),
-        }
+    pub fn offloads(&self) -> [OffloadState; 4] {
+        self.core.switches.states()
     }
 
     /// What was counted of every peer.
@@ -173,15 +175,6 @@ impl Device {
             unwritten: read(&counters.unwritten),
         }
     }
-}
-
-/// What comes and goes in super-packets; TCP on the TUN device always does.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Offloads {
-    /// Datagrams on the TUN device: from Linux 6.2 on.
-    pub tun_udp: bool,
-    /// Outer datagrams that are sent: while no driver has refused them, and none before packets are carried.
-    pub udp_segments: bool,
 }
 
 /// Counts since the device was created.

@@ -14,6 +14,7 @@ use crate::batch::Batch;
 use crate::core::{Core, View, addresses, count};
 use crate::filter::Direction;
 use crate::join::{Joiner, ip_len};
+use crate::offloads::Offload;
 use crate::peer::{Peer, State};
 
 /// Takes what the socket receives, and gathers what is to be written to the TUN device and what is to be sent.
@@ -27,20 +28,21 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
-    /// Datagrams are joined only if `udp` says so.
-    pub(crate) fn new(core: Arc<Core>, udp: bool) -> Inbound {
+    pub(crate) fn new(core: Arc<Core>) -> Inbound {
         Inbound {
             view: View::new(&core),
             mtu: MtuWatcher::new(u16::try_from(core.mtu).unwrap_or(u16::MAX)),
             core,
-            joiner: Joiner::new(udp),
+            joiner: Joiner::default(),
             replies: Batch::default(),
         }
     }
 
-    /// Before a batch: takes note of what was configured meanwhile.
+    /// Before a batch: takes note of what was configured, and of what the device refused, meanwhile.
     pub(crate) fn begin(&mut self) {
         self.core.refresh(&mut self.view);
+        let on = |offload| self.core.switches.is_on(offload);
+        self.joiner.join(on(Offload::TunTcp), on(Offload::TunUdp));
     }
 
     /// Takes datagrams that came from one address. What leads nowhere is counted.

@@ -13,7 +13,7 @@ const ACK: u8 = 0x10;
 /// How many of the newest items are searched for the flow of a packet.
 const SEARCH: usize = 16;
 /// A kernel before 6.9 refuses a super-packet of more datagrams.
-const UDP_SEGMENTS: u32 = 64;
+pub(crate) const UDP_SEGMENTS: u32 = 64;
 /// More parts are never written at once; the kernel takes 1 024.
 const MAX_SEGMENTS: usize = 256;
 const NONE: u32 = u32::MAX;
@@ -55,24 +55,22 @@ pub(crate) struct Joiner {
     /// For each packet the one that follows it in its item.
     next: Vec<u32>,
     items: Vec<Item>,
-    /// Whether datagrams are joined too; TCP always is.
+    /// What is joined.
+    tcp: bool,
     udp: bool,
 }
 
 impl Joiner {
-    /// Joins TCP, and with `udp` datagrams.
-    pub(crate) fn new(udp: bool) -> Joiner {
-        Joiner {
-            udp,
-            ..Joiner::default()
-        }
+    /// Says what is joined from now on: TCP, datagrams; nothing before.
+    pub(crate) fn join(&mut self, tcp: bool, udp: bool) {
+        (self.tcp, self.udp) = (tcp, udp);
     }
 
     /// Takes a packet that begins with its IP header and ends where that says.
     pub(crate) fn push(&mut self, packet: Packet) {
-        let layout = layout(&packet, self.udp);
+        let layout = layout(&packet, self.tcp, self.udp);
         let index = self.packets.len() as u32;
-        if layout.joinable && self.join(&layout, &packet, index) {
+        if layout.joinable && self.append(&layout, &packet, index) {
             self.packets.push(packet);
             self.next.push(NONE);
             return;
@@ -99,7 +97,7 @@ impl Joiner {
     }
 
     /// Makes packet `index` part of the newest item of its flow, if it continues that.
-    fn join(&mut self, layout: &Layout, packet: &[u8], index: u32) -> bool {
+    fn append(&mut self, layout: &Layout, packet: &[u8], index: u32) -> bool {
         let newest = self.items.iter_mut().rev().take(SEARCH);
         let Some(item) = newest
             .into_iter()
@@ -164,7 +162,7 @@ pub(crate) fn ip_len(packet: &[u8]) -> Option<usize> {
     (len >= 20 && len <= packet.len()).then_some(len)
 }
 
-fn layout(packet: &[u8], udp: bool) -> Layout {
+fn layout(packet: &[u8], tcp: bool, udp: bool) -> Layout {
     let mut flow = [0; 38];
     flow[0] = packet[0] >> 4;
     let (l4, protocol, addresses, plain) = if flow[0] == 4 {
@@ -193,7 +191,7 @@ fn layout(packet: &[u8], udp: bool) -> Layout {
         layout.headers = headers;
         layout.payload = packet.len() - headers;
         let fits = match protocol {
-            TCP => packet[l4 + 13] & !PSH == ACK && headers >= l4 + 20,
+            TCP => tcp && packet[l4 + 13] & !PSH == ACK && headers >= l4 + 20,
             _ => {
                 let len = u16::from_be_bytes([packet[l4 + 4], packet[l4 + 5]]);
                 udp && packet[l4 + 6..l4 + 8] != [0, 0] && usize::from(len) == packet.len() - l4
@@ -295,7 +293,8 @@ mod tests {
     use crate::testing::{Flow, V4, V6, tcp, udp, without_id};
 
     fn joiner(packets: &[Vec<u8>]) -> Joiner {
-        let mut joiner = Joiner::new(true);
+        let mut joiner = Joiner::default();
+        joiner.join(true, true);
         for packet in packets {
             joiner.push(Packet::from_bytes(BytesMut::from(&packet[..])));
         }
@@ -397,6 +396,22 @@ mod tests {
         let (a, b) = (segments(V4, 5, 100), segments(other, 5, 100));
         let packets: Vec<_> = a.into_iter().zip(b).flat_map(|(a, b)| [a, b]).collect();
         assert_eq!(counts(&packets), [5, 5]);
+    }
+
+    #[test]
+    fn what_is_switched_off_is_not_joined() {
+        let mut packets = segments(V4, 3, 100);
+        packets.extend((0..3).map(|number| udp(V6, &[number; 100])));
+        for (tcp, udp, items) in [(true, false, 4), (false, true, 4), (false, false, 6)] {
+            let mut joiner = Joiner::default();
+            joiner.join(tcp, udp);
+            for packet in &packets {
+                joiner.push(Packet::from_bytes(BytesMut::from(&packet[..])));
+            }
+            let mut count = 0;
+            joiner.flush(|_, _| count += 1);
+            assert_eq!(count, items, "{tcp} {udp}");
+        }
     }
 
     /// Any traffic of some flows: trains of TCP and UDP with gaps, ends and damage.

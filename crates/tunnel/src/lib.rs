@@ -13,7 +13,10 @@
 //! a lock of its own. WireGuard's handshakes, sessions and timers are those of gotatun. Packets of one flow stay in
 //! order.
 //!
-//! Everything but `sys.rs` is safe code, and everything but `sys.rs` and `threads.rs` does without system calls.
+//! Kernels whose offloads do not do what they say are found out before any is used, by `trial.rs`.
+//!
+//! Everything but `sys.rs` is safe code, and everything but `sys.rs`, `threads.rs` and `trial.rs` does without system
+//! calls.
 #![deny(unsafe_code)]
 
 mod allowed;
@@ -24,7 +27,13 @@ mod device;
 mod filter;
 mod inbound;
 mod join;
+mod offloads;
 mod outbound;
+#[cfg_attr(
+    not(any(test, feature = "testing")),
+    expect(unreachable_pub, reason = "tests and fuzz targets have it")
+)]
+mod packets;
 mod peer;
 mod relay;
 mod split;
@@ -34,9 +43,13 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod trial;
 mod vnet;
+mod write;
 
-pub use device::{Config, Counters, Device, Offloads, Update};
+pub use device::{Config, Counters, Device, Update};
 pub use filter::{Direction, Filter};
+pub use offloads::{Offload, OffloadState, Verdict, Verdicts};
 pub use peer::PeerStats;
 pub use relay::{Datagrams, Inlet, Relay, Relaying};
+pub use trial::verdicts;

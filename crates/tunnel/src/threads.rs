@@ -15,10 +15,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::batch::Batch;
 use crate::core::{Core, count};
 use crate::inbound::Inbound;
+use crate::offloads::Offload;
 use crate::outbound::Outbound;
 use crate::relay::{Datagrams, Inlet, Relaying};
 use crate::sys::{RX_SLOTS, Run, RxRing, SendScratch, Tun, Udp};
 use crate::vnet::VnetHeader;
+use crate::write::write;
 
 /// How often timers run while there are any.
 const TICK: Duration = Duration::from_millis(250);
@@ -139,7 +141,7 @@ impl Worker {
 
     /// What takes datagrams for this worker's device.
     pub(crate) fn inbound(&self) -> Inbound {
-        Inbound::new(Arc::clone(&self.core), self.tun.udp_offload)
+        Inbound::new(Arc::clone(&self.core))
     }
 
     /// Sends a batch and empties it.
@@ -193,17 +195,28 @@ impl Worker {
     pub(crate) fn write(&self, inbound: &mut Inbound) -> bool {
         let counters = &self.core.counters;
         let mut gone = false;
-        let mut written = 0;
+        let mut writes = 0;
         inbound.joiner.flush(|parts, packets| {
-            written += 1;
-            if let Err(error) = self.tun.write(parts) {
-                // Down: the packets are lost, the device is not.
-                gone |= is_gone(&error);
-                count(&counters.unwritten, packets as usize);
+            writes += 1;
+            let written = write(parts, packets, |parts| self.tun.write(parts));
+            let Some(error) = written.error else { return };
+            if let Some(offload) = written.refused {
+                self.refused(offload, &error);
             }
+            // Down: the packets are lost, the device is not.
+            gone |= is_gone(&error);
+            count(&counters.unwritten, written.lost);
         });
-        count(&counters.written, written);
+        count(&counters.written, writes);
         !gone
+    }
+
+    /// The device takes packets of a kind only one by one.
+    fn refused(&self, offload: Offload, error: &io::Error) {
+        let why = format!("the kernel refused a super-packet: {error}");
+        if self.core.switches.turn_off(offload, why) {
+            tracing::warn!(%error, %offload, "the TUN device takes no super-packets of this kind, whatever it says; packets are written one by one from now on");
+        }
     }
 }
 

@@ -12,11 +12,15 @@ use bytes::BytesMut;
 use keys::{NodePrivate, NodePublic};
 use testnet::{Namespace, scaled, veth, wait_until};
 use tokio::runtime::Runtime;
-use tunnel::{Config, Datagrams, Device, Direction, Filter, Inlet, Relay, Relaying};
+use tunnel::{
+    Config, Datagrams, Device, Direction, Filter, Inlet, Offload, Relay, Relaying, Verdict,
+};
 
 const MTU: u16 = 1280;
 const PORT: u16 = 51820;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What is said of an offload that fails.
+const LIE: &str = "it lies";
 /// Bytes of each transfer: thousands of super-packets.
 const AMOUNT: usize = 40 << 20;
 
@@ -30,7 +34,7 @@ impl Filter for Open {
 
 /// Which WireGuard an end runs; it ends when dropped.
 enum Engine {
-    Ours(#[expect(dead_code, reason = "holds the device")] Device),
+    Ours(Device),
     Stock(#[expect(dead_code, reason = "holds the device")] Stock),
 }
 
@@ -42,6 +46,8 @@ type Stock = (
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Ours,
+    /// Ours where none of these works.
+    Without(&'static [Offload]),
     Stock,
 }
 
@@ -130,7 +136,8 @@ impl End {
             inlet: self.inlet.clone(),
         });
         let engine = self.space.enter(move || match kind {
-            Kind::Ours => ours(&key, peer, relaying).map(Engine::Ours),
+            Kind::Ours => ours(&key, peer, relaying, &[]).map(Engine::Ours),
+            Kind::Without(fail) => ours(&key, peer, relaying, fail).map(Engine::Ours),
             Kind::Stock => stock(&key, peer).map(Engine::Stock),
         })??;
         self.engine = Some(engine);
@@ -149,11 +156,17 @@ fn ours(
     key: &NodePrivate,
     (peer, endpoint, inner): PeerOf,
     relaying: Option<Relaying>,
+    fail: &[Offload],
 ) -> Result<Device> {
+    let verdicts = fail
+        .iter()
+        .fold(tunnel::verdicts().clone(), |verdicts, offload| {
+            verdicts.with(*offload, Verdict::Fails(LIE.to_owned()))
+        });
     // More than one worker, whatever the machine has: nothing may depend on there being one.
     let config = Config {
         workers: NonZeroUsize::new(3).context("zero")?,
-        ..Config::new("wg0", MTU)
+        ..Config::new("wg0", MTU, &verdicts)
     };
     let mut device = Device::create(config, Arc::new(Open))?;
     if let Some(relaying) = relaying {
@@ -276,6 +289,29 @@ fn data_arrives_whole_with_stock_gotatun_at_the_other_end() -> Result<()> {
 #[test]
 fn data_arrives_whole_over_a_relay_in_the_process() -> Result<()> {
     carries([Kind::Ours, Kind::Ours], Underlay::Relay)
+}
+
+#[test]
+fn data_arrives_whole_without_offloads() -> Result<()> {
+    let kinds = |fail| [Kind::Without(fail), Kind::Ours];
+    carries(kinds(&Offload::ALL), Underlay::V4)?;
+    carries(kinds(&[Offload::TunTcp, Offload::UdpSegment]), Underlay::V6)
+}
+
+#[test]
+fn a_device_says_which_offloads_it_does_without() -> Result<()> {
+    let fail = &[Offload::TunUdp, Offload::UdpSegment];
+    let [a, b] = pair([Kind::Without(fail), Kind::Ours], Underlay::V4)?;
+    for (end, fail) in [(&a, &fail[..]), (&b, &[])] {
+        let Some(Engine::Ours(device)) = &end.engine else {
+            return Err(anyhow!("it is not ours"));
+        };
+        for state in device.offloads() {
+            let expected = fail.contains(&state.offload).then(|| LIE.to_owned());
+            ensure!(state.off == expected, "{state:?}");
+        }
+    }
+    Ok(())
 }
 
 /// Datagrams in a second and flow, and flows.

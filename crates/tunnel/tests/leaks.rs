@@ -39,7 +39,8 @@ impl Filter for Open {
 
 fn device(space: &Namespace, key: &NodePrivate, port: u16) -> Result<Device> {
     let mut device = space.enter(|| {
-        let mut device = Device::create(Config::new("wg0", MTU), Arc::new(Open))?;
+        let mut device =
+            Device::create(Config::new("wg0", MTU, tunnel::verdicts()), Arc::new(Open))?;
         device.bind(port, 0)?;
         io::Result::Ok(device)
     })??;

@@ -407,6 +407,7 @@ fn everything_is_there(site: &Site) -> Result<()> {
         "tailrace_relay_pings_total",
         "tailrace_relay_watchers",
         "tailrace_relay_write_timeouts_total",
+        "tailrace_tunnel_dropped_packets_total",
     ];
     let names: BTreeSet<String> = site.prometheus.names()?.into_iter().collect();
     let mut missing = Vec::new();
@@ -435,6 +436,9 @@ fn everything_is_there(site: &Site) -> Result<()> {
 
 /// What ends only with the daemons themselves.
 fn outages(site: &mut Site) -> Result<()> {
+    // The embedded tunnel has families of its own.
+    site.alice.cli(&["set", "--wireguard=embedded"])?;
+    site.alice.reach(site.bob.ip("-4")?, CONNECT)?;
     for name in ["TailraceControlNodesOffline", "TailraceDown"] {
         site.is_silent(name)?;
     }

@@ -9,6 +9,7 @@ use control_proto::netmap::NetMap;
 use control_proto::tailcfg::{Node, NodeId};
 use dataplane::{Forwarded, MapUse, ShieldReason};
 use node_core::RegionId;
+use tunnel::{Counters, OffloadState};
 
 use super::super::families::FAMILIES;
 use super::*;
@@ -88,6 +89,24 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
         engine_reason: String::new(),
         device: "tailrace0".to_owned(),
         device_up: true,
+        carrier: Some(CarrierStatus {
+            offloads: vec![
+                OffloadState {
+                    offload: Offload::TunTcp,
+                    off: None,
+                },
+                OffloadState {
+                    offload: Offload::UdpGro,
+                    off: Some("it lies".to_owned()),
+                },
+            ],
+            counters: Counters {
+                received: 7,
+                written: 2,
+                refused: 1,
+                ..Counters::default()
+            },
+        }),
         port: 41641,
         addresses: Vec::new(),
         filter: FilterStatus {
@@ -207,6 +226,23 @@ fn every_family_is_shown_once_where_everything_is_known() {
         distinct.len(),
         "a series is there twice:\n{text}"
     );
+}
+
+#[test]
+fn the_embedded_tunnel_shows_its_offloads_and_what_it_carried() {
+    let (snapshot, mut measures) = large(1, 1);
+    let text = render(&snapshot, Some(&measures));
+    for line in [
+        "tailrace_tunnel_offload{offload=\"tun_tcp\"} 1",
+        "tailrace_tunnel_offload{offload=\"udp_gro\"} 0",
+        "tailrace_tunnel_packets_total{direction=\"rx\"} 7",
+        "tailrace_tunnel_super_packets_total{direction=\"rx\"} 2",
+        "tailrace_tunnel_dropped_packets_total{reason=\"refused\"} 1",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line}:\n{text}");
+    }
+    measures.status.carrier = None;
+    assert!(!render(&snapshot, Some(&measures)).contains("tailrace_tunnel_"));
 }
 
 #[test]

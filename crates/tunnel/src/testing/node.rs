@@ -51,7 +51,7 @@ impl Node {
         allowed: [IpAddr; 2],
     ) -> Node {
         let gate = Arc::new(Gate::default());
-        let core = Arc::new(Core::new(1280, gate.clone()));
+        let core = Arc::new(Core::new(1280, gate.clone(), Arc::default()));
         let peer = Arc::new(Peer::new(peer, endpoint));
         let mut routes = AllowedIps::default();
         for address in allowed {
@@ -64,7 +64,7 @@ impl Node {
         });
         Node {
             out: Outbound::new(Arc::clone(&core)),
-            inn: Inbound::new(Arc::clone(&core), true),
+            inn: Inbound::new(Arc::clone(&core)),
             core,
             gate,
             address,

@@ -1,0 +1,160 @@
+//! Which super-packets are in use: [`Offload`], what is known of each before ([`Verdicts`]) and now ([`Switches`]).
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// A way to hand several packets to the kernel at once, or to be handed them.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Offload {
+    /// TCP on the TUN device, both ways (TSO).
+    TunTcp,
+    /// Datagrams on the TUN device, both ways (USO): Linux 6.2.
+    TunUdp,
+    /// Outer datagrams that are sent.
+    UdpSegment,
+    /// Outer datagrams that are received.
+    UdpGro,
+}
+
+impl Offload {
+    /// All of them.
+    pub const ALL: [Offload; 4] = [
+        Offload::TunTcp,
+        Offload::TunUdp,
+        Offload::UdpSegment,
+        Offload::UdpGro,
+    ];
+
+    /// Its name in `status`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Offload::TunTcp => "TCP",
+            Offload::TunUdp => "UDP",
+            Offload::UdpSegment => "UDP_SEGMENT",
+            Offload::UdpGro => "UDP_GRO",
+        }
+    }
+}
+
+impl fmt::Display for Offload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a trial of an offload has shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// What went in came out.
+    Works,
+    /// It did not, or the kernel refused what it offers: in a few words, what went wrong.
+    Fails(String),
+    /// There was no trial, and why. It is used where the kernel offers it, until something fails.
+    Untested(String),
+}
+
+/// What is known of every offload before it is used.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Verdicts([Verdict; Offload::ALL.len()]);
+
+impl Verdicts {
+    /// One for each.
+    pub(crate) fn each(verdict: impl FnMut(Offload) -> Verdict) -> Verdicts {
+        Verdicts(Offload::ALL.map(verdict))
+    }
+
+    /// Nothing is known.
+    #[must_use]
+    pub fn untested(why: &str) -> Verdicts {
+        Verdicts::each(|_| Verdict::Untested(why.to_owned()))
+    }
+
+    /// The same, but for one of them.
+    #[must_use]
+    pub fn with(mut self, offload: Offload, verdict: Verdict) -> Verdicts {
+        self.0[offload as usize] = verdict;
+        self
+    }
+
+    /// What is known of one.
+    #[must_use]
+    pub fn of(&self, offload: Offload) -> &Verdict {
+        &self.0[offload as usize]
+    }
+}
+
+/// Whether a device uses an offload.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OffloadState {
+    /// Which.
+    pub offload: Offload,
+    /// Why it is not used, in a few words; `None` if it is.
+    pub off: Option<String>,
+}
+
+/// The offloads of one device. What was switched off stays off as long as the device lives.
+#[derive(Debug, Default)]
+pub(crate) struct Switches([OnceLock<String>; Offload::ALL.len()]);
+
+impl Switches {
+    /// All on but for those that fail.
+    pub(crate) fn new(verdicts: &Verdicts) -> Switches {
+        let switches = Switches::default();
+        for offload in Offload::ALL {
+            if let Verdict::Fails(why) = verdicts.of(offload) {
+                switches.turn_off(offload, why.clone());
+            }
+        }
+        switches
+    }
+
+    pub(crate) fn is_on(&self, offload: Offload) -> bool {
+        self.0[offload as usize].get().is_none()
+    }
+
+    /// True if it was on.
+    pub(crate) fn turn_off(&self, offload: Offload, why: impl Into<String>) -> bool {
+        self.0[offload as usize].set(why.into()).is_ok()
+    }
+
+    pub(crate) fn states(&self) -> [OffloadState; Offload::ALL.len()] {
+        Offload::ALL.map(|offload| OffloadState {
+            offload,
+            off: self.0[offload as usize].get().cloned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_off_and_the_first_reason_stays() {
+        let verdicts = Verdicts::untested("nobody tried")
+            .with(Offload::TunUdp, Verdict::Fails("it lies".to_owned()))
+            .with(Offload::UdpGro, Verdict::Works);
+        let switches = Switches::new(&verdicts);
+        assert!(!switches.turn_off(Offload::TunUdp, "again"));
+        assert!(switches.turn_off(Offload::UdpSegment, "refused"));
+        let off: Vec<_> = switches
+            .states()
+            .into_iter()
+            .map(|state| (state.offload.name(), state.off))
+            .collect();
+        let off: Vec<_> = off
+            .iter()
+            .map(|(name, off)| (*name, off.as_deref()))
+            .collect();
+        assert_eq!(
+            off,
+            [
+                ("TCP", None),
+                ("UDP", Some("it lies")),
+                ("UDP_SEGMENT", Some("refused")),
+                ("UDP_GRO", None)
+            ]
+        );
+    }
+}
