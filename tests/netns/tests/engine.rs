@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use netns_tests::{CONNECT, End, Gateway, addresses, both_ways, connected_pair, pair, refused};
+use netns_tests::{
+    CONNECT, End, Gateway, addresses, both_ways, connected_pair, pair, refused, transfer,
+};
 use serde_json::Value;
 use testnet::tailnet::{Engine, Node};
 use testnet::{Namespace, scaled, skip_unless_available, wait_until};
@@ -148,6 +150,25 @@ fn another_engine_keeps_everything_and_traffic_waits_less_than_a_second() -> Res
         drops_tcp(gate, alice)?;
         alice.reach(behind, CONNECT)?;
     }
+    Ok(())
+}
+
+#[test]
+fn what_one_engine_sends_the_other_receives_whole() -> Result<()> {
+    skip_unless_available!("ping");
+    skip_unless!(true, "this kernel has no WireGuard for the other end");
+    let tailnet = connected_pair()?;
+    let [alice, bob] = pair(&tailnet.nodes)?;
+    alice.cli(&["set", "--wireguard=embedded"])?;
+    bob.cli(&["set", "--wireguard=kernel"])?;
+    for (from, to) in [(alice, bob), (bob, alice)] {
+        for address in addresses(to)? {
+            from.reach(address, CONNECT)?;
+            let [from, to] = [from, to].map(|node| node.host().namespace());
+            transfer(from, to, address, 2 << 20)?;
+        }
+    }
+    ensure!(engine(alice)? == "embedded" && engine(bob)? == "kernel");
     Ok(())
 }
 

@@ -140,7 +140,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Guest, folder: &Path) -> Result<Pat
         strip(&program.path, &root, &format!("steps/{}", program.name))?;
     }
     modules(kernel, &root.join("mods"))?;
-    accounts(&root)?;
+    names(&root)?;
     let init = root.join("init");
     fs::write(&init, script(guest))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -251,11 +251,15 @@ fn modules(kernel: &Kernel, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Users and groups, for tests that give up root.
-fn accounts(root: &Path) -> Result<()> {
+/// What programs look up by name: users and groups, for tests that give up root, and protocols, for `ip` and `nft`.
+fn names(root: &Path) -> Result<()> {
     let users = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
     fs::write(root.join("etc/passwd"), users)?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    fs::write(
+        root.join("etc/protocols"),
+        "icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\n",
+    )?;
     fs::write(
         root.join("etc/hosts"),
         "127.0.0.1 localhost\n::1 localhost\n",
