@@ -13,6 +13,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use object::build::elf;
+use object::elf::SHT_STRTAB;
 
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER: &str = "bpf-linker";
@@ -71,7 +73,9 @@ pub(crate) fn build_with(root: &Path, tools: &Path, log: bool) -> Result<PathBuf
 
     let built = target_dir.join(TARGET).join("release/ebpf");
     let object = root.join("target/ebpf/tailrace.o");
-    install(&built, &object)?;
+    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let stripped = without_dwarf(&bytes).context("taking the debugging sections out")?;
+    install(&stripped, &object)?;
     Ok(object)
 }
 
@@ -90,9 +94,31 @@ fn flags(root: &Path, sysroot: &Path) -> OsString {
     flags
 }
 
-/// Copies `built` to `object` in one step, if it differs.
-fn install(built: &Path, object: &Path) -> Result<()> {
-    let bytes = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
+/// The object without the sections of DWARF, nine tenths of it: the linker makes BTF of them, which stays and is what
+/// the verifier's log quotes. Every agent has all of the object in memory.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
+    let mut elf = elf::Builder::read(object)?;
+    // LLVM keeps names of sections and symbols in one; the writer wants two.
+    let names = elf.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = elf::SectionData::SectionString;
+    for section in &mut elf.sections {
+        section.delete |= section.name.starts_with(b".debug_");
+    }
+    elf.delete_orphans();
+    for section in &mut elf.sections {
+        // Relocations of what is gone.
+        section.delete |= section.name.starts_with(b".rel.debug_");
+    }
+    let mut stripped = Vec::new();
+    elf.write(&mut stripped)?;
+    Ok(stripped)
+}
+
+/// Writes `object` in one step, if it differs.
+fn install(bytes: &[u8], object: &Path) -> Result<()> {
     if fs::read(object).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
@@ -101,7 +127,7 @@ fn install(built: &Path, object: &Path) -> Result<()> {
     };
     let partial = object.with_extension("o.partial");
     fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&partial, &bytes))
+        .and_then(|()| fs::write(&partial, bytes))
         .and_then(|()| fs::rename(&partial, object))
         .with_context(|| format!("writing {}", object.display()))
 }
