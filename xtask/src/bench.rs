@@ -20,7 +20,7 @@ use kept::{Committed, Run};
 pub(crate) struct Options {
     /// Name of the bench; with --check all that have committed figures, if none is named.
     #[arg(
-        value_parser = ["acl", "control", "counters", "forward", "memory", "overhead", "paths", "policy", "relay", "tunnel"],
+        value_parser = ["acl", "control", "counters", "forward", "memory", "overhead", "paths", "policy", "relay", "relayed", "tunnel"],
         required_unless_present = "check"
     )]
     name: Option<String>,
