@@ -145,7 +145,9 @@ impl End {
         self.space.ip(&format!("address add {v4}/24 dev wg0"))?;
         self.space
             .ip(&format!("address add {v6}/64 dev wg0 nodad"))?;
-        self.space.ip(&format!("link set wg0 up mtu {MTU}"))?;
+        // Room for what the host sends while the machine lets the tunnel's thread wait.
+        self.space
+            .ip(&format!("link set wg0 up mtu {MTU} txqueuelen 10000"))?;
         Ok(())
     }
 }
