@@ -109,8 +109,9 @@ fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     }
     elf.delete_orphans();
     for section in &mut elf.sections {
-        // Relocations of what is gone.
-        section.delete |= section.name.starts_with(b".rel.debug_");
+        // Of what is gone, or what the linker has done already: nothing but programs is relocated by a loader.
+        let done = [&b".rel.debug_"[..], b".rel.BTF"];
+        section.delete |= done.iter().any(|name| section.name.starts_with(name));
     }
     let mut stripped = Vec::new();
     elf.write(&mut stripped)?;
