@@ -106,6 +106,8 @@ pub fn prepare(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Daemon, Daem
     if let Err(error) = prepared {
         tracing::warn!(%error, "the host could not be prepared for pinned counters");
     }
+    // It takes a privilege that goes with the others; the engine may be another than today's later.
+    tunnel::verdicts();
     match privileges::reduce(config.port, || state.is_writable()) {
         Ok(kept) => tracing::info!(%kept, "privileges dropped"),
         Err(error) => tracing::warn!(%error, "privileges could not be dropped"),

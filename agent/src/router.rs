@@ -164,8 +164,8 @@ pub(crate) async fn apply(netlink: &Netlink, device: &str, wiring: &Wiring) -> R
     Ok(())
 }
 
-/// Has the routes to some peers take packets as long as those do, and the device too. Nobody else's route is
-/// looked at: what [`apply`] would do for all of a big tailnet, each time that one peer's path changes.
+/// Has the routes to some peers take packets as long as those do, and the device too. As a rule nobody else's route
+/// is looked at: [`apply`] would do that for all of a big tailnet, each time that one peer's path changes.
 ///
 /// # Errors
 ///
@@ -178,15 +178,16 @@ pub(crate) async fn resize(
     peers: &BTreeSet<NodePublic>,
 ) -> Result<(), Error> {
     let mut wiring = Wiring::new(desired, mtus);
-    if wiring.captured.is_some() {
-        // The LAN goes to the exit node too, by routes of its own.
-        return apply(netlink, device, &wiring).await;
-    }
-    let Some(link) = links::get(netlink, device).await? else {
-        // Whoever makes it anew makes the routes.
+    let link = links::get(netlink, device).await?;
+    let Some(link) = link.filter(|link| link.up) else {
+        // Whoever brings it up makes the routes.
         return Ok(());
     };
-    links::ensure_up(netlink, &link, wiring.mtu.into()).await?;
+    // A LAN that goes to the exit node has routes of its own. And when a device's MTU grows, Linux has the IPv6 routes
+    // grow that were as long as it.
+    if wiring.captured.is_some() || link.mtu != u32::from(wiring.mtu) {
+        return apply(netlink, device, &wiring).await;
+    }
     let resized = peers.iter().flat_map(|peer| mtus.routes_to(peer, desired));
     wiring.routes = resized.collect();
     for (net, target) in wanted_routes(&wiring, &Networks::default(), Ipv6::of(device)) {

@@ -1,5 +1,6 @@
 //! `tailrace status` and `tailrace ip`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -202,7 +203,16 @@ fn offloads_line(ours: &TailraceStatus) -> String {
     let rest: String = rest
         .map(|one| format!("; not {} ({})", one.name, one.reason))
         .collect();
-    format!("# offloads: {used}{rest}\n")
+    // For one reason as a rule.
+    let mut untried: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for one in ours.offloads.iter().filter(|one| !one.untried.is_empty()) {
+        untried.entry(&one.untried).or_default().push(&one.name);
+    }
+    let untried = untried.iter();
+    let untried: String = untried
+        .map(|(why, names)| format!("; {} untried ({why})", names.join(", ")))
+        .collect();
+    format!("# offloads: {used}{rest}{untried}\n")
 }
 
 /// Where the packet filter is, and what it did.
@@ -404,6 +414,7 @@ mod tests {
             name: name.to_owned(),
             in_use: reason.is_empty(),
             reason: reason.to_owned(),
+            untried: String::new(),
         };
         status.tailrace.offloads = vec![one("TCP", ""), one("UDP", "it lies"), one("UDP_GRO", "")];
         let text = render(&status);
@@ -414,6 +425,13 @@ mod tests {
         status.tailrace.offloads = vec![one("TCP", "no")];
         let text = render(&status);
         assert!(text.contains("# offloads: none; not TCP (no)\n"), "{text}");
+        status.tailrace.offloads = ["TCP", "UDP"].map(|name| one(name, "")).to_vec();
+        for offload in &mut status.tailrace.offloads {
+            offload.untried = "not permitted".to_owned();
+        }
+        let text = render(&status);
+        let line = "# offloads: TCP, UDP; TCP, UDP untried (not permitted)\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

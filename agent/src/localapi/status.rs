@@ -249,6 +249,7 @@ fn offload_status(state: &tunnel::OffloadState) -> OffloadStatus {
         name: state.offload.name().to_owned(),
         in_use: state.off.is_none(),
         reason: state.off.clone().unwrap_or_default(),
+        untried: state.untried.clone().unwrap_or_default(),
     }
 }
 

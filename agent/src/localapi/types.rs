@@ -305,6 +305,8 @@ pub struct OffloadStatus {
     pub in_use: bool,
     /// Why it is not; empty if it is.
     pub reason: String,
+    /// Why it was not tried before; empty if it was.
+    pub untried: String,
 }
 
 /// A relay connection, in [`TailraceStatus`].

@@ -76,7 +76,6 @@ impl Inner {
     pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
         let mut routed = BTreeSet::new();
         let mut restarted = Vec::new();
-        let mut resized = BTreeSet::new();
         let (mut changed, mut detoured) = (false, false);
         for order in orders {
             match *order {
@@ -94,7 +93,7 @@ impl Inner {
                 }
                 Order::Mtu(peer, mtu) => {
                     if self.mtus.set(peer, mtu) {
-                        resized.insert(peer);
+                        self.outgrown.insert(peer);
                         let peer = peer.to_string();
                         tracing::info!(peer, mtu, "takes packets so long");
                     }
@@ -120,9 +119,7 @@ impl Inner {
         if changed {
             self.shields.trust(&self.trusted());
         }
-        if !resized.is_empty() {
-            self.resize(&resized).await?;
-        }
+        self.resize().await?;
         if !restarted.is_empty() {
             self.tunnel.change(restarted).await?;
             self.reapply().await?;

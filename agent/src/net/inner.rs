@@ -54,6 +54,8 @@ pub(super) struct Inner {
     pub(super) routes: BTreeMap<NodePublic, Route>,
     /// How long packets to peers may be.
     pub(super) mtus: Mtus,
+    /// Peers whose routes say another length still.
+    pub(super) outgrown: BTreeSet<NodePublic>,
     /// Addresses whose packets must not move the endpoint of the peer.
     pub(super) detours: BTreeMap<NodePublic, Vec<SocketAddr>>,
     /// Paths of a former agent that the path machine has not been told of yet.
@@ -170,6 +172,7 @@ impl Inner {
         self.arrange_tsmp();
         let wired = router::apply(&self.netlink, &self.device, &wiring).await;
         self.wired(wired)?;
+        self.outgrown.clear();
         self.arrange_netfilter().await?;
         self.arrange_offload().await?;
         self.arrange_shields().await?;
@@ -181,13 +184,19 @@ impl Inner {
         })
     }
 
-    /// Makes routes take packets as long as these peers do.
-    pub(super) async fn resize(&self, peers: &BTreeSet<NodePublic>) -> Result<(), NetError> {
+    /// Makes routes take packets as long as their peers do, where that has changed.
+    pub(super) async fn resize(&mut self) -> Result<(), NetError> {
         let Some(Applied { desired, .. }) = &self.applied else {
             return Ok(());
         };
-        let resized = router::resize(&self.netlink, &self.device, desired, &self.mtus, peers);
-        self.wired(resized.await)
+        if self.outgrown.is_empty() {
+            return Ok(());
+        }
+        let (mtus, peers) = (&self.mtus, &self.outgrown);
+        let resized = router::resize(&self.netlink, &self.device, desired, mtus, peers);
+        self.wired(resized.await)?;
+        self.outgrown.clear();
+        Ok(())
     }
 
     fn wired(&self, wired: Result<(), netlink::Error>) -> Result<(), NetError> {
@@ -307,6 +316,7 @@ impl Inner {
         self.routes.clear();
         self.detours.clear();
         self.mtus = Mtus::default();
+        self.outgrown.clear();
         self.pinning = Pins::Untried;
         let nobody = Event::Peers {
             node: NodePublic::from_bytes([0; 32]),

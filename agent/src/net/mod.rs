@@ -19,7 +19,7 @@ mod switch;
 pub(crate) mod traffic;
 mod tsmp;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -324,6 +324,7 @@ impl Net {
             direct,
             routes,
             mtus: Mtus::default(),
+            outgrown: BTreeSet::new(),
             detours: BTreeMap::new(),
             adopted,
             wants_direct: config.direct,

@@ -202,7 +202,7 @@ pub struct Counters {
     pub refused: u64,
     /// Packets that the kernel did not send.
     pub unsent: u64,
-    /// Packets that the TUN device did not take, because it is down.
+    /// Packets that the TUN device did not take: it is down, or refuses them.
     pub unwritten: u64,
 }
 

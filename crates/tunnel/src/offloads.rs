@@ -52,6 +52,8 @@ pub enum Verdict {
     Fails(String),
     /// There was no trial, and why. It is used where the kernel offers it, until something fails.
     Untested(String),
+    /// The kernel does not offer it.
+    Missing(String),
 }
 
 /// What is known of every offload before it is used.
@@ -91,37 +93,55 @@ pub struct OffloadState {
     pub offload: Offload,
     /// Why it is not used, in a few words; `None` if it is.
     pub off: Option<String>,
+    /// Why nobody tried it before it was used; `None` if somebody did, or it is not used.
+    pub untried: Option<String>,
 }
 
 /// The offloads of one device. What was switched off stays off as long as the device lives.
 #[derive(Debug, Default)]
-pub(crate) struct Switches([OnceLock<String>; Offload::ALL.len()]);
+pub(crate) struct Switches([Switch; Offload::ALL.len()]);
+
+#[derive(Debug, Default)]
+struct Switch {
+    off: OnceLock<String>,
+    untried: Option<String>,
+}
 
 impl Switches {
-    /// All on but for those that fail.
+    /// All on but for those that fail, or that there are not.
     pub(crate) fn new(verdicts: &Verdicts) -> Switches {
-        let switches = Switches::default();
+        let mut switches = Switches::default();
         for offload in Offload::ALL {
-            if let Verdict::Fails(why) = verdicts.of(offload) {
-                switches.turn_off(offload, why.clone());
+            match verdicts.of(offload) {
+                Verdict::Works => {}
+                Verdict::Untested(why) => switches.0[offload as usize].untried = Some(why.clone()),
+                Verdict::Fails(why) | Verdict::Missing(why) => {
+                    switches.turn_off(offload, why.clone());
+                }
             }
         }
         switches
     }
 
     pub(crate) fn is_on(&self, offload: Offload) -> bool {
-        self.0[offload as usize].get().is_none()
+        self.0[offload as usize].off.get().is_none()
     }
 
     /// True if it was on.
     pub(crate) fn turn_off(&self, offload: Offload, why: impl Into<String>) -> bool {
-        self.0[offload as usize].set(why.into()).is_ok()
+        self.0[offload as usize].off.set(why.into()).is_ok()
     }
 
     pub(crate) fn states(&self) -> [OffloadState; Offload::ALL.len()] {
-        Offload::ALL.map(|offload| OffloadState {
-            offload,
-            off: self.0[offload as usize].get().cloned(),
+        Offload::ALL.map(|offload| {
+            let Switch { off, untried } = &self.0[offload as usize];
+            let off = off.get().cloned();
+            let untried = untried.clone().filter(|_| off.is_none());
+            OffloadState {
+                offload,
+                off,
+                untried,
+            }
         })
     }
 }
@@ -138,22 +158,18 @@ mod tests {
         let switches = Switches::new(&verdicts);
         assert!(!switches.turn_off(Offload::TunUdp, "again"));
         assert!(switches.turn_off(Offload::UdpSegment, "refused"));
-        let off: Vec<_> = switches
-            .states()
-            .into_iter()
-            .map(|state| (state.offload.name(), state.off))
-            .collect();
-        let off: Vec<_> = off
-            .iter()
-            .map(|(name, off)| (*name, off.as_deref()))
-            .collect();
+        let states = switches.states();
+        let told = states.each_ref().map(|state| {
+            let OffloadState { off, untried, .. } = state;
+            (state.offload.name(), off.as_deref(), untried.as_deref())
+        });
         assert_eq!(
-            off,
+            told,
             [
-                ("TCP", None),
-                ("UDP", Some("it lies")),
-                ("UDP_SEGMENT", Some("refused")),
-                ("UDP_GRO", None)
+                ("TCP", None, Some("nobody tried")),
+                ("UDP", Some("it lies"), None),
+                ("UDP_SEGMENT", Some("refused"), None),
+                ("UDP_GRO", None, None)
             ]
         );
     }

@@ -213,7 +213,7 @@ impl Worker {
 
     /// The device takes packets of a kind only one by one.
     fn refused(&self, offload: Offload, error: &io::Error) {
-        let why = format!("the kernel refused a super-packet: {error}");
+        let why = format!("the kernel refused a super-packet that was written: {error}");
         if self.core.switches.turn_off(offload, why) {
             tracing::warn!(%error, %offload, "the TUN device takes no super-packets of this kind, whatever it says; packets are written one by one from now on");
         }

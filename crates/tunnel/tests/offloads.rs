@@ -21,7 +21,13 @@ fn this_kernel_does_what_it_says_quickly_and_nothing_is_left() -> Result<()> {
         let took = begin.elapsed();
         println!("tried in {took:?}: {found:?}");
         for offload in Offload::ALL {
-            ensure!(*found.of(offload) == Verdict::Works, "{offload}: {found:?}");
+            // Before Linux 6.2 there are no datagrams on TUN devices.
+            let verdict = found.of(offload);
+            let missing = offload == Offload::TunUdp && matches!(verdict, Verdict::Missing(_));
+            ensure!(
+                *verdict == Verdict::Works || missing,
+                "{offload}: {found:?}"
+            );
         }
         ensure!(took < scaled(QUICK), "{took:?}");
         // A thread is seen until a moment after its end.

@@ -200,6 +200,12 @@ fn an_engine_that_this_kernel_lacks_is_refused_and_traffic_goes_on() -> Result<(
     skip_unless!(false, "this kernel has WireGuard");
     let tailnet = connected_pair()?;
     let [alice, bob] = pair(&tailnet.nodes)?;
+    let status = alice.status()?;
+    let offloads = status["Tailrace"]["Offloads"].as_array();
+    for offload in offloads.context("no offloads")? {
+        // As the daemon began, before it gave up what a trial takes.
+        ensure!(offload["Untried"] == "", "{offload}");
+    }
     let before = Lasting::of(alice)?;
     let ends = [alice, bob].map(|node| -> Result<End<'_>> {
         Ok(End {

@@ -94,10 +94,12 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
                 OffloadState {
                     offload: Offload::TunTcp,
                     off: None,
+                    untried: None,
                 },
                 OffloadState {
                     offload: Offload::UdpGro,
                     off: Some("it lies".to_owned()),
+                    untried: None,
                 },
             ],
             counters: Counters {
