@@ -8,25 +8,10 @@ use anyhow::{Context, Result};
 
 use crate::firewalls::firewalls_tree;
 use crate::folder::Folder;
-use crate::namespace::Namespace;
 use crate::nat::Nat;
 use crate::process::Process;
 
 const START: Duration = Duration::from_secs(10);
-/// The table of its rules, from scratch. What it lets in passes the router's own rules as being translated.
-const RULES: &str = "
-table inet upnp
-delete table inet upnp
-table inet upnp {
-    chain miniupnpd {}
-    chain prerouting_miniupnpd {}
-    chain postrouting_miniupnpd {}
-    chain forward { type filter hook forward priority -10; policy accept; jump miniupnpd; }
-    chain prerouting { type nat hook prerouting priority -110; policy accept; jump prerouting_miniupnpd; }
-    chain postrouting { type nat hook postrouting priority 90; policy accept; jump postrouting_miniupnpd; }
-}
-";
-
 /// What it speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Speaks {
@@ -54,13 +39,12 @@ impl PortMapper {
     /// When it is not unpacked, `nft` refuses, or it does not start.
     pub fn start(nat: &Nat, speaks: Speaks) -> Result<Self> {
         let folder = Folder::new("mapper")?;
-        let space = nat.namespace();
         fs::write(
             folder.path().join("conf"),
             config(nat.second_address(), speaks),
         )?;
         Ok(Self {
-            daemon: spawn(space, &folder)?,
+            daemon: spawn(nat, &folder)?,
             started: Instant::now(),
             folder,
         })
@@ -73,7 +57,7 @@ impl PortMapper {
     /// As [`start`](Self::start).
     pub fn restart(&mut self, nat: &Nat) -> Result<()> {
         self.daemon.kill()?;
-        self.daemon = spawn(nat.namespace(), &self.folder)?;
+        self.daemon = spawn(nat, &self.folder)?;
         self.started = Instant::now();
         Ok(())
     }
@@ -110,9 +94,10 @@ impl PortMapper {
     }
 }
 
-fn spawn(space: &Namespace, folder: &Folder) -> Result<Process> {
+fn spawn(nat: &Nat, folder: &Folder) -> Result<Process> {
+    let space = nat.namespace();
     let tree = firewalls_tree().context("no cache folder: set TAILRACE_CACHE or HOME")?;
-    space.nft(RULES)?;
+    space.nft(&rules(nat.second_address()))?;
     let mut command = space.command(tree.join("usr/sbin/miniupnpd"));
     command
         .arg("-d")
@@ -123,6 +108,30 @@ fn spawn(space: &Namespace, folder: &Folder) -> Result<Process> {
     let mut daemon = Process::spawn("miniupnpd", command)?;
     daemon.wait_for_line("starting", START)?;
     Ok(daemon)
+}
+
+/// The table of its rules, from scratch. What it lets in passes the router's own rules as being translated.
+///
+/// Its rules name no destination, so the chain does: what it maps is a port of `external` and of no
+/// other address, or the port that a node guesses at the router's first one would be mapped too.
+fn rules(external: Ipv4Addr) -> String {
+    format!(
+        "
+table inet upnp
+delete table inet upnp
+table inet upnp {{
+    chain miniupnpd {{}}
+    chain prerouting_miniupnpd {{}}
+    chain postrouting_miniupnpd {{}}
+    chain forward {{ type filter hook forward priority -10; policy accept; jump miniupnpd; }}
+    chain prerouting {{
+        type nat hook prerouting priority -110; policy accept;
+        ip daddr {external} jump prerouting_miniupnpd;
+    }}
+    chain postrouting {{ type nat hook postrouting priority 90; policy accept; jump postrouting_miniupnpd; }}
+}}
+"
+    )
 }
 
 fn config(external: Ipv4Addr, speaks: Speaks) -> String {
