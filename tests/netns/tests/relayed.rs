@@ -62,13 +62,18 @@ fn status_shows_peers_under_upstreams_names() -> Result<()> {
         "{status}"
     );
 
-    // Which relay bob calls home becomes known a moment after it joined.
-    let peer = wait_until(CONNECT, "bob's relay is known", || {
-        let peer = alice.peer("bob")?;
-        ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
-        Ok(peer)
-    })?;
-    ensure!(peer.flag("Online")?, "{peer:?}");
+    // Which relay bob calls home, and that it is there, become known a moment after it joined, each in
+    // a frame of its own.
+    let peer = wait_until(
+        CONNECT,
+        "bob's relay is known, and that it is online",
+        || {
+            let peer = alice.peer("bob")?;
+            ensure!(!peer.text("Relay")?.is_empty(), "{peer:?}");
+            ensure!(peer.flag("Online")?, "{peer:?}");
+            Ok(peer)
+        },
+    )?;
     ensure!(
         peer.text("CurAddr")?.is_empty(),
         "not by the relay: {peer:?}"
