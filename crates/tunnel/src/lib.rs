@@ -9,14 +9,14 @@
 //! Datagrams of relayed peers take no socket: `relay.rs` hands them to a [`Relay`] of this process, and takes its.
 //!
 //! The kernel hands over up to 64 KiB of one flow at a time and takes as much back: the device has offloads
-//! (`virtio_net_hdr`), the socket sends and receives in batches. One thread carries each direction; each peer has
-//! a lock of its own. WireGuard's handshakes, sessions and timers are those of gotatun. Packets of one flow stay in
+//! (`virtio_net_hdr`), the socket sends and receives in batches. One thread carries both directions of a queue, a
+//! second one helps while both are busy; each peer has a lock of its own. WireGuard's handshakes, sessions and timers are those of gotatun. Packets of one flow stay in
 //! order.
 //!
 //! Kernels whose offloads do not do what they say are found out before any is used, by `trial.rs`.
 //!
-//! Everything but `sys.rs` is safe code, and everything but `sys.rs`, `threads.rs` and `trial.rs` does without system
-//! calls.
+//! Everything but `sys.rs` is safe code, and everything but `sys.rs`, `signal.rs`, `threads.rs` and `trial.rs` does
+//! without system calls.
 #![deny(unsafe_code)]
 
 mod allowed;
@@ -36,6 +36,7 @@ mod outbound;
 mod packets;
 mod peer;
 mod relay;
+mod signal;
 mod split;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
@@ -45,6 +46,7 @@ mod tests;
 mod threads;
 mod trial;
 mod vnet;
+mod worker;
 mod write;
 
 pub use device::{Config, Counters, Device, Update};

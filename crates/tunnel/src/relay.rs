@@ -9,7 +9,7 @@ use gotatun::packet::Packet;
 
 use crate::inbound::Inbound;
 use crate::sys::SendScratch;
-use crate::threads::Worker;
+use crate::worker::Worker;
 
 /// Carries datagrams to peers whose outer address is one of its own.
 pub trait Relay: Send + Sync {

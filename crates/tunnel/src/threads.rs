@@ -1,50 +1,43 @@
 //! The threads that carry packets: [`Threads`].
 //!
-//! Two make a worker, one for each direction, with a queue of the TUN device and a socket of their own. More workers
-//! serve more peers at a time, not one peer faster: its sessions want one thread at a time.
+//! A worker carries both directions of a queue of the TUN device and a socket of its own: what it wrote, it reads the
+//! answers to, and no thread has to be woken for them. While both directions are busy it hands the outgoing one over to
+//! a second thread, for as long as there is more than a batch to send. More workers serve more peers at a time, not one
+//! peer faster.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use gotatun::packet::Packet;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::batch::Batch;
-use crate::core::{Core, count};
-use crate::inbound::Inbound;
-use crate::offloads::Offload;
+use crate::core::Core;
 use crate::outbound::Outbound;
-use crate::relay::{Datagrams, Inlet, Relaying};
-use crate::sys::{RX_SLOTS, Run, RxRing, SendScratch, Tun, Udp};
+use crate::relay::{Inlet, Relaying};
+use crate::signal::{Signal, Stop};
+use crate::sys::{RxRing, SendScratch, Tun, Udp};
 use crate::vnet::VnetHeader;
-use crate::write::write;
+use crate::worker::{Worker, is_gone};
 
 /// How often timers run while there are any.
 const TICK: Duration = Duration::from_millis(250);
 /// After so many packets the device is not read any further before they are sent.
-const TX_BATCH: usize = 98;
+const TX_BATCH: usize = 192;
+/// So many packets received at a time, beside a full batch to send, are work for two threads. Acknowledgements of a
+/// stream are far fewer.
+const RX_BUSY: u64 = 48;
+/// So many batches are sent by the second thread before the first looks again whether it takes two.
+const TURN: usize = 64;
 /// Before what is broken is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// What the threads of one worker share.
-pub(crate) struct Worker {
-    core: Arc<Core>,
-    tun: Arc<Tun>,
-    udp: Arc<Udp>,
-    relaying: Option<Relaying>,
-    /// Readable once the threads are to end.
-    stop: Arc<OwnedFd>,
-    /// It runs the timers.
-    first: bool,
-}
 
 /// Threads that carry packets until this is dropped.
 pub(crate) struct Threads {
     sockets: Vec<Arc<Udp>>,
-    stop: Arc<OwnedFd>,
+    stop: Arc<Stop>,
     handles: Vec<JoinHandle<()>>,
     /// Leads to the first worker.
     inlet: Option<Inlet>,
@@ -61,7 +54,7 @@ impl Threads {
     ) -> io::Result<Threads> {
         let mut threads = Threads {
             sockets: sockets.into_iter().map(Arc::new).collect(),
-            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
+            stop: Arc::new(Stop::new()?),
             handles: Vec::new(),
             inlet: relaying.map(|relaying| relaying.inlet.clone()),
         };
@@ -77,14 +70,24 @@ impl Threads {
             if let Some(inlet) = threads.inlet.as_ref().filter(|_| worker.first) {
                 inlet.open(Arc::clone(&worker));
             }
-            for (name, run) in [
-                ("tunnel-out", send as fn(&Worker)),
-                ("tunnel-in", receive as fn(&Worker)),
-            ] {
-                let worker = Arc::clone(&worker);
-                let builder = thread::Builder::new().name(name.to_owned());
-                threads.handles.push(builder.spawn(move || run(&worker))?);
-            }
+            let (lend, lent) = channel();
+            let (give_back, back) = channel();
+            let returned = Arc::new(Signal::new()?);
+            let helper = Helper {
+                worker: Arc::clone(&worker),
+                lent,
+                give_back,
+                returned: Arc::clone(&returned),
+            };
+            let carrier = Carrier {
+                worker,
+                lend,
+                back,
+                returned,
+            };
+            let handles = &mut threads.handles;
+            handles.push(spawn("tunnel", move || carrier.run())?);
+            handles.push(spawn("tunnel-out", move || helper.run())?);
         }
         Ok(threads)
     }
@@ -104,7 +107,7 @@ impl Drop for Threads {
         if let Some(inlet) = &self.inlet {
             inlet.close();
         }
-        if let Err(error) = rustix::io::write(&*self.stop, &1u64.to_ne_bytes()) {
+        if let Err(error) = self.stop.tell() {
             tracing::error!(%error, "the tunnel's threads cannot be told to end");
             return;
         }
@@ -116,189 +119,209 @@ impl Drop for Threads {
     }
 }
 
-/// What a wait ended with.
-#[derive(Debug, Eq, PartialEq)]
-enum Woken {
-    /// There is something, or something is wrong, or the time is over.
-    Go,
-    Stop,
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
-impl Worker {
-    /// Waits until `file` has something, or is broken, for `timeout` at most.
-    fn wait(&self, file: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> Woken {
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut files = [
-            PollFd::new(&self.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(file.unwrap_or(self.stop.as_fd()), PollFlags::IN),
-        ];
-        // Interrupted, it finds nothing and comes back.
-        match poll(&mut files, timeout.as_ref()) {
-            Ok(1..) if !files[0].revents().is_empty() => Woken::Stop,
-            _ => Woken::Go,
-        }
-    }
+/// The device is no more: the thread that found so ends.
+#[derive(Debug)]
+struct Gone;
 
-    /// What takes datagrams for this worker's device.
-    pub(crate) fn inbound(&self) -> Inbound {
-        Inbound::new(Arc::clone(&self.core))
-    }
-
-    /// Sends a batch and empties it.
-    pub(crate) fn send(&self, batch: &mut Batch, scratch: &mut SendScratch) {
-        if batch.is_empty() {
-            return;
-        }
-        let mut lost = 0;
-        let mut packets = &batch.packets[..];
-        for runs in batch.runs.chunk_by(|a, b| self.relays(a) == self.relays(b)) {
-            let count = runs.iter().map(|run| run.count).sum();
-            let (these, rest) = packets.split_at(count);
-            packets = rest;
-            match self.relaying.as_ref().filter(|_| self.relays(&runs[0])) {
-                Some(relaying) => lost += self.relay(relaying, these, runs, scratch),
-                None => lost += self.udp.send(these, runs, scratch),
-            }
-        }
-        if lost > 0 {
-            count(&self.core.counters.unsent, lost);
-        }
-        batch.clear();
-    }
-
-    /// Whether packets take the relay.
-    fn relays(&self, run: &Run) -> bool {
-        let relaying = self.relaying.as_ref();
-        relaying.is_some_and(|relaying| relaying.relay.has(run.to))
-    }
-
-    /// Hands packets to the relay; returns how many copies the kernel refused to send beside.
-    fn relay(
-        &self,
-        relaying: &Relaying,
-        mut packets: &[Packet],
-        runs: &[Run],
-        scratch: &mut SendScratch,
-    ) -> usize {
-        let mut lost = 0;
-        for &Run { to, count } in runs {
-            let (these, rest) = packets.split_at(count);
-            packets = rest;
-            if let Some(to) = relaying.relay.send(to, Datagrams(these)) {
-                lost += self.udp.send(these, &[Run { to, count }], scratch);
-            }
-        }
-        lost
-    }
-
-    /// Writes what was received; false once the device is gone.
-    pub(crate) fn write(&self, inbound: &mut Inbound) -> bool {
-        let counters = &self.core.counters;
-        let mut gone = false;
-        let mut writes = 0;
-        inbound.joiner.flush(|parts, packets| {
-            writes += 1;
-            let written = write(parts, packets, |parts| self.tun.write(parts));
-            let Some(error) = written.error else { return };
-            if let Some(offload) = written.refused {
-                self.refused(offload, &error);
-            }
-            // Down: the packets are lost, the device is not.
-            gone |= is_gone(&error);
-            count(&counters.unwritten, written.lost);
-        });
-        count(&counters.written, writes);
-        !gone
-    }
-
-    /// The device takes packets of a kind only one by one.
-    fn refused(&self, offload: Offload, error: &io::Error) {
-        let why = format!("the kernel refused a super-packet that was written: {error}");
-        if self.core.switches.turn_off(offload, why) {
-            tracing::warn!(%error, %offload, "the TUN device takes no super-packets of this kind, whatever it says; packets are written one by one from now on");
-        }
-    }
+/// The direction from the TUN device to the underlay. One thread has it at a time, so packets stay in order.
+struct Outgoing {
+    outbound: Outbound,
+    scratch: SendScratch,
+    buffer: Vec<u8>,
+    /// The device is not read until then.
+    broken: Option<Instant>,
 }
 
-/// TUN to UDP.
-fn send(worker: &Worker) {
-    let mut outbound = Outbound::new(Arc::clone(&worker.core));
-    let mut scratch = SendScratch::default();
-    let mut buffer = vec![0; VnetHeader::LEN + (1 << 16)];
-    loop {
-        outbound.begin();
-        let mut error = None;
-        while outbound.wire.len() < TX_BATCH {
-            match worker.tun.read(&mut buffer) {
-                Ok(len) => outbound.take(&mut buffer[..len]),
-                Err(failure) => {
-                    error = Some(failure);
+/// How much there was to send.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Load {
+    /// Nothing is left.
+    Dry,
+    /// A full batch was sent, and there may be more.
+    Full,
+}
+
+impl Outgoing {
+    fn new(core: &Arc<Core>) -> Outgoing {
+        Outgoing {
+            outbound: Outbound::new(Arc::clone(core)),
+            scratch: SendScratch::default(),
+            buffer: vec![0; VnetHeader::LEN + (1 << 16)],
+            broken: None,
+        }
+    }
+
+    /// Sends a batch of what the device has.
+    fn carry(&mut self, worker: &Worker) -> Result<Load, Gone> {
+        if self.broken.is_some_and(|until| Instant::now() < until) {
+            return Ok(Load::Dry);
+        }
+        self.broken = None;
+        self.outbound.begin();
+        let mut load = Load::Full;
+        while self.outbound.wire.len() < TX_BATCH {
+            match worker.tun.read(&mut self.buffer) {
+                Ok(len) => self.outbound.take(&mut self.buffer[..len]),
+                Err(error) => {
+                    load = Load::Dry;
+                    self.note(&error)?;
                     break;
                 }
             }
         }
-        worker.send(&mut outbound.wire, &mut scratch);
-        let woken = match error {
-            None => continue,
-            Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                worker.wait(Some(worker.tun.as_fd()), None)
-            }
-            Some(error) if is_gone(&error) => return,
-            Some(error) => {
-                tracing::debug!(%error, "reading the TUN device");
-                worker.wait(None, Some(PAUSE))
-            }
-        };
-        if woken == Woken::Stop {
-            return;
+        worker.send(&mut self.outbound.wire, &mut self.scratch);
+        Ok(load)
+    }
+
+    /// Why nothing more was read.
+    fn note(&mut self, error: &io::Error) -> Result<(), Gone> {
+        if is_gone(error) {
+            return Err(Gone);
         }
+        if error.kind() != io::ErrorKind::WouldBlock {
+            tracing::debug!(%error, "reading the TUN device");
+            self.broken = Some(Instant::now() + PAUSE);
+        }
+        Ok(())
     }
 }
 
-/// UDP to TUN, and the timers.
-fn receive(worker: &Worker) {
-    let core = &worker.core;
-    let mut inbound = worker.inbound();
-    let mut scratch = SendScratch::default();
-    let mut ring = RxRing::new();
-    let mut ticked = Instant::now();
-    loop {
-        let got = match worker.udp.receive(&mut ring) {
-            Ok(got) => got,
-            Err(error) => {
-                // An ICMP answer to something that was sent.
-                tracing::trace!(%error, "the tunnel's socket reports");
-                0
+/// The thread of a worker: from UDP to the TUN device, the timers, and the other direction while it has it.
+struct Carrier {
+    worker: Arc<Worker>,
+    /// To the helper, and from it.
+    lend: Sender<Outgoing>,
+    back: Receiver<Outgoing>,
+    /// Readable once something came back.
+    returned: Arc<Signal>,
+}
+
+impl Carrier {
+    fn run(self) {
+        // `Gone` and the end of the helper are told by the threads having ended.
+        let _ = self.carry();
+    }
+
+    fn carry(&self) -> Result<(), Gone> {
+        let worker = &*self.worker;
+        let core = &worker.core;
+        let mut outgoing = Some(Outgoing::new(core));
+        let mut inbound = worker.inbound();
+        let mut scratch = SendScratch::default();
+        let mut ring = RxRing::new();
+        let mut ticked = Instant::now();
+        loop {
+            if outgoing.is_none() {
+                outgoing = self.take_back()?;
             }
-        };
-        if got > 0 {
-            inbound.begin();
-            for number in 0..got {
-                if let Some((from, datagrams)) = ring.take(number) {
-                    inbound.take(from, datagrams);
+            if worker.stop.is_told() {
+                return Ok(());
+            }
+            let load = match &mut outgoing {
+                Some(outgoing) => outgoing.carry(worker)?,
+                None => Load::Dry,
+            };
+            let got = match worker.udp.receive(&mut ring) {
+                Ok(got) => got,
+                Err(error) => {
+                    // An ICMP answer to something that was sent.
+                    tracing::trace!(%error, "the tunnel's socket reports");
+                    0
+                }
+            };
+            let mut received = 0;
+            if got > 0 {
+                inbound.begin();
+                for number in 0..got {
+                    if let Some((from, datagrams)) = ring.take(number) {
+                        let datagrams = datagrams.inspect(|_| received += 1);
+                        inbound.take(from, datagrams);
+                    }
+                }
+                worker.send(&mut inbound.replies, &mut scratch);
+                if !worker.write(&mut inbound) {
+                    return Err(Gone);
                 }
             }
-            worker.send(&mut inbound.replies, &mut scratch);
-            if !worker.write(&mut inbound) {
-                return;
+            if worker.first && ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                core.tick(&mut inbound.replies);
+                worker.send(&mut inbound.replies, &mut scratch);
+            }
+            if load == Load::Full && received >= RX_BUSY {
+                if let Some(outgoing) = outgoing.take() {
+                    self.lend.send(outgoing).map_err(|_| Gone)?;
+                }
+            } else if load == Load::Dry && got == 0 {
+                self.wait(outgoing.as_ref());
             }
         }
-        if worker.first && ticked.elapsed() >= TICK {
-            ticked = Instant::now();
-            core.tick(&mut inbound.replies);
-            worker.send(&mut inbound.replies, &mut scratch);
+    }
+
+    /// What the helper gave back, if it did.
+    fn take_back(&self) -> Result<Option<Outgoing>, Gone> {
+        match self.back.try_recv() {
+            Ok(outgoing) => {
+                self.returned.lower();
+                Ok(Some(outgoing))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Gone),
         }
-        // A full batch: there is more.
-        if got < RX_SLOTS {
-            let timeout = worker.first.then_some(TICK);
-            if worker.wait(Some(worker.udp.as_fd()), timeout) == Woken::Stop {
+    }
+
+    /// Waits until there is something to carry, or the timers are due.
+    fn wait(&self, outgoing: Option<&Outgoing>) {
+        let worker = &*self.worker;
+        let broken = outgoing.and_then(|outgoing| outgoing.broken);
+        let out = match outgoing {
+            None => self.returned.as_fd(),
+            Some(_) if broken.is_some() => worker.stop.as_fd(),
+            Some(_) => worker.tun.as_fd(),
+        };
+        let mut files = [
+            PollFd::new(&worker.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(worker.udp.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(out, PollFlags::IN),
+        ];
+        let timeouts = [worker.first.then_some(TICK), broken.map(|_| PAUSE)];
+        let timeout = timeouts.into_iter().flatten().min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // Interrupted, or broken, it finds nothing and comes back.
+        let _ = poll(&mut files, timeout.as_ref());
+    }
+}
+
+/// The second thread of a worker, which sleeps but while both directions are busy.
+struct Helper {
+    worker: Arc<Worker>,
+    lent: Receiver<Outgoing>,
+    give_back: Sender<Outgoing>,
+    returned: Arc<Signal>,
+}
+
+impl Helper {
+    fn run(self) {
+        while let Ok(mut outgoing) = self.lent.recv() {
+            for _ in 0..TURN {
+                match outgoing.carry(&self.worker) {
+                    Ok(Load::Full) => {}
+                    Ok(Load::Dry) => break,
+                    Err(Gone) => return,
+                }
+            }
+            // Without the other thread there is nobody to give it to.
+            if self.give_back.send(outgoing).is_err() {
+                return;
+            }
+            if let Err(error) = self.returned.raise() {
+                tracing::error!(%error, "the tunnel's threads cannot wake each other");
                 return;
             }
         }
     }
-}
-
-/// The device was deleted.
-fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EBADFD)
 }

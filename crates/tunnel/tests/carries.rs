@@ -266,12 +266,19 @@ fn transfer(from: &End, to: &End, family: usize) -> Result<()> {
     sender.join().map_err(|_| anyhow!("the sender panicked"))?
 }
 
-/// Data both ways, inside over both families.
+/// Data there, back, and both ways at once, inside over both families.
 fn carries(kinds: [Kind; 2], underlay: Underlay) -> Result<()> {
-    let [a, b] = pair(kinds, underlay)?;
+    let [a, b] = &pair(kinds, underlay)?;
+    let there = |family| transfer(a, b, family).with_context(|| format!("there, family {family}"));
+    let back = |family| transfer(b, a, family).with_context(|| format!("back, family {family}"));
     for family in 0..2 {
-        transfer(&a, &b, family).with_context(|| format!("there, family {family}"))?;
-        transfer(&b, &a, family).with_context(|| format!("back, family {family}"))?;
+        there(family)?;
+        back(family)?;
+        thread::scope(|scope| {
+            let other = scope.spawn(|| back(family));
+            there(family).and(other.join().map_err(|_| anyhow!("it panicked"))?)
+        })
+        .context("both ways at once")?;
     }
     Ok(())
 }
