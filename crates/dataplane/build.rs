@@ -1,4 +1,4 @@
-//! Embeds the eBPF object that `cargo xtask build-ebpf` left in `target/ebpf`, or an empty one, so
+//! Embeds the eBPF object that `cargo xtask build-ebpf` left in `target/ebpf`, as a zstd frame, or nothing, so
 //! that the workspace builds and editors work before any set-up.
 
 use std::{env, fs, io, path::Path};
@@ -16,9 +16,9 @@ fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
 
     let object = match fs::read(folder.join("tailrace.o")) {
-        Ok(object) => object,
+        Ok(object) => zstd::encode_all(&object[..], 19)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
     };
-    fs::write(Path::new(&out_dir).join("tailrace.o"), object)
+    fs::write(Path::new(&out_dir).join("tailrace.o.zst"), object)
 }

@@ -13,13 +13,14 @@ use ebpf_abi::{
 
 use crate::{DataplaneError, pins::Pins};
 
-/// The object, or nothing if the binary was built without it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tailrace.o"));
+/// The object as one zstd frame, or nothing if the binary was built without it. What a binary holds plain stays in
+/// memory once it was read, six times as much.
+static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tailrace.o.zst"));
 
 /// Whether this binary holds an object at all.
 #[must_use]
 pub fn is_embedded() -> bool {
-    !OBJECT.is_empty()
+    !PACKED.is_empty()
 }
 
 /// Whether this binary holds the object and the kernel lets this process use eBPF, as far as can be
@@ -39,6 +40,15 @@ pub fn probe() -> Result<(), DataplaneError> {
         .map_err(|error| DataplaneError::new("creating an eBPF map", error))
 }
 
+/// The object; empty if the binary was built without it.
+fn object() -> Result<Vec<u8>, DataplaneError> {
+    if PACKED.is_empty() {
+        return Ok(Vec::new());
+    }
+    zstd::decode_all(PACKED)
+        .map_err(|error| DataplaneError::new("unpacking the eBPF object", error))
+}
+
 /// What the programs are to do. Each `false` leaves code out that costs time.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Features {
@@ -50,7 +60,8 @@ pub(crate) struct Features {
 
 /// Creates the object's maps, or takes over the pinned ones, and relocates the programs.
 pub(crate) fn load(pins: Option<&Pins>, features: Features) -> Result<Ebpf, DataplaneError> {
-    check(OBJECT)?;
+    let object = object()?;
+    check(&object)?;
     let mut loader = EbpfLoader::new();
     let filter = u32::from(features.filter);
     let virtual_time = u32::from(features.virtual_time);
@@ -67,7 +78,7 @@ pub(crate) fn load(pins: Option<&Pins>, features: Features) -> Result<Ebpf, Data
     for map in others() {
         loader.map_max_entries(map.name, 1);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(not_loaded)?;
+    let mut ebpf = loader.load(&object).map_err(not_loaded)?;
     // Of the parts that are loaded by themselves no program is loaded here.
     for map in others() {
         drop(ebpf.take_map(map.name));
@@ -84,7 +95,8 @@ pub(crate) fn load_part<T: Pod>(
     virtual_time: bool,
     (global, value): (&str, &T),
 ) -> Result<Ebpf, DataplaneError> {
-    check(OBJECT)?;
+    let object = object()?;
+    check(&object)?;
     let mut loader = EbpfLoader::new();
     loader.override_global(GLOBAL_FILTER, &0u32, true);
     let time = if virtual_time { &1u32 } else { &0u32 };
@@ -98,7 +110,7 @@ pub(crate) fn load_part<T: Pod>(
             loader.map_pin_path(map.name, pins.map(map));
         }
     }
-    loader.load(OBJECT).map_err(not_loaded)
+    loader.load(&object).map_err(not_loaded)
 }
 
 /// Closes all maps that have not been taken. Loaded programs keep those that they use.
@@ -233,7 +245,7 @@ mod tests {
     /// The built object, or a line that says why the test cannot run.
     fn built(test: &str) -> Option<Object> {
         if is_embedded() {
-            return Some(Object::parse(OBJECT).unwrap());
+            return Some(Object::parse(&object().unwrap()).unwrap());
         }
         println!("SKIP {test}: no eBPF object; run `cargo xtask build-ebpf`");
         None
