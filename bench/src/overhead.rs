@@ -8,7 +8,7 @@
 //! ```text
 //! path      near ══ tunnel over veth ══ far             `ping -f`, both ends alike
 //! forward   client ══ tunnel ══ router ── LAN host      UDP to and fro; the router alone differs
-//! bulk      near ══ tunnel over veth ══ far             one TCP stream, by the overlay's MTU
+//! bulk      near ══ tunnel over veth ══ far             one TCP stream, by the overlay's device
 //! junk      near ── veth ── far's WireGuard port        what is neither WireGuard's nor the agent's
 //! ```
 //!
@@ -31,7 +31,7 @@ mod setting;
 mod tables;
 mod wireguard_go;
 
-use bulk::Packets;
+use bulk::Tuning;
 use setting::{Forwarding, Junk, Setting};
 
 /// Virtual nanoseconds that an instruction takes (`-icount shift=2`).
@@ -73,7 +73,7 @@ struct Measured {
     path: Vec<Figure<Setting>>,
     forward: Vec<Figure<Forwarding>>,
     /// Per KiB of a stream, not per round trip.
-    bulk: Vec<Figure<Packets>>,
+    bulk: Vec<Figure<Tuning>>,
     /// Per datagram, not per round trip.
     junk: Vec<Figure<Junk>>,
 }

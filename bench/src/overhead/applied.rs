@@ -41,6 +41,7 @@ pub(super) struct Applied<'a> {
     planes: Vec<Dataplane>,
     tables: Vec<&'a Namespace>,
     way_back: Option<&'a Namespace>,
+    threaded: Vec<&'a End>,
     /// The router whose flows must not take the stack, and by whose doing.
     offloads: Option<(&'a End, Offloads)>,
 }
@@ -62,6 +63,13 @@ impl<'a> Applied<'a> {
     /// Puts chains without rules there.
     pub(super) fn hooks(&mut self, end: &'a End) -> Result<()> {
         self.table(&end.namespace, tables::HOOKS)
+    }
+
+    /// Has a kernel thread carry up what arrives.
+    pub(super) fn threaded(&mut self, end: &'a End) -> Result<()> {
+        end.set("threaded", 1)?;
+        self.threaded.push(end);
+        Ok(())
     }
 
     /// Puts the agent's table there.
@@ -203,6 +211,9 @@ impl<'a> Applied<'a> {
         }
         if let Some(host) = self.way_back {
             host.ip(&format!("route del {TAILNET}"))?;
+        }
+        for end in self.threaded {
+            end.set("threaded", 0)?;
         }
         for counters in self.counters {
             counters.remove()?;

@@ -1,4 +1,4 @@
-//! Bulk TCP between both ends, by how long packets of the overlay may be.
+//! Bulk TCP between both ends, by how the overlay's device is set.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,25 +18,45 @@ pub(super) const UNIT: u32 = 1024;
 /// Units before the clock starts: the window is open, the session up.
 const WARM_UP: u32 = 512;
 
-/// How long packets are, as the agent sets it.
+/// How the overlay's device is set: how long its packets may be, and what the kernel does to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Packets {
-    /// What every path carries.
+pub(super) enum Tuning {
+    /// Packets that every path carries, and the device as the kernel makes it.
     Usual,
-    /// What fills packets of Ethernet.
+    /// Packets arrive by a kernel thread of the peer's, not in softirqs.
+    Threaded,
+    /// What has arrived waits for more to be joined with.
+    Patient,
+    /// What arrives is not joined.
+    Unjoined,
+    /// What leaves is cut up before it reaches the device.
+    Uncut,
+    /// Packets that fill those of Ethernet.
     Ethernet,
-    /// What fills packets of 9000 bytes.
+    /// Packets that fill those of 9000 bytes.
     Jumbo,
 }
 
-impl Packets {
-    pub(super) const ALL: [Self; 3] = [Self::Usual, Self::Ethernet, Self::Jumbo];
+impl Tuning {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Usual,
+        Self::Threaded,
+        Self::Patient,
+        Self::Unjoined,
+        Self::Uncut,
+        Self::Ethernet,
+        Self::Jumbo,
+    ];
 
     /// As the table calls it.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Usual => "overlay MTU 1280",
+            Self::Threaded => "+ threaded NAPI",
+            Self::Patient => "+ GRO that waits 20 µs",
+            Self::Unjoined => "+ without GRO",
+            Self::Uncut => "+ without GSO",
             Self::Ethernet => "overlay MTU 1440 (path of 1500)",
             Self::Jumbo => "overlay MTU 8928 (path of 9000)",
         }
@@ -45,10 +65,30 @@ impl Packets {
     /// MTU of the overlay, and of the underlay.
     pub(super) fn mtus(self) -> (u16, u16) {
         match self {
-            Self::Usual => (lab::MTU, 1500),
             Self::Ethernet => (1440, 1500),
             Self::Jumbo => (8928, 9000),
+            _ => (lab::MTU, 1500),
         }
+    }
+
+    /// What `ip link set` says of super-packets: the longest to join, in bytes, and the packets of one to cut up.
+    fn super_packets(self) -> (u32, u32) {
+        match self {
+            Self::Unjoined => (1, 65_535),
+            Self::Uncut => (65_536, 1),
+            _ => (65_536, 65_535),
+        }
+    }
+
+    /// Files of the device in sysfs, and what they hold: `threaded`, `gro_flush_timeout` in nanoseconds, and polls
+    /// that find nothing before the device is taken for idle.
+    fn files(self) -> [(&'static str, u32); 3] {
+        let patient = self == Self::Patient;
+        [
+            ("threaded", (self == Self::Threaded).into()),
+            ("gro_flush_timeout", if patient { 20_000 } else { 0 }),
+            ("napi_defer_hard_irqs", if patient { 2 } else { 0 }),
+        ]
     }
 }
 
@@ -58,8 +98,8 @@ impl Packets {
 /// # Errors
 ///
 /// When an MTU cannot be set, or the connection breaks.
-pub(super) fn measure(lab: &Lab, units: u32, rounds: usize) -> Result<Vec<Figure<Packets>>> {
-    let mut figures: Vec<Figure<Packets>> = Packets::ALL
+pub(super) fn measure(lab: &Lab, units: u32, rounds: usize) -> Result<Vec<Figure<Tuning>>> {
+    let mut figures: Vec<Figure<Tuning>> = Tuning::ALL
         .map(|setting| Figure {
             setting,
             payload: UNIT,
@@ -77,16 +117,22 @@ pub(super) fn measure(lab: &Lab, units: u32, rounds: usize) -> Result<Vec<Figure
             applied.remove()?;
         }
     }
-    set(lab, Packets::Usual)?;
+    set(lab, Tuning::Usual)?;
     Ok(figures)
 }
 
-fn set(lab: &Lab, packets: Packets) -> Result<()> {
-    let (overlay, underlay) = packets.mtus();
+fn set(lab: &Lab, tuning: Tuning) -> Result<()> {
+    let (overlay, underlay) = tuning.mtus();
+    let (joined, cut) = tuning.super_packets();
     for end in lab.ends() {
-        let space = &end.namespace;
+        let (space, device) = (&end.namespace, end.device);
         space.ip(&format!("link set wan mtu {underlay}"))?;
-        space.ip(&format!("link set {} mtu {overlay}", end.device))?;
+        space.ip(&format!(
+            "link set {device} mtu {overlay} gro_max_size {joined} gso_max_segs {cut}"
+        ))?;
+        for (file, value) in tuning.files() {
+            end.set(file, value)?;
+        }
     }
     Ok(())
 }

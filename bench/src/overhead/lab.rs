@@ -1,6 +1,7 @@
 //! The network of the bench: two ends of a tunnel, and a LAN behind the nearer one.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
@@ -60,6 +61,14 @@ impl End {
     /// Where its tunnel listens.
     pub(super) fn endpoint(&self) -> SocketAddr {
         (self.underlay, PORT).into()
+    }
+
+    /// Sets what sysfs shows of the device.
+    pub(super) fn set(&self, file: &str, value: u32) -> Result<()> {
+        let path = format!("/sys/class/net/{}/{file}", self.device);
+        self.namespace
+            .enter(|| fs::write(&path, value.to_string()))?
+            .context(path)
     }
 
     /// Gives the device its address and sends the tailnet there.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::bulk::{self, Packets};
+use super::bulk::{self, Tuning};
 use super::setting::{Forwarding, Junk, Setting};
 use super::{Figure, Measured};
 use crate::figures::{Kept, KeptFigures};
@@ -58,8 +58,8 @@ pub(super) fn print(measured: &Measured, as_json: bool, plot: &Path) -> Result<(
         "one TCP stream, per KiB",
         &measured.bulk,
         &[bulk::UNIT],
-        Packets::Usual,
-        Packets::name,
+        Tuning::Usual,
+        Tuning::name,
     );
     table(
         "junk to WireGuard's port, per datagram",
@@ -91,10 +91,10 @@ fn bars<'a>(measured: &Measured, payloads: &[u32]) -> Bars<'a> {
         Forwarding::name,
     );
     let bulk = group(
-        "one TCP stream, per KiB, by the overlay's MTU",
+        "one TCP stream, per KiB, by how the overlay's device is set",
         (&measured.bulk, bulk::UNIT),
-        Packets::Usual,
-        Packets::name,
+        Tuning::Usual,
+        Tuning::name,
     );
     Bars {
         title: "Instructions per round trip on kernel WireGuard",
@@ -350,12 +350,12 @@ fn to_json(measured: &Measured, payloads: &[u32]) -> Result<Value> {
     object.insert("kernel".to_owned(), json!(measured.kernel));
     let bulk: Map<String, Value> = settings(&measured.bulk)
         .into_iter()
-        .filter_map(|packets| {
-            let found = median(&measured.bulk, packets, bulk::UNIT)?;
-            Some((packets.mtus().0.to_string(), json!(found.round())))
+        .filter_map(|tuning| {
+            let found = median(&measured.bulk, tuning, bulk::UNIT)?;
+            Some((tuning.name().to_owned(), json!(found.round())))
         })
         .collect();
-    object.insert("bulk_per_kib_by_mtu".to_owned(), Value::Object(bulk));
+    object.insert("bulk_per_kib".to_owned(), Value::Object(bulk));
     object.insert("count".to_owned(), json!(measured.count));
     object.insert("rounds".to_owned(), json!(rounds(measured)));
     object.insert("spread".to_owned(), json!(spread));

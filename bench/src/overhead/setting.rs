@@ -15,6 +15,8 @@ const RULES: u32 = 1000;
 pub(super) enum Setting {
     /// Kernel WireGuard.
     Bare,
+    /// What arrives goes up by a kernel thread of the peer's, not in softirqs.
+    Threaded,
     /// Chains at both places of `Demux` with no rule in them.
     Hooks,
     /// Of the agent's table, what shares WireGuard's port with it.
@@ -37,8 +39,9 @@ pub(super) enum Setting {
 
 impl Setting {
     /// All on kernel WireGuard.
-    pub(super) const ON_KERNEL: [Self; 9] = [
+    pub(super) const ON_KERNEL: [Self; 10] = [
         Self::Bare,
+        Self::Threaded,
         Self::Hooks,
         Self::Demux,
         Self::Firewall,
@@ -53,6 +56,7 @@ impl Setting {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Bare => "kernel WireGuard",
+            Self::Threaded => "+ threaded NAPI",
             Self::Hooks => "+ empty nft chains, input and output",
             Self::Demux => "+ demux",
             Self::Firewall => "+ the agent's whole table",
@@ -71,12 +75,18 @@ impl Setting {
         for (end, other) in lab.pairs() {
             match self {
                 Self::Hooks => applied.hooks(end)?,
+                Self::Threaded => applied.threaded(end)?,
                 Self::Demux | Self::Ours => applied.firewall(end, Part::Demux)?,
                 Self::Firewall | Self::Agent => applied.firewall(end, Part::Whole)?,
                 _ => {}
             }
             match self {
-                Self::Bare | Self::Hooks | Self::Demux | Self::Firewall | Self::WireguardGo => {}
+                Self::Bare
+                | Self::Threaded
+                | Self::Hooks
+                | Self::Demux
+                | Self::Firewall
+                | Self::WireguardGo => {}
                 Self::Counters => applied.count(lab, end, other)?,
                 Self::Acl10 => applied.filter(lab, end, other, 10)?,
                 Self::Acl1000 | Self::Ours | Self::Agent => {

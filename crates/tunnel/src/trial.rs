@@ -154,26 +154,23 @@ impl Trial {
         let near = tun(&NEAR).map_err(because("making a TUN device"))?;
         let far = tun(&FAR).map_err(because("making a TUN device"))?;
         space.up("lo").map_err(because("starting lo"))?;
-        let mut flows = Vec::new();
-        // The sockets can be tried without.
-        match v4 {
-            Ok(()) => flows.push(Flow {
-                from: NEAR.host_v4.into(),
-                to: FAR.host_v4.into(),
-                port: PORT,
-            }),
-            Err(error) => tracing::debug!(%error, "no forwarding in a network namespace"),
-        }
         let v6 = forward("ipv6/conf/all/forwarding")
             .and_then(|()| space.add_v6(NEAR.device, NEAR.v6))
             .and_then(|()| space.add_v6(FAR.device, FAR.v6));
-        match v6 {
-            Ok(()) => flows.push(Flow {
-                from: NEAR.host_v6.into(),
-                to: FAR.host_v6.into(),
-                port: PORT,
-            }),
-            Err(error) => tracing::debug!(%error, "offloads are tried without IPv6"),
+        let mut flows = Vec::new();
+        for (forwards, from, to) in [
+            (v4, NEAR.host_v4.into(), FAR.host_v4.into()),
+            (v6, NEAR.host_v6.into(), FAR.host_v6.into()),
+        ] {
+            match forwards {
+                Ok(()) => flows.push(Flow {
+                    from,
+                    to,
+                    port: PORT,
+                }),
+                // The sockets can be tried without.
+                Err(error) => tracing::debug!(%error, %from, "offloads are tried without"),
+            }
         }
         Ok(Trial {
             near,
