@@ -12,6 +12,7 @@ use crate::nat::Nat;
 use crate::process::Process;
 
 const START: Duration = Duration::from_secs(10);
+
 /// What it speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Speaks {

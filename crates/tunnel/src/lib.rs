@@ -10,8 +10,8 @@
 //!
 //! The kernel hands over up to 64 KiB of one flow at a time and takes as much back: the device has offloads
 //! (`virtio_net_hdr`), the socket sends and receives in batches. One thread carries both directions of a queue, a
-//! second one helps while both are busy; each peer has a lock of its own. WireGuard's handshakes, sessions and timers are those of gotatun. Packets of one flow stay in
-//! order.
+//! second one helps while both are busy; each peer has a lock of its own. WireGuard's handshakes, sessions and timers
+//! are those of gotatun. Packets of one flow stay in order.
 //!
 //! Kernels whose offloads do not do what they say are found out before any is used, by `trial.rs`.
 //!

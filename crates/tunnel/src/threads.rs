@@ -1,9 +1,9 @@
 //! The threads that carry packets: [`Threads`].
 //!
 //! A worker carries both directions of a queue of the TUN device and a socket of its own: what it wrote, it reads the
-//! answers to, and no thread has to be woken for them. While both directions are busy it hands the outgoing one over to
-//! a second thread, for as long as there is more than a batch to send. More workers serve more peers at a time, not one
-//! peer faster.
+//! answers to, and no thread has to be woken for them. While both directions are busy, or the underlay is slower than
+//! what is to be sent, it hands the outgoing one over to a second thread, for as long as there is more than a batch to
+//! send. More workers serve more peers at a time, not one peer faster.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -24,7 +24,7 @@ use crate::worker::{Worker, is_gone};
 
 /// How often timers run while there are any.
 const TICK: Duration = Duration::from_millis(250);
-/// After so many packets the device is not read any further before they are sent.
+/// After so many packets, or so many reads that gave none, the device is not read any further before they are sent.
 const TX_BATCH: usize = 192;
 /// So many packets received at a time, beside a full batch to send, are work for two threads. Acknowledgements of a
 /// stream are far fewer.
@@ -136,13 +136,15 @@ struct Outgoing {
     broken: Option<Instant>,
 }
 
-/// How much there was to send.
+/// How it goes with what is to be sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Load {
     /// Nothing is left.
     Dry,
     /// A full batch was sent, and there may be more.
     Full,
+    /// A batch is not sent yet: the socket is full, so whoever sends it has to wait.
+    Held,
 }
 
 impl Outgoing {
@@ -155,26 +157,39 @@ impl Outgoing {
         }
     }
 
-    /// Sends a batch of what the device has.
+    /// Sends a batch of what the device has, unless that takes waiting.
     fn carry(&mut self, worker: &Worker) -> Result<Load, Gone> {
+        let load = self.fill(worker)?;
+        if !self.outbound.wire.is_empty() && !has_room(worker) {
+            return Ok(Load::Held);
+        }
+        self.send(worker);
+        Ok(load)
+    }
+
+    fn send(&mut self, worker: &Worker) {
+        worker.send(&mut self.outbound.wire, &mut self.scratch);
+    }
+
+    /// Reads a batch.
+    fn fill(&mut self, worker: &Worker) -> Result<Load, Gone> {
         if self.broken.is_some_and(|until| Instant::now() < until) {
             return Ok(Load::Dry);
         }
         self.broken = None;
         self.outbound.begin();
-        let mut load = Load::Full;
-        while self.outbound.wire.len() < TX_BATCH {
+        let mut reads = 0;
+        while self.outbound.wire.len().max(reads) < TX_BATCH {
+            reads += 1;
             match worker.tun.read(&mut self.buffer) {
                 Ok(len) => self.outbound.take(&mut self.buffer[..len]),
                 Err(error) => {
-                    load = Load::Dry;
                     self.note(&error)?;
-                    break;
+                    return Ok(Load::Dry);
                 }
             }
         }
-        worker.send(&mut self.outbound.wire, &mut self.scratch);
-        Ok(load)
+        Ok(Load::Full)
     }
 
     /// Why nothing more was read.
@@ -188,6 +203,14 @@ impl Outgoing {
         }
         Ok(())
     }
+}
+
+/// Whether the socket takes a batch without waiting: it tells so while at most half of its room is used, and a batch
+/// takes a twentieth.
+fn has_room(worker: &Worker) -> bool {
+    let mut files = [PollFd::new(&worker.udp, PollFlags::OUT)];
+    // A socket that cannot tell is asked by sending.
+    !matches!(poll(&mut files, Some(&Timespec::default())), Ok(0))
 }
 
 /// The thread of a worker: from UDP to the TUN device, the timers, and the other direction while it has it.
@@ -252,7 +275,7 @@ impl Carrier {
                 core.tick(&mut inbound.replies);
                 worker.send(&mut inbound.replies, &mut scratch);
             }
-            if load == Load::Full && received >= RX_BUSY {
+            if load == Load::Held || load == Load::Full && received >= RX_BUSY {
                 if let Some(outgoing) = outgoing.take() {
                     self.lend.send(outgoing).map_err(|_| Gone)?;
                 }
@@ -265,10 +288,7 @@ impl Carrier {
     /// What the helper gave back, if it did.
     fn take_back(&self) -> Result<Option<Outgoing>, Gone> {
         match self.back.try_recv() {
-            Ok(outgoing) => {
-                self.returned.lower();
-                Ok(Some(outgoing))
-            }
+            Ok(outgoing) => Ok(Some(outgoing)),
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => Err(Gone),
         }
@@ -293,10 +313,14 @@ impl Carrier {
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // Interrupted, or broken, it finds nothing and comes back.
         let _ = poll(&mut files, timeout.as_ref());
+        // Before the next look at what came back: it may tell of what was taken long since.
+        if outgoing.is_none() && !files[2].revents().is_empty() {
+            self.returned.lower();
+        }
     }
 }
 
-/// The second thread of a worker, which sleeps but while both directions are busy.
+/// The second thread of a worker, which sleeps but while it takes two.
 struct Helper {
     worker: Arc<Worker>,
     lent: Receiver<Outgoing>,
@@ -307,11 +331,19 @@ struct Helper {
 impl Helper {
     fn run(self) {
         while let Ok(mut outgoing) = self.lent.recv() {
+            let worker = &self.worker;
+            // What was held, first.
+            outgoing.send(worker);
             for _ in 0..TURN {
-                match outgoing.carry(&self.worker) {
-                    Ok(Load::Full) => {}
-                    Ok(Load::Dry) => break,
-                    Err(Gone) => return,
+                if worker.stop.is_told() {
+                    return;
+                }
+                let Ok(load) = outgoing.fill(worker) else {
+                    return;
+                };
+                outgoing.send(worker);
+                if load == Load::Dry {
+                    break;
                 }
             }
             // Without the other thread there is nobody to give it to.
