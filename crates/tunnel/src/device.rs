@@ -51,18 +51,17 @@ pub struct Config<'a> {
     pub name: &'a str,
     /// Packets are padded to no more than this, in bytes; the device's own MTU is its owner's to set.
     pub mtu: u16,
-    /// Pairs of threads, each with a queue of the device and a socket.
+    /// Threads, each with a queue of the device, a socket, and one that helps it.
     pub workers: NonZeroUsize,
     /// What is known of the kernel's offloads: what fails is not used.
     pub verdicts: &'a Verdicts,
 }
 
 impl Config<'_> {
-    /// As many workers as half the processors, and no more than help.
+    /// As many workers as processors, and no more than help.
     #[must_use]
     pub fn new<'a>(name: &'a str, mtu: u16, verdicts: &'a Verdicts) -> Config<'a> {
-        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let workers = NonZeroUsize::new(processors / 2).unwrap_or(NonZeroUsize::MIN);
+        let workers = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Config {
             name,
             mtu,

@@ -16,7 +16,7 @@ use std::mem::zeroed;
 
 pub(crate) use space::Space;
 pub(crate) use tun::Tun;
-pub(crate) use udp::{Run, RxRing, SendScratch, Udp};
+pub(crate) use udp::{RX_SLOTS, Run, RxRing, SendScratch, Udp};
 
 /// What an ioctl asks of the device of this name.
 ///

@@ -18,7 +18,7 @@ use crate::core::Core;
 use crate::outbound::Outbound;
 use crate::relay::{Inlet, Relaying};
 use crate::signal::{Signal, Stop};
-use crate::sys::{RxRing, SendScratch, Tun, Udp};
+use crate::sys::{RX_SLOTS, RxRing, SendScratch, Tun, Udp};
 use crate::vnet::VnetHeader;
 use crate::worker::{Worker, is_gone};
 
@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_millis(250);
 const TX_BATCH: usize = 192;
 /// So many packets received at a time, beside a full batch to send, are work for two threads. Acknowledgements of a
 /// stream are far fewer.
-const RX_BUSY: u64 = 48;
+const RX_BUSY: usize = 48;
 /// So many batches are sent by the second thread before the first looks again whether it takes two.
 const TURN: usize = 64;
 /// Before what is broken is tried again.
@@ -248,16 +248,20 @@ impl Carrier {
                 Some(outgoing) => outgoing.carry(worker)?,
                 None => Load::Dry,
             };
-            let got = match worker.udp.receive(&mut ring) {
-                Ok(got) => got,
-                Err(error) => {
-                    // An ICMP answer to something that was sent.
-                    tracing::trace!(%error, "the tunnel's socket reports");
-                    0
-                }
-            };
+            // Single datagrams of many peers fill the slots often: the directions shall not differ in what they get.
             let mut received = 0;
-            if got > 0 {
+            while received < TX_BATCH {
+                let got = match worker.udp.receive(&mut ring) {
+                    Ok(got) => got,
+                    Err(error) => {
+                        // An ICMP answer to something that was sent.
+                        tracing::trace!(%error, "the tunnel's socket reports");
+                        0
+                    }
+                };
+                if got == 0 {
+                    break;
+                }
                 inbound.begin();
                 for number in 0..got {
                     if let Some((from, datagrams)) = ring.take(number) {
@@ -269,6 +273,9 @@ impl Carrier {
                 if !worker.write(&mut inbound) {
                     return Err(Gone);
                 }
+                if got < RX_SLOTS {
+                    break;
+                }
             }
             if worker.first && ticked.elapsed() >= TICK {
                 ticked = Instant::now();
@@ -279,7 +286,7 @@ impl Carrier {
                 if let Some(outgoing) = outgoing.take() {
                     self.lend.send(outgoing).map_err(|_| Gone)?;
                 }
-            } else if load == Load::Dry && got == 0 {
+            } else if load == Load::Dry && received == 0 {
                 self.wait(outgoing.as_ref());
             }
         }

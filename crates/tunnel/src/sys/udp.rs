@@ -19,7 +19,7 @@ const MAX_BYTES: usize = 65_507;
 /// Of more messages in one call the kernel takes only the first.
 const MAX_MESSAGES: usize = 1024;
 /// Messages in one receive; each may hold 64 KiB of joined datagrams.
-const RX_SLOTS: usize = 8;
+pub(crate) const RX_SLOTS: usize = 8;
 const SLOT_LEN: usize = 65_536;
 /// What the kernel may hold each way while a thread does not run.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
