@@ -249,8 +249,8 @@ impl Carrier {
                 None => Load::Dry,
             };
             // Single datagrams of many peers fill the slots often: the directions shall not differ in what they get.
-            let mut received = 0;
-            while received < TX_BATCH {
+            let (mut slots, mut received) = (0, 0);
+            while received.max(slots) < TX_BATCH {
                 let got = match worker.udp.receive(&mut ring) {
                     Ok(got) => got,
                     Err(error) => {
@@ -262,6 +262,7 @@ impl Carrier {
                 if got == 0 {
                     break;
                 }
+                slots += got;
                 inbound.begin();
                 for number in 0..got {
                     if let Some((from, datagrams)) = ring.take(number) {
@@ -286,7 +287,7 @@ impl Carrier {
                 if let Some(outgoing) = outgoing.take() {
                     self.lend.send(outgoing).map_err(|_| Gone)?;
                 }
-            } else if load == Load::Dry && received == 0 {
+            } else if load == Load::Dry && slots == 0 {
                 self.wait(outgoing.as_ref());
             }
         }
