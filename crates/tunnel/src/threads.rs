@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::core::Core;
+use crate::inbound::Inbound;
 use crate::outbound::Outbound;
 use crate::relay::{Inlet, Relaying};
 use crate::signal::{Signal, Stop};
@@ -213,6 +214,79 @@ fn has_room(worker: &Worker) -> bool {
     !matches!(poll(&mut files, Some(&Timespec::default())), Ok(0))
 }
 
+/// The direction from the underlay to the TUN device, and the timers, whose messages leave as answers do.
+struct Incoming {
+    inbound: Inbound,
+    scratch: SendScratch,
+    ring: RxRing,
+    ticked: Instant,
+}
+
+/// What the socket had.
+struct Received {
+    /// What the kernel handed over at once, each one datagram or several joined.
+    slots: usize,
+    datagrams: usize,
+}
+
+impl Incoming {
+    fn new(worker: &Worker) -> Incoming {
+        Incoming {
+            inbound: worker.inbound(),
+            scratch: SendScratch::default(),
+            ring: RxRing::new(),
+            ticked: Instant::now(),
+        }
+    }
+
+    /// Writes to the device what the socket has, up to about as much as is sent at a time: single datagrams of many
+    /// peers fill the slots often, and the directions shall not differ in what they get.
+    fn carry(&mut self, worker: &Worker) -> Result<Received, Gone> {
+        let (mut slots, mut datagrams) = (0, 0);
+        while datagrams.max(slots) < TX_BATCH {
+            let got = match worker.udp.receive(&mut self.ring) {
+                Ok(got) => got,
+                Err(error) => {
+                    // An ICMP answer to something that was sent.
+                    tracing::trace!(%error, "the tunnel's socket reports");
+                    0
+                }
+            };
+            if got == 0 {
+                break;
+            }
+            slots += got;
+            self.inbound.begin();
+            for number in 0..got {
+                if let Some((from, these)) = self.ring.take(number) {
+                    self.inbound.take(from, these.inspect(|_| datagrams += 1));
+                }
+            }
+            self.answer(worker);
+            if !worker.write(&mut self.inbound) {
+                return Err(Gone);
+            }
+            if got < RX_SLOTS {
+                break;
+            }
+        }
+        Ok(Received { slots, datagrams })
+    }
+
+    /// Runs the timers if they are this worker's and due.
+    fn tick(&mut self, worker: &Worker) {
+        if worker.first && self.ticked.elapsed() >= TICK {
+            self.ticked = Instant::now();
+            worker.core.tick(&mut self.inbound.replies);
+            self.answer(worker);
+        }
+    }
+
+    fn answer(&mut self, worker: &Worker) {
+        worker.send(&mut self.inbound.replies, &mut self.scratch);
+    }
+}
+
 /// The thread of a worker: from UDP to the TUN device, the timers, and the other direction while it has it.
 struct Carrier {
     worker: Arc<Worker>,
@@ -231,12 +305,8 @@ impl Carrier {
 
     fn carry(&self) -> Result<(), Gone> {
         let worker = &*self.worker;
-        let core = &worker.core;
-        let mut outgoing = Some(Outgoing::new(core));
-        let mut inbound = worker.inbound();
-        let mut scratch = SendScratch::default();
-        let mut ring = RxRing::new();
-        let mut ticked = Instant::now();
+        let mut outgoing = Some(Outgoing::new(&worker.core));
+        let mut incoming = Incoming::new(worker);
         loop {
             if outgoing.is_none() {
                 outgoing = self.take_back()?;
@@ -248,42 +318,9 @@ impl Carrier {
                 Some(outgoing) => outgoing.carry(worker)?,
                 None => Load::Dry,
             };
-            // Single datagrams of many peers fill the slots often: the directions shall not differ in what they get.
-            let (mut slots, mut received) = (0, 0);
-            while received.max(slots) < TX_BATCH {
-                let got = match worker.udp.receive(&mut ring) {
-                    Ok(got) => got,
-                    Err(error) => {
-                        // An ICMP answer to something that was sent.
-                        tracing::trace!(%error, "the tunnel's socket reports");
-                        0
-                    }
-                };
-                if got == 0 {
-                    break;
-                }
-                slots += got;
-                inbound.begin();
-                for number in 0..got {
-                    if let Some((from, datagrams)) = ring.take(number) {
-                        let datagrams = datagrams.inspect(|_| received += 1);
-                        inbound.take(from, datagrams);
-                    }
-                }
-                worker.send(&mut inbound.replies, &mut scratch);
-                if !worker.write(&mut inbound) {
-                    return Err(Gone);
-                }
-                if got < RX_SLOTS {
-                    break;
-                }
-            }
-            if worker.first && ticked.elapsed() >= TICK {
-                ticked = Instant::now();
-                core.tick(&mut inbound.replies);
-                worker.send(&mut inbound.replies, &mut scratch);
-            }
-            if load == Load::Held || load == Load::Full && received >= RX_BUSY {
+            let Received { slots, datagrams } = incoming.carry(worker)?;
+            incoming.tick(worker);
+            if load == Load::Held || load == Load::Full && datagrams >= RX_BUSY {
                 if let Some(outgoing) = outgoing.take() {
                     self.lend.send(outgoing).map_err(|_| Gone)?;
                 }
