@@ -39,7 +39,8 @@ pub struct Settings {
     /// `false`: the router is not asked to map a port to this node. Default `true`.
     pub port_mapping: Option<bool>,
     /// Addresses with ports at which peers can reach this node, beside those that it finds. Default: none.
-    pub endpoints: Option<Vec<SocketAddr>>,
+    #[serde(alias = "endpoints")]
+    pub endpoint: Option<Vec<SocketAddr>>,
 }
 
 /// [`EngineChoice`] as it is written in flags and files.
@@ -141,7 +142,7 @@ impl Settings {
             metrics: self.metrics.or(fallback.metrics),
             direct: self.direct.or(fallback.direct),
             port_mapping: self.port_mapping.or(fallback.port_mapping),
-            endpoints: self.endpoints.or(fallback.endpoints),
+            endpoint: self.endpoint.or(fallback.endpoint),
         }
     }
 
@@ -164,7 +165,7 @@ impl Settings {
             metrics: self.metrics,
             direct: self.direct.unwrap_or(true),
             port_mapping: self.port_mapping.unwrap_or(true),
-            endpoints: self.endpoints.unwrap_or_default(),
+            endpoints: self.endpoint.unwrap_or_default(),
             device,
         })
     }

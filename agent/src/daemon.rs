@@ -219,7 +219,7 @@ fn configure(args: DaemonArgs, socket: Option<PathBuf>) -> Result<Config, Config
         metrics: args.metrics,
         direct: args.direct,
         port_mapping: args.port_mapping,
-        endpoints: Some(args.endpoints).filter(|endpoints| !endpoints.is_empty()),
+        endpoint: Some(args.endpoint).filter(|endpoints| !endpoints.is_empty()),
     };
     flags.or(file).into_config()
 }

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use netlink::rules::UNDERLAY_MARK;
+use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -65,6 +66,24 @@ pub(crate) fn open_udp_on(ipv6: bool, port: u16) -> io::Result<UdpSocket> {
     socket.bind(&address.into())?;
     forbid_fragments(&socket, ipv6)?;
     UdpSocket::from_std(socket.into())
+}
+
+/// As [`open_udp_on`] with IPv6; `None` where the host has none, or it is switched off.
+///
+/// # Errors
+///
+/// Whatever else the system answered.
+pub(crate) fn open_udp_v6(port: u16) -> io::Result<Option<UdpSocket>> {
+    match open_udp_on(true, port) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if is_without_ipv6(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 /// Has what a socket sends arrive whole or not at all, whatever the kernel believes of the path: pings that fill a

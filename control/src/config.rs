@@ -51,12 +51,18 @@ pub struct ServeFlags {
     /// refused then
     #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_POLICY")]
     pub policy: Option<PathBuf>,
+    /// Life of node keys that belong to users, such as 90d [default: 180d]
+    #[arg(long, value_name = "TIME", env = "TAILRACE_CONTROL_KEY_EXPIRY")]
+    pub key_expiry: Option<String>,
+    /// How long ephemeral nodes may be offline before they are removed [default: 30m]
+    #[arg(long, value_name = "TIME", env = "TAILRACE_CONTROL_EPHEMERAL_TIMEOUT")]
+    pub ephemeral_timeout: Option<String>,
     /// TOML file with any of these settings, named alike with _ for -
     #[arg(long, value_name = "FILE", env = "TAILRACE_CONTROL_CONFIG")]
     pub config: Option<PathBuf>,
 }
 
-/// The file of `--config`. Keys are those of the flags, and some that have none.
+/// The file of `--config`. Keys are those of the flags.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServeFile {
@@ -71,9 +77,7 @@ struct ServeFile {
     no_derp: Option<bool>,
     base_domain: Option<String>,
     policy: Option<PathBuf>,
-    /// Life of node keys that belong to users; default `180d`.
     key_expiry: Option<String>,
-    /// How long ephemeral nodes may be offline; default `30m`.
     ephemeral_timeout: Option<String>,
 }
 
@@ -189,6 +193,8 @@ impl ServeFlags {
         });
         let base_domain = self.base_domain.or(file.base_domain);
         let policy = self.policy.or(file.policy);
+        let key_expiry = self.key_expiry.or(file.key_expiry);
+        let ephemeral_timeout = self.ephemeral_timeout.or(file.ephemeral_timeout);
         // It is named to people who are elsewhere.
         let policy = policy.map(|path| std::path::absolute(&path).unwrap_or(path));
         Ok(ServeConfig {
@@ -206,8 +212,8 @@ impl ServeFlags {
                 &server_url,
             )?,
             server_url,
-            key_expiry: duration("key_expiry", file.key_expiry.as_deref())?,
-            ephemeral_timeout: duration("ephemeral_timeout", file.ephemeral_timeout.as_deref())?,
+            key_expiry: duration("--key-expiry", key_expiry.as_deref())?,
+            ephemeral_timeout: duration("--ephemeral-timeout", ephemeral_timeout.as_deref())?,
         })
     }
 }

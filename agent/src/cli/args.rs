@@ -107,15 +107,20 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "WHERE", env = "TAILRACE_SHIELD")]
     pub shield: Option<ShieldName>,
     /// Look for direct paths to peers; false: reach them through relays only.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "TAILRACE_DIRECT", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub direct: Option<bool>,
     /// Ask the router for a port that leads to this node, by NAT-PMP, PCP or UPnP; false: do not.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "TAILRACE_PORT_MAPPING", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub port_mapping: Option<bool>,
     /// Tell peers that this node can be reached at this address and port, beside those that it finds; may be
-    /// given several times.
-    #[arg(long = "endpoint", value_name = "ADDR:PORT")]
-    pub endpoints: Vec<SocketAddr>,
+    /// given several times, or as a list with commas.
+    #[arg(
+        long,
+        env = "TAILRACE_ENDPOINT",
+        value_name = "ADDR:PORT",
+        value_delimiter = ','
+    )]
+    pub endpoint: Vec<SocketAddr>,
     /// Serve Prometheus metrics on this address.
     #[arg(long, value_name = "ADDR:PORT", env = "TAILRACE_METRICS")]
     pub metrics: Option<SocketAddr>,

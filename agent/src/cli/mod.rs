@@ -28,7 +28,7 @@ use tokio::runtime::{Builder, Runtime};
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Threads of the daemon: one for the tunnel, one for everything else, and a small footprint.
+/// Threads of the daemon's tasks, few for a small footprint; an embedded tunnel has its own.
 const DAEMON_THREADS: usize = 2;
 
 /// Why a command failed: cause and fix in one line.

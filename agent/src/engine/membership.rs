@@ -242,7 +242,11 @@ impl Engine {
                 let reply = self.logout.take();
                 let result = self.leave().await;
                 if let Err(error) = &result {
-                    tracing::error!(%error, "the node left the tailnet, but traces of it stay here");
+                    let error = error as &dyn std::error::Error;
+                    tracing::error!(
+                        error,
+                        "the node left the tailnet, but traces of it stay here"
+                    );
                 }
                 if let Some(reply) = reply {
                     let _ = reply.send(stored.map_err(Refusal::from).and(result));

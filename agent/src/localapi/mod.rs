@@ -16,6 +16,9 @@
 //! | `GET watch-ipn-bus` | [`Notify`] lines, the first at once |
 //! | `GET tailrace-top` | [`Sample`] (ours) |
 //! | `GET usermetrics`, `GET metrics` | Prometheus text |
+//! | `POST debug-endpoint?ip=&endpoint=` | a peer's endpoint by hand (ours) |
+//! | `GET debug-drops`, `GET debug-rules` | what the filter drops, what each rule admitted (ours) |
+//! | `GET serve-config` | empty: there is no Serve yet |
 
 mod client;
 mod debug;

@@ -67,7 +67,7 @@ pub enum NetError {
     /// No such peer in the network map.
     #[error("no such peer in the network map")]
     UnknownPeer,
-    /// The peer cannot be pinged over a relay.
+    /// There is no way to the peer for a ping.
     #[error("{0}")]
     Unreachable(&'static str),
     /// No pong in time.

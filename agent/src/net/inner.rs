@@ -31,6 +31,7 @@ use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
 use crate::offload::{self, Holder};
 use crate::paths::{self, Event, Wire};
+use crate::portmap;
 use crate::relayed::Relayed;
 use crate::router::{self, Mtus, Wiring, forwarding};
 use crate::shield::{self, Shields};
@@ -71,13 +72,15 @@ pub(super) struct Inner {
     /// How a tunnel in this process reaches the relays.
     pub(super) relaying: Relaying,
     pub(super) relays: Manager,
+    /// The router's port that leads to ours.
+    pub(super) portmap: portmap::Handle,
     pub(super) guard: Guard,
     pub(super) shields: Shields,
     /// Where dropped packets are reported.
     pub(super) reports: Reports,
     /// Speaks with peers' agents through the tunnel.
     pub(super) tsmp: Tsmp,
-    /// The host's netfilter; `None` where it has none, for the reason beside.
+    /// The host's netfilter; `None` where it has none, as the log says.
     pub(super) firewall: Option<Firewall>,
     /// Counts the filters that were put in force.
     pub(super) filter_serial: u64,

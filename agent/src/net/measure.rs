@@ -54,7 +54,6 @@ impl Net {
             let measures = inner.measure().await;
             (measures, inner.guard.census())
         };
-        measures.status.port_mapping = self.portmap.state();
         if let Some(census) = census {
             measures.maps = self.censuses.take(&census).await;
         }

@@ -335,6 +335,7 @@ impl Net {
             peers: peers.clone(),
             relayed: relayed.clone(),
             relays: relays.clone(),
+            portmap: portmap.clone(),
             guard: Guard::default(),
             shields: Shields::new(config.shield, config.port),
             reports: reports.clone(),
@@ -495,7 +496,6 @@ impl Net {
     /// Returns the data plane as it is now.
     pub async fn status(&self) -> NetStatus {
         let mut status = self.inner.lock().await.status().await;
-        status.port_mapping = self.portmap.state();
         for (key, latency) in self.paths.latencies().await {
             if let Some(peer) = status.peers.get_mut(&key) {
                 peer.latency = Some(latency);
@@ -568,17 +568,20 @@ impl Net {
         let leftover = Kernel::leftover(&netlink, device).await?;
         // One with another mark is somebody else's; one without a key is ours, hardly begun.
         if leftover.is_some_and(|left| left.fwmark == UNDERLAY_MARK || left.private_key.is_none()) {
-            let pins = dataplane::pin_folder(device, state_dir).ok();
+            let pins = found(
+                "the filter's pins",
+                dataplane::pin_folder(device, state_dir),
+            );
             // In this order nothing passes unjudged.
             links::delete(&netlink, device).await?;
             Dataplane::remove_leftovers(device, pins.as_deref()).map_err(NetError::Programs)?;
-            if let Ok(pins) = shield::pin_folder(device, state_dir) {
+            if let Some(pins) = found("the shield's pins", shield::pin_folder(device, state_dir)) {
                 dataplane::Shield::remove_all(&pins).map_err(NetError::Programs)?;
             }
             Pinning::remove_leftovers(port).map_err(NetError::Programs)?;
             tracing::info!(device, "removed what an earlier run left");
         }
-        if let Ok(firewall) = Firewall::new() {
+        if let Some(firewall) = found("the host's netfilter", Firewall::new()) {
             firewall.remove(device).await?;
         }
         restore_forwarding(state_dir)?;
@@ -613,6 +616,19 @@ impl Drop for Net {
             task.abort();
         }
     }
+}
+
+/// What may be absent, but not without a word: something of ours may stay there.
+fn found<T, E: std::error::Error>(what: &str, result: Result<T, E>) -> Option<T> {
+    result
+        .inspect_err(|error| {
+            let reason = error_text(error);
+            tracing::warn!(
+                reason,
+                "{what} cannot be reached, so nothing is removed there"
+            );
+        })
+        .ok()
 }
 
 /// Puts the host's forwarding switches back.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, interval};
 
 use super::NetEvent;
 use super::inner::Inner;
+use crate::error_text::error_text;
 
 /// Between looks at what others may have changed on the host, and between attempts to repair it.
 const INSPECT_EVERY: Duration = Duration::from_secs(5);
@@ -35,7 +36,8 @@ pub(super) async fn run(
 ) {
     let mut looks = interval(INSPECT_EVERY);
     let mut next_full = Instant::now() + FULL_INSPECTION;
-    let mut broken = false;
+    // What is wrong, as it was told.
+    let mut told: Option<String> = None;
     let mut watching = true;
     loop {
         let changed = tokio::select! {
@@ -47,7 +49,7 @@ pub(super) async fn run(
         };
         let Some(inner) = inner.upgrade() else { return };
         let mut inner = inner.lock().await;
-        let due = changed || broken || Instant::now() >= next_full;
+        let due = changed || told.is_some() || Instant::now() >= next_full;
         let wired = !due && inner.is_wired().await.unwrap_or(false);
         let result = if wired {
             Ok(())
@@ -62,14 +64,17 @@ pub(super) async fn run(
             // Others may have to reach us elsewhere now.
             restun.notify_one();
         }
-        if result.is_ok() == broken {
-            let text = result.as_ref().err().map(ToString::to_string);
+        let text = result.as_ref().err().map(|error| error_text(error));
+        if text != told {
+            if let Some(problem) = &text {
+                tracing::warn!(problem, "the data plane is not as it should be");
+            }
+            told.clone_from(&text);
             let key = DEVICE_BROKEN;
             if events.send(NetEvent::Health { key, text }).await.is_err() {
                 return;
             }
         }
-        broken = result.is_err();
     }
 }
 

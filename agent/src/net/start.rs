@@ -41,7 +41,7 @@ pub(super) async fn choose_engine(
         },
         (Err(error @ netlink::Error::NotPermitted { .. }), _) => Err(error.into()),
         (Err(error), EngineChoice::Kernel) => Err(NetError::NoKernelWireGuard(error)),
-        (Err(error), _) => Ok((embedded(), error.to_string())),
+        (Err(error), _) => Ok((embedded(), error_text(&error))),
     }
 }
 

@@ -316,7 +316,16 @@ impl Inner {
         states: &BTreeMap<NodePublic, PeerState>,
         counts: &BTreeMap<PeerIndex, PeerCounters>,
     ) -> NetStatus {
-        let link = links::get(&self.netlink, &self.device).await.ok().flatten();
+        let link = links::get(&self.netlink, &self.device).await;
+        let link = link.unwrap_or_else(|error| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                device = self.device,
+                "the overlay device not looked at"
+            );
+            None
+        });
         let read_at = dataplane::boot_clock();
         let desired = self.applied.as_ref().map(|applied| &applied.desired);
         let mut peers = BTreeMap::new();
@@ -360,7 +369,7 @@ impl Inner {
             routes,
             served_routes: desired.map_or_else(Vec::new, |desired| desired.served_routes.clone()),
             junk: self.junk().await,
-            port_mapping: PortMapping::default(),
+            port_mapping: self.portmap.state(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The task that keeps the home region right and tells what changed: netcheck, selection, events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,9 +143,9 @@ impl Steward {
                     let earliest = self.last_check.map_or_else(Instant::now, |at| at + RESTUN_GAP);
                     due = due.min(earliest.into());
                 }
-                Some(report) = finished(&mut check) => {
+                report = finished(&mut check) => {
                     let began = check.take().map_or_else(Instant::now, |(began, _)| began);
-                    if let Some(assignment) = assignment {
+                    if let (Some(report), Some(assignment)) = (report, assignment) {
                         self.handle_report(began, report, &assignment).await;
                     }
                     let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
@@ -213,7 +214,8 @@ impl Steward {
         let local = match self.local_addresses().await {
             Ok(local) => local,
             Err(error) => {
-                tracing::warn!(%error, "addresses of this host not read");
+                let error = &error as &dyn Error;
+                tracing::warn!(error, "addresses of this host not read");
                 self.local.clone().unwrap_or_default()
             }
         };
@@ -366,10 +368,13 @@ fn unwell(relays: &[RelayStatus]) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join("; "))
 }
 
-/// Waits for the running check; pends for ever if there is none, gives `None` if it was aborted.
+/// Waits for the running check, and for ever if there is none; `None` if it found nothing because it broke.
 async fn finished(check: &mut Option<(Instant, JoinHandle<Report>)>) -> Option<Report> {
     match check {
-        Some((_, task)) => Some(task.await.unwrap_or_default()),
+        Some((_, task)) => task
+            .await
+            .inspect_err(|error| tracing::error!(%error, "a netcheck broke: the last report stays"))
+            .ok(),
         None => std::future::pending().await,
     }
 }

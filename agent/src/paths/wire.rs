@@ -108,7 +108,7 @@ impl Wire {
         } else {
             Demux::Rewritten {
                 v4: underlay::open_udp_on(false, self.port)?,
-                v6: underlay::open_udp_on(true, self.port).ok(),
+                v6: underlay::open_udp_v6(self.port)?,
             }
         };
         self.demux.send_replace(Arc::new(demux));
@@ -256,11 +256,10 @@ fn rewritten() -> io::Result<(Demux, u16)> {
     for _ in 0..PORT_TRIES {
         let v4 = underlay::open_udp_on(false, 0)?;
         let port = v4.local_addr()?.port();
-        match underlay::open_udp_on(true, port) {
-            Ok(v6) => return Ok((Demux::Rewritten { v4, v6: Some(v6) }, port)),
+        match underlay::open_udp_v6(port) {
+            Ok(v6) => return Ok((Demux::Rewritten { v4, v6 }, port)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
-            // A host without IPv6.
-            Err(_) => return Ok((Demux::Rewritten { v4, v6: None }, port)),
+            Err(error) => return Err(error),
         }
     }
     Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))

@@ -1,6 +1,7 @@
 //! The embedded WireGuard: the `tunnel` crate's, for hosts whose kernel has none.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -104,7 +105,12 @@ impl Embedded {
         if let Some(Running { device, index, .. }) = self.running.take() {
             drop(device);
             if let Err(error) = self.delete(index).await {
-                tracing::warn!(%error, device = self.name, "the overlay device was not removed");
+                let error = &error as &dyn Error;
+                tracing::warn!(
+                    error,
+                    device = self.name,
+                    "the overlay device was not removed"
+                );
             }
         }
     }

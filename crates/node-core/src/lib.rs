@@ -2,7 +2,8 @@
 //!
 //! [`Desired::from_netmap`] turns what the coordination server sent into what this host should look
 //! like (addresses, peers, routes, relays); the agent's shells make it so. [`endpoints`] gives each
-//! peer the synthetic endpoint by which WireGuard reaches it through the agent.
+//! peer the synthetic endpoint by which WireGuard reaches it through the agent; [`paths`] finds and proves
+//! the direct way to each.
 #![forbid(unsafe_code)]
 
 pub mod derp;

@@ -224,7 +224,7 @@ impl World {
         }
     }
 
-    /// Starts a flow; `None` as interval leaves it silent until [`World::set_flow`].
+    /// Starts a flow, one packet each `interval`, until [`World::set_flow`] says otherwise.
     pub(crate) fn flow(&mut self, from: usize, to: usize, interval: Duration) -> usize {
         let number = self.flows.len();
         self.flows.push(Flow {
