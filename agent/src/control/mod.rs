@@ -115,6 +115,7 @@ pub(crate) enum Command {
     Login(Login),
     Logout,
     Reconnect(ControlError),
+    Moved,
 }
 
 /// News about this host, sent as lite updates.
@@ -191,6 +192,13 @@ impl Control {
             source: why.into(),
         };
         self.commands.try_send(Command::Reconnect(why)).is_ok()
+    }
+
+    /// Connects again: the connection may have died with the host's way out, and would take a quarter of a minute
+    /// to notice. False if the client is too busy to hear.
+    #[must_use]
+    pub fn handle_move(&self) -> bool {
+        self.commands.try_send(Command::Moved).is_ok()
     }
 
     /// Tells the server about this host, now and after every reconnect. What it knows of the network stays.

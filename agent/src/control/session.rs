@@ -136,6 +136,11 @@ impl Session {
                     Some(Command::Logout) => return self.log_out(None).await,
                     // About a stream that ended by itself meanwhile.
                     Some(Command::Reconnect(_)) => {}
+                    Some(Command::Moved) => {
+                        // What failed by the old way may go by the new one.
+                        self.backoff.reset();
+                        return End::Again;
+                    }
                 },
             }
         }
@@ -148,7 +153,7 @@ impl Session {
                 None => return Ok(End::Done),
                 Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
                 Some(Command::Logout) => return Ok(self.log_out(None).await),
-                Some(Command::Reconnect(_)) => return Ok(End::Again),
+                Some(Command::Reconnect(_) | Command::Moved) => return Ok(End::Again),
             }
         }
         let connection = self.connect().await?;
@@ -178,6 +183,9 @@ impl Session {
                     }
                     Some(Command::Logout) => return Ok(self.log_out(Some(&live.connection)).await),
                     Some(Command::Reconnect(why)) => return Err(why),
+                    // A login would begin anew, with another URL; it has a patience of its own.
+                    Some(Command::Moved) if live.login.is_some() => {}
+                    Some(Command::Moved) => return Ok(End::Again),
                 },
                 progress = next(&mut live.login) => self.handle_progress(&mut live, progress).await?,
                 frame = next(&mut live.stream) => match frame {

@@ -71,6 +71,8 @@ pub(super) struct Connection {
     pub(super) received: BytesMut,
     /// What the relay says about itself.
     pub(super) info: ServerInfo,
+    /// Where it goes out from.
+    pub(super) local: IpAddr,
 }
 
 /// Connects to the first node of `region` that answers, and proves `key` to it.
@@ -104,7 +106,12 @@ async fn connect_node(
     key: &NodePrivate,
 ) -> Result<Connection, ConnectError> {
     within(CONNECT_TIMEOUT, node, async {
-        let tcp = BufReader::with_capacity(READ_AHEAD_LEN, dial(node).await?);
+        let tcp = dial(node).await?;
+        let local = tcp.local_addr().map_err(|source| ConnectError::Dial {
+            host: node.host.clone(),
+            source,
+        })?;
+        let tcp = BufReader::with_capacity(READ_AHEAD_LEN, tcp);
         let mut stream = start_tls(node, tcp).await?;
         let mut received = BytesMut::with_capacity(MAX_HEAD_LEN);
         let info = upgrade(&mut stream, &mut received, node, ideal, key).await?;
@@ -112,6 +119,7 @@ async fn connect_node(
             stream,
             received,
             info,
+            local: local.ip(),
         })
     })
     .await

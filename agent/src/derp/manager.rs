@@ -1,6 +1,7 @@
 //! All relay connections of the node: [`Manager`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -120,6 +121,22 @@ impl Manager {
                 link.send(key, [&packet[..]]);
                 traffic::note_sent(&peers.regions.of(home), &peer.relayed, [&packet[..]]);
             }
+        }
+    }
+
+    /// Has connections from an address that is none of `ours` any more made anew at once.
+    pub(crate) fn keep_from(&self, ours: &BTreeSet<IpAddr>) {
+        let state = self.shared.lock();
+        for link in state.links.values().filter(|link| !link.is_from(ours)) {
+            link.handle_move(ours);
+        }
+    }
+
+    /// Packets leave another way than before, from `sources`: connections from other addresses are made anew at
+    /// once, the others have to show that they live, and what is being dialled is dialled again.
+    pub(crate) fn handle_move(&self, sources: &BTreeSet<IpAddr>) {
+        for link in self.shared.lock().links.values() {
+            link.handle_move(sources);
         }
     }
 

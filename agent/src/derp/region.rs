@@ -1,6 +1,8 @@
 //! One relay region: the task that connects, reconnects, reads and writes.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use node_core::RegionId;
 use node_core::derp::Region;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
@@ -28,6 +31,8 @@ use crate::error_text::error_text;
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// A region that is not home is left after this long without a packet to send (disco.md §12).
 const IDLE: Duration = Duration::from_secs(60);
+/// A connection that may have died with the host's way out has this long to show that it has not.
+const SURVIVAL: Duration = Duration::from_secs(3);
 /// A relay that restarts is waited for this long at most, whatever it asks for.
 const MAX_RESTART: Duration = Duration::from_secs(60);
 /// Room for one read; holds some fifty full packets.
@@ -40,6 +45,8 @@ pub(crate) struct Link {
     pub(super) queue: Queue,
     connected: AtomicBool,
     state: Mutex<LinkState>,
+    /// The host's side of the underlay is another.
+    moved: Notify,
     task: OnceLock<AbortHandle>,
 }
 
@@ -48,6 +55,10 @@ struct LinkState {
     heard: Option<Instant>,
     sent: Option<Instant>,
     problem: Option<String>,
+    /// Where the connection goes out from.
+    local: Option<IpAddr>,
+    /// Nothing gets out from there any more.
+    orphaned: bool,
 }
 
 impl Link {
@@ -66,6 +77,19 @@ impl Link {
 
     pub(super) fn problem(&self) -> Option<String> {
         self.lock().problem.clone()
+    }
+
+    /// True if the connection goes out from one of `ours`, or from this host to itself, or if there is none.
+    pub(super) fn is_from(&self, ours: &BTreeSet<IpAddr>) -> bool {
+        let local = self.lock().local;
+        local.is_none_or(|local| local.is_loopback() || ours.contains(&local))
+    }
+
+    /// See [`Manager::handle_move`](super::Manager::handle_move).
+    pub(super) fn handle_move(&self, sources: &BTreeSet<IpAddr>) {
+        let orphaned = !self.is_from(sources);
+        self.lock().orphaned = orphaned;
+        self.moved.notify_one();
     }
 
     /// Ends the task; what waits is lost.
@@ -93,6 +117,7 @@ pub(super) fn start(
         queue: Queue::default(),
         connected: AtomicBool::new(false),
         state: Mutex::default(),
+        moved: Notify::new(),
         task: OnceLock::new(),
     });
     let task = runtime.spawn(run(link.clone(), region, key, shared));
@@ -105,6 +130,8 @@ pub(super) fn start(
 enum End {
     /// Nothing was sent for a while and this is not the home.
     Idle,
+    /// The connection has died with the host's way out.
+    Moved,
     /// The relay restarts and asks to come back after this long.
     Restarting(Duration),
     /// Anything else.
@@ -114,7 +141,14 @@ enum End {
 async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shared>) {
     let mut backoff = Backoff::default();
     loop {
-        let (end, lasted) = match client::connect(&region, &key).await {
+        let connected = tokio::select! {
+            connected = client::connect(&region, &key) => connected,
+            () = link.moved.notified() => {
+                backoff.reset();
+                continue;
+            }
+        };
+        let (end, lasted) = match connected {
             Ok(connection) => {
                 let began = Instant::now();
                 let end = serve_connected(&link, connection, &shared).await;
@@ -124,7 +158,7 @@ async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shar
         };
         let pause = pause(&end, lasted, &mut backoff, rand::random());
         match end {
-            End::Idle => {}
+            End::Idle | End::Moved => {}
             End::Restarting(_) => lost(&link, &shared, "the relay restarts".to_owned()),
             End::Failed(reason) => lost(&link, &shared, reason),
         }
@@ -132,7 +166,11 @@ async fn run(link: Arc<Link>, region: Region, key: NodePrivate, shared: Arc<Shar
         if !shared.is_home(region.id) && !link.queue.is_fresh(held::LONGEST) {
             link.queue.clear_packets();
         }
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => {}
+            // There may be a way now.
+            () = link.moved.notified() => backoff.reset(),
+        }
         if shared.retire(region.id, &link) {
             tracing::debug!(region = region.code, "relay connection closed, not needed");
             return;
@@ -148,7 +186,7 @@ fn pause(end: &End, lasted: Duration, backoff: &mut Backoff, random: f64) -> Dur
         backoff.reset();
     }
     match end {
-        End::Idle => Duration::ZERO,
+        End::Idle | End::Moved => Duration::ZERO,
         End::Restarting(after) => *after.min(&MAX_RESTART) + backoff.next(random),
         End::Failed(_) => backoff.next(random),
     }
@@ -167,6 +205,8 @@ async fn serve_connected(link: &Arc<Link>, connection: Connection, shared: &Arc<
         state.problem = None;
         state.heard = Some(Instant::now());
         state.sent = Some(Instant::now());
+        state.local = Some(connection.local);
+        state.orphaned = false;
     }
     link.queue.clear_control();
     link.queue
@@ -180,7 +220,9 @@ async fn serve_connected(link: &Arc<Link>, connection: Connection, shared: &Arc<
         end = read(link, shared, reader, connection.received) => end,
         end = write(link, writer, bucket) => end,
         () = idle(link, shared) => End::Idle,
+        () = outlived(link) => End::Moved,
     };
+    link.lock().local = None;
     link.connected.store(false, Ordering::Release);
     shared.forget_routes(link.region);
     shared.notify(Notice::Health(link.region));
@@ -194,6 +236,22 @@ async fn idle(link: &Link, shared: &Shared) {
         let sent = link.lock().sent;
         let is_idle = sent.is_none_or(|sent| sent.elapsed() >= IDLE);
         if is_idle && !shared.is_home(link.region) {
+            return;
+        }
+    }
+}
+
+/// Ends once the host's way out is another and the connection did not survive that.
+async fn outlived(link: &Link) {
+    loop {
+        link.moved.notified().await;
+        if link.lock().orphaned {
+            return;
+        }
+        let asked = Instant::now();
+        link.queue.push_control(Frame::Ping(rand::random()));
+        sleep(SURVIVAL).await;
+        if link.last_heard().is_none_or(|heard| heard < asked) {
             return;
         }
     }

@@ -307,6 +307,13 @@ impl Engine {
                 tracing::debug!(%region, "relay connected");
                 self.relay_connected = true;
             }
+            NetEvent::Moved => {
+                if let Some((control, _)) = &self.control
+                    && !control.handle_move()
+                {
+                    tracing::debug!("the control client is busy: it notices by itself");
+                }
+            }
             NetEvent::Health {
                 key,
                 text: Some(text),

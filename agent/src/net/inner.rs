@@ -21,6 +21,7 @@ use tunnel::Relaying;
 
 use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
+use super::host::Host;
 use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
 use super::traffic::Accounts;
@@ -308,6 +309,26 @@ impl Inner {
         }
         let link = links::get(&self.netlink, &self.device).await?;
         Ok(link.is_some_and(|link| link.up))
+    }
+
+    /// Looks at the host's side of the underlay, and tells if it is another than before.
+    pub(super) async fn look_at_host(
+        &mut self,
+        known: &watch::Sender<Host>,
+    ) -> Result<(), NetError> {
+        let host = Host::look(&self.netlink, &self.device).await?;
+        let moved = host.has_moved_from(&known.borrow());
+        known.send_if_modified(|old| {
+            let changed = *old != host;
+            *old = host;
+            changed
+        });
+        if moved && self.applied.is_some() {
+            // The kernel forgets the sources that it has cached for its peers.
+            let mark = wireguard::Change::SetFwmark(UNDERLAY_MARK);
+            self.tunnel.change(vec![mark]).await?;
+        }
+        Ok(())
     }
 
     /// Removes device, routes and rules, and leaves the relays.

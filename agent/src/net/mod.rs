@@ -4,6 +4,7 @@ mod direct;
 mod drops;
 mod error;
 pub(crate) mod filter;
+mod host;
 mod inner;
 mod measure;
 mod numbers;
@@ -50,6 +51,7 @@ use crate::shield::{self, Shields};
 use crate::tunnel::Kernel;
 use direct::Pins;
 use filter::Guard;
+use host::Host;
 use inner::Inner;
 use measure::Censuses;
 use numbers::Numbers;
@@ -303,15 +305,13 @@ impl Net {
             relays: relays.clone(),
             events: events_sender.clone(),
             wire: wire.clone(),
-            // A socket carries one dump at a time; the other is used under a lock.
-            netlink: Netlink::open()?,
-            device: config.device.clone(),
             port: config.port,
             explicit: config.endpoints,
             paths: paths.clone(),
             restun: restun.clone(),
             portmap: portmap.clone(),
         });
+        let host = Host::look(&netlink, &config.device).await?;
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -349,12 +349,13 @@ impl Net {
             applied: None,
         }));
         let watcher = links::Watcher::open()?;
+        let (host, hosts) = watch::channel(host);
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
             tokio::spawn(rejects::run(tsmp.clone(), reports.clone())),
             tokio::spawn(tsmp::run(tsmp, peers.clone(), events_sender.clone())),
             tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
-            tokio::spawn(steward.run(assignments, notices)),
+            tokio::spawn(steward.run(assignments, notices, hosts)),
             tokio::spawn(carry(relayed, outbound)),
             tokio::spawn(core.run(path_events)),
             tokio::spawn(mapper.run()),
@@ -368,7 +369,7 @@ impl Net {
                 Arc::downgrade(&inner),
                 watcher,
                 events_sender,
-                restun.clone(),
+                host,
             )),
             tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
         ];

@@ -1,13 +1,14 @@
 //! The task that watches over what was applied: another program may remove the device, a route, a rule.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 use netlink::links;
-use tokio::sync::{Mutex, Notify, mpsc};
-use tokio::time::{Instant, interval};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{Instant, interval, sleep};
 
 use super::NetEvent;
+use super::host::Host;
 use super::inner::Inner;
 use crate::error_text::error_text;
 
@@ -19,6 +20,9 @@ const FULL_INSPECTION: Duration = Duration::from_secs(60);
 const SPARINGLY: u32 = 3000;
 /// But never later than this.
 const AT_LEAST: Duration = Duration::from_secs(300);
+/// What is told all the time, as by a host whose containers come and go, is looked into no sooner than after so
+/// many times what the last comparison took.
+const BREATH: u32 = 10;
 const DEVICE_BROKEN: &str = "overlay-device";
 
 /// Until everything is compared again, after a comparison that took so long.
@@ -32,10 +36,11 @@ pub(super) async fn run(
     inner: Weak<Mutex<Inner>>,
     mut watcher: links::Watcher,
     events: mpsc::Sender<NetEvent>,
-    restun: Arc<Notify>,
+    host: watch::Sender<Host>,
 ) {
     let mut looks = interval(INSPECT_EVERY);
     let mut next_full = Instant::now() + FULL_INSPECTION;
+    let mut breath = Duration::ZERO;
     // What is wrong, as it was told.
     let mut told: Option<String> = None;
     let mut watching = true;
@@ -44,6 +49,7 @@ pub(super) async fn run(
             _ = looks.tick() => false,
             heard = watcher.changed(), if watching => {
                 watching = heard;
+                sleep(breath).await;
                 true
             }
         };
@@ -56,14 +62,13 @@ pub(super) async fn run(
         } else {
             let begun = Instant::now();
             let result = inner.reapply().await;
-            next_full = Instant::now() + pause(begun.elapsed());
-            result
+            let took = begun.elapsed();
+            next_full = Instant::now() + pause(took);
+            breath = took * BREATH;
+            let looked = inner.look_at_host(&host).await;
+            result.and(looked)
         };
         drop(inner);
-        if changed {
-            // Others may have to reach us elsewhere now.
-            restun.notify_one();
-        }
         let text = result.as_ref().err().map(|error| error_text(error));
         if text != told {
             if let Some(problem) = &text {

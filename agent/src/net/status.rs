@@ -199,6 +199,8 @@ pub enum NetEvent {
     },
     /// A relay region was connected.
     DerpConnected(RegionId),
+    /// Packets leave this host another way than before: connections may be dead without knowing it.
+    Moved,
     /// A health warning appeared (`Some`) or went away (`None`).
     Health {
         /// Stable name of the warning.

@@ -1,19 +1,18 @@
 //! The task that keeps the home region right and tells what changed: netcheck, selection, events.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control_proto::tailcfg;
-use netlink::{Netlink, addresses, links};
 use node_core::{DerpMap, RegionId};
 use rand::Rng;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{self, sleep_until};
 
+use super::host::Host;
 use super::{EndpointKind, NetEvent, RelayStatus};
 use crate::derp::home::{HomeSelector, Measured};
 use crate::derp::{Manager, Notice};
@@ -48,9 +47,6 @@ pub(super) struct Surroundings {
     pub(super) relays: Manager,
     pub(super) events: mpsc::Sender<NetEvent>,
     pub(super) wire: Arc<Wire>,
-    pub(super) netlink: Netlink,
-    /// The overlay device, whose addresses are no endpoints.
-    pub(super) device: String,
     /// WireGuard's port.
     pub(super) port: u16,
     /// Endpoints that the operator set.
@@ -66,8 +62,8 @@ pub(super) struct Surroundings {
 pub(super) struct Steward {
     with: Surroundings,
     endpoints: Endpoints,
-    /// Addresses of the underlay, as last seen.
-    local: Option<BTreeSet<IpAddr>>,
+    /// The host's side of the underlay.
+    host: Host,
     told_endpoints: Option<Vec<(SocketAddr, EndpointKind)>>,
     selector: HomeSelector,
     report: Report,
@@ -84,7 +80,7 @@ impl Steward {
         Self {
             with,
             endpoints: Endpoints::default(),
-            local: None,
+            host: Host::default(),
             told_endpoints: None,
             selector: HomeSelector::default(),
             report: Report::default(),
@@ -102,7 +98,9 @@ impl Steward {
         mut self,
         mut assignments: watch::Receiver<Option<Assignment>>,
         mut notices: mpsc::Receiver<Notice>,
+        mut hosts: watch::Receiver<Host>,
     ) {
+        self.host = hosts.borrow_and_update().clone();
         let mut check: Option<(Instant, JoinHandle<Report>)> = None;
         let mut due = time::Instant::now();
         let mut tick = time::interval(GRACE / 4);
@@ -136,6 +134,17 @@ impl Steward {
                         let began = Instant::now();
                         check = Some((began, self.start_check(map)));
                     }
+                }
+                Ok(()) = hosts.changed() => {
+                    let host = hosts.borrow_and_update().clone();
+                    if self.handle_host(host).await {
+                        // What was asked by the old way may never be answered.
+                        if let Some((_, task)) = check.take() {
+                            task.abort();
+                        }
+                        self.last_full = None;
+                    }
+                    restun.notify_one();
                 }
                 () = restun.notified() => {
                     // What is under way may have asked before there was a reason to.
@@ -209,31 +218,36 @@ impl Steward {
         self.tell_net_info(home).await;
     }
 
-    /// Tells the path machine where we can be reached, and control if that is news.
-    async fn tell_endpoints(&mut self, mapped: Vec<SocketAddr>) {
-        let local = match self.local_addresses().await {
-            Ok(local) => local,
-            Err(error) => {
-                let error = &error as &dyn Error;
-                tracing::warn!(error, "addresses of this host not read");
-                self.local.clone().unwrap_or_default()
-            }
-        };
-        if self.local.as_ref().is_some_and(|old| *old != local) {
-            tracing::info!("this host's addresses changed");
+    /// Takes note of the host's side of the underlay. True if packets leave another way now: then paths are
+    /// proved anew, and connections that the change has killed are made anew instead of waited for.
+    async fn handle_host(&mut self, host: Host) -> bool {
+        let moved = host.has_moved_from(&self.host);
+        if moved {
+            self.with.relays.handle_move(&host.sources());
+        } else {
+            self.with.relays.keep_from(&host.addresses);
+        }
+        self.host = host;
+        if moved {
+            tracing::info!("this host's way out changed");
             self.endpoints.forget();
             self.with.paths.tell(Event::UnderlayChanged).await;
+            self.tell(NetEvent::Moved).await;
         }
+        moved
+    }
+
+    /// Tells the path machine where we can be reached, and control if that is news.
+    async fn tell_endpoints(&mut self, mapped: Vec<SocketAddr>) {
         let found = Found {
             port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
             // One server alone does not tell.
             varies: self.report.mapping_varies() != Some(false),
-            local: local.iter().copied().collect(),
+            local: self.local_addresses(),
             port: self.with.port,
             explicit: self.with.explicit.clone(),
         };
-        self.local = Some(local);
         let offered = self.endpoints.update(Instant::now(), &found);
         let addresses = offered.iter().map(|(address, _)| *address).collect();
         self.with.paths.tell(Event::OwnEndpoints(addresses)).await;
@@ -243,17 +257,10 @@ impl Steward {
         }
     }
 
-    /// The addresses by which others might reach this host: not the overlay's, none of one link only.
-    async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>, netlink::Error> {
-        let overlay = links::get(&self.with.netlink, &self.with.device).await?;
-        let overlay = overlay.map_or(0, |link| link.index);
-        let found = addresses::dump_others(&self.with.netlink, overlay).await?;
-        let usable = |ip: &IpAddr| match ip {
-            IpAddr::V4(ip) => !ip.is_link_local(),
-            IpAddr::V6(ip) => !ip.is_unicast_link_local() && self.with.wire.has_ipv6(),
-        };
-        let addresses = found.into_iter().map(|(_, net)| net.addr());
-        Ok(addresses.filter(usable).collect())
+    /// The addresses by which others might reach this host.
+    fn local_addresses(&self) -> Vec<IpAddr> {
+        let usable = |ip: &&IpAddr| ip.is_ipv4() || self.with.wire.has_ipv6();
+        self.host.addresses.iter().filter(usable).copied().collect()
     }
 
     /// Sends the network information if it changed in more than latencies.

@@ -25,7 +25,8 @@ pub async fn survey(netlink: &Netlink, overlay: u32, desired: &Desired) -> Resul
     let networks = addresses::dump_others(netlink, overlay).await?;
     let mut leading = BTreeSet::new();
     for net in served {
-        leading.extend(routes::way_to(netlink, within(net)).await?);
+        let way = routes::way_to(netlink, within(net)).await?;
+        leading.extend(way.map(|way| way.interface));
     }
     let (routed, kept_out): (Routes, Routes) = routes::dump(netlink, routes::TABLE, overlay)
         .await?

@@ -8,6 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+use netlink_packet_route::route::RouteMessage;
 use netlink_sys::SocketAddr;
 use rtnetlink::{LinkUnspec, LinkVeth, LinkWireguard, MulticastGroup};
 use tokio::time::Instant;
@@ -228,7 +229,7 @@ fn parse(name: &str, message: &LinkMessage) -> Link {
 const DEBOUNCE: Duration = Duration::from_millis(250);
 
 /// Tells when something changed that may concern the overlay: interfaces come, go, flap and are renamed,
-/// addresses change, our routes or any rules are taken away.
+/// addresses change, a default route comes or goes, our routes or any rules are taken away.
 #[derive(Debug)]
 pub struct Watcher {
     messages:
@@ -286,8 +287,11 @@ impl Watcher {
 }
 
 fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    let NetlinkPayload::InnerMessage(message) = &message.payload else {
-        return false;
+    let message = match &message.payload {
+        NetlinkPayload::InnerMessage(message) => message,
+        // Something was lost, and nobody knows what.
+        NetlinkPayload::Overrun(_) => return true,
+        _ => return false,
     };
     match message {
         RouteNetlinkMessage::NewLink(_)
@@ -295,10 +299,21 @@ fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
         | RouteNetlinkMessage::NewAddress(_)
         | RouteNetlinkMessage::DelAddress(_)
         | RouteNetlinkMessage::DelRule(_) => true,
-        // A host may route for the whole Internet: only what goes from our table matters.
-        RouteNetlinkMessage::DelRoute(route) => routes::is_in_table(route, routes::TABLE),
+        // A host may route for the whole Internet: what matters is what goes from our table, and which way
+        // is the default.
+        RouteNetlinkMessage::DelRoute(route) => {
+            routes::is_in_table(route, routes::TABLE) || is_default(route)
+        }
+        RouteNetlinkMessage::NewRoute(route) => {
+            !routes::is_in_table(route, routes::TABLE) && is_default(route)
+        }
         _ => false,
     }
+}
+
+/// A route to everywhere, or to half of it: two of those take a default route's place.
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length <= 1
 }
 
 impl Drop for Watcher {

@@ -104,21 +104,49 @@ pub async fn is_empty(netlink: &Netlink, table: u32) -> Result<bool, Error> {
     Ok(dump_table(netlink, table).await?.is_empty())
 }
 
-/// Returns the interface by which the main table reaches `destination`; `None` where it does not. Nothing
-/// is sent.
+/// How our own packets get somewhere.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Way {
+    /// Number of the interface by which they leave.
+    pub interface: u32,
+    /// The router that they go to; `None` if the destination is on a network of this host's own.
+    pub gateway: Option<IpAddr>,
+    /// The address that they come from.
+    pub source: Option<IpAddr>,
+}
+
+/// Returns the way by which our own packets reach `destination`, which is never the overlay; `None` where
+/// there is none. Nothing is sent.
 ///
 /// # Errors
 ///
 /// Whatever the kernel answered.
-pub async fn way_to(netlink: &Netlink, destination: IpAddr) -> Result<Option<u32>, Error> {
-    let message = look_up(netlink, destination).await?;
-    Ok(message.and_then(|message| {
-        let mut attributes = message.attributes.iter();
-        attributes.find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
+pub async fn way_to(netlink: &Netlink, destination: IpAddr) -> Result<Option<Way>, Error> {
+    let Some(message) = look_up(netlink, destination).await? else {
+        return Ok(None);
+    };
+    let (mut interface, mut gateway, mut source) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    Ok(interface.map(|interface| Way {
+        interface,
+        gateway,
+        source,
     }))
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 /// A router, and how it sees us.
@@ -140,19 +168,11 @@ pub async fn gateway_to(
     netlink: &Netlink,
     destination: Ipv4Addr,
 ) -> Result<Option<Gateway>, Error> {
-    let Some(message) = look_up(netlink, destination.into()).await? else {
-        return Ok(None);
-    };
-    let (mut router, mut source) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => router = Some(*address),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
-            _ => {}
-        }
-    }
-    let both = router.zip(source);
-    Ok(both.map(|(address, own)| Gateway { address, own }))
+    let way = way_to(netlink, destination.into()).await?;
+    Ok(way.and_then(|way| match (way.gateway, way.source) {
+        (Some(IpAddr::V4(address)), Some(IpAddr::V4(own))) => Some(Gateway { address, own }),
+        _ => None,
+    }))
 }
 
 /// Asks the kernel how our own packets get to `destination`.

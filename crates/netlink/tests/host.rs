@@ -8,11 +8,14 @@
 mod namespace;
 
 use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use namespace::in_namespace;
 use netlink::routes::{Routes, Target};
 use netlink::{Error, Family, Netlink, addresses, links, routes, rules};
+use tokio::time::timeout;
 
 /// Interface number of `lo` in every fresh namespace.
 const LO: u32 = 1;
@@ -162,6 +165,45 @@ fn a_kernel_without_wireguard_says_so() {
             }
         }
     });
+}
+
+#[test]
+fn another_default_route_is_told_and_is_the_way_out() {
+    in_namespace(
+        "another_default_route_is_told_and_is_the_way_out",
+        async || {
+            let netlink = Netlink::open().unwrap();
+            up(&netlink).await;
+            let outside = "192.0.2.1".parse().unwrap();
+            assert_eq!(routes::way_to(&netlink, outside).await.unwrap(), None);
+            for words in [
+                "link add near type veth peer name far",
+                "link set near up",
+                "link set far up",
+                "addr add 10.9.0.2/24 dev near",
+                "route add default via 10.9.0.1",
+            ] {
+                ip(words);
+            }
+            let way = routes::way_to(&netlink, outside).await.unwrap().unwrap();
+            assert_eq!(way.gateway, Some("10.9.0.1".parse().unwrap()));
+            assert_eq!(way.source, Some("10.9.0.2".parse().unwrap()));
+            let link = links::get(&netlink, "near").await.unwrap().unwrap();
+            assert_eq!(way.interface, link.index);
+
+            let mut watcher = links::Watcher::open().unwrap();
+            ip("route replace default via 10.9.0.7");
+            let heard = timeout(Duration::from_secs(10), watcher.changed());
+            assert!(heard.await.expect("told in time"));
+            let way = routes::way_to(&netlink, outside).await.unwrap().unwrap();
+            assert_eq!(way.gateway, Some("10.9.0.7".parse().unwrap()));
+        },
+    );
+}
+
+fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
 }
 
 async fn up(netlink: &Netlink) {

@@ -126,6 +126,18 @@ impl Lab {
         })
     }
 
+    /// Gives a host a second way out, through a router of this kind: `eth1`, worse than what it has.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn second_uplink(&mut self, label: &str, host: &Host, kind: NatKind) -> Result<Nat> {
+        let outside = public(FIRST_ROUTER, self.sites)?;
+        self.sites += 1;
+        let site = (self.sites, kind);
+        Nat::second(label, &mut self.internet, outside, &host.namespace, site)
+    }
+
     /// Adds a carrier with one public address for all its customers.
     ///
     /// # Errors

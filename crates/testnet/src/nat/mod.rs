@@ -172,6 +172,33 @@ impl Nat {
         host: &Namespace,
         (site, kind): (u8, NatKind),
     ) -> Result<Nat> {
+        Self::on(FIRST_UPLINK, label, internet, public, host, (site, kind))
+    }
+
+    /// Gives `host` a second way out through a new router: its interface is `eth1`, and its default route is
+    /// worse than the first one.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` or `nft` refuses.
+    pub fn second(
+        label: &str,
+        internet: &mut Bridge,
+        public: Ipv4Addr,
+        host: &Namespace,
+        (site, kind): (u8, NatKind),
+    ) -> Result<Nat> {
+        Self::on(SECOND_UPLINK, label, internet, public, host, (site, kind))
+    }
+
+    fn on(
+        uplink: Uplink,
+        label: &str,
+        internet: &mut Bridge,
+        public: Ipv4Addr,
+        host: &Namespace,
+        (site, kind): (u8, NatKind),
+    ) -> Result<Nat> {
         let namespace = Namespace::new(label)?;
         let carrier = match kind.outer() {
             None => {
@@ -184,12 +211,12 @@ impl Nat {
                 let carrier = Namespace::new(&format!("{label}-c"))?;
                 internet.plug(&carrier, "wan")?;
                 connect(&carrier, "wan", public)?;
-                lay(&carrier, (&namespace, "wan"), [10, 64, site])?;
+                lay((&carrier, "lan"), (&namespace, WAN), [10, 64, site])?;
                 route(&carrier, outer, Ipv4Addr::new(10, 64, site, 2))?;
                 Some(carrier)
             }
         };
-        lay(&namespace, (host, "eth0"), [192, 168, site])?;
+        lay((&namespace, "lan"), (host, uplink), [192, 168, site])?;
         if matches!(kind, NatKind::DualStack | NatKind::V6Only) {
             lay_v6(&namespace, host, site)?;
         }
@@ -224,7 +251,7 @@ impl Nat {
     ) -> Result<Nat> {
         let namespace = Namespace::new(label)?;
         carrier.serve(&namespace, site)?;
-        lay(&namespace, (host, "eth0"), [192, 168, site])?;
+        lay((&namespace, "lan"), (host, FIRST_UPLINK), [192, 168, site])?;
         let inside = Ipv4Addr::new(192, 168, site, 2);
         route(&namespace, NatKind::PortRestricted, inside)?;
         Ok(Nat {
@@ -287,7 +314,7 @@ impl Carrier {
     /// Lays a line to a customer's router: `10.64.<site>.2` on its `wan`.
     fn serve(&mut self, customer: &Namespace, site: u8) -> Result<()> {
         let line = format!("lan{site}");
-        lay_from((&self.namespace, &line), (customer, "wan"), [10, 64, site])?;
+        lay((&self.namespace, &line), (customer, WAN), [10, 64, site])?;
         self.translator.take_from(&self.namespace, &line)
     }
 }
@@ -305,21 +332,26 @@ fn second(address: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
 }
 
-/// Lays a /24 between a router (.1, `lan`) and what is behind it (.2), whose way out it is.
-fn lay(router: &Namespace, inner: (&Namespace, &str), net: [u8; 3]) -> Result<()> {
-    lay_from((router, "lan"), inner, net)
-}
+/// A way out: the interface, and the metric of the default route by it.
+type Uplink = (&'static str, u32);
+const FIRST_UPLINK: Uplink = ("eth0", 0);
+const SECOND_UPLINK: Uplink = ("eth1", 100);
+/// A router's.
+const WAN: Uplink = ("wan", 0);
 
-fn lay_from(
+/// Lays a /24 between a router (.1) and what is behind it (.2), whose way out it is.
+fn lay(
     (router, line): (&Namespace, &str),
-    (inner, name): (&Namespace, &str),
+    (inner, (name, metric)): (&Namespace, Uplink),
     net: [u8; 3],
 ) -> Result<()> {
     let [a, b, c] = net;
     veth((router, line), (inner, name))?;
     router.ip(&format!("addr add {a}.{b}.{c}.1/24 dev {line}"))?;
     inner.ip(&format!("addr add {a}.{b}.{c}.2/24 dev {name}"))?;
-    inner.ip(&format!("route add default via {a}.{b}.{c}.1"))?;
+    inner.ip(&format!(
+        "route add default via {a}.{b}.{c}.1 metric {metric}"
+    ))?;
     Ok(())
 }
 

@@ -1,0 +1,65 @@
+//! What of this host decides where others can reach it, and how its own packets leave: [`Host`].
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink::routes::{self, Way};
+use netlink::{Netlink, addresses, links};
+
+/// The way out is the way to these addresses, which are nobody's (RFC 5737, RFC 3849): there is no other route
+/// to them.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// The host's side of the underlay.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Host {
+    /// Addresses of its interfaces but the overlay device, without those of one link only.
+    pub(super) addresses: BTreeSet<IpAddr>,
+    /// The ways out, by IPv4 and by IPv6.
+    pub(super) ways: [Option<Way>; 2],
+}
+
+impl Host {
+    /// Looks at the host. Nothing is sent.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel answered.
+    pub(super) async fn look(netlink: &Netlink, device: &str) -> Result<Self, netlink::Error> {
+        let overlay = links::get(netlink, device).await?;
+        let overlay = overlay.map_or(0, |link| link.index);
+        let found = addresses::dump_others(netlink, overlay).await?;
+        let addresses = found.into_iter().map(|(_, net)| net.addr());
+        let mut ways = [None; 2];
+        for (way, outside) in ways.iter_mut().zip(OUTSIDE) {
+            *way = routes::way_to(netlink, outside).await?;
+        }
+        Ok(Self {
+            addresses: addresses.filter(is_far).collect(),
+            ways,
+        })
+    }
+
+    /// True if packets leave another way now: by another interface, another router, from another address. Whatever
+    /// was found by the old way, such as mappings of a router, connections and cached sources, is worth nothing.
+    pub(super) fn has_moved_from(&self, old: &Self) -> bool {
+        self.ways != old.ways
+    }
+
+    /// The addresses that packets come from by the ways out.
+    pub(super) fn sources(&self) -> BTreeSet<IpAddr> {
+        let ways = self.ways.iter().flatten();
+        ways.filter_map(|way| way.source).collect()
+    }
+}
+
+/// An address that others than the neighbours on one link can use.
+fn is_far(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+    }
+}
