@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use dataplane::{Count, Direction, DropReason, Origin};
 use ipnet::IpNet;
 use keys::NodePublic;
-use tunnel::Offload;
 
 use super::families as f;
 use super::page::{Family, Page};
@@ -77,13 +76,7 @@ fn node(page: &mut Page, snapshot: &Snapshot) {
 fn tunnel(page: &mut Page, carrier: &CarrierStatus) {
     let mut offloads = page.family(&f::TUNNEL_OFFLOAD);
     for state in &carrier.offloads {
-        let name = match state.offload {
-            Offload::TunTcp => "tun_tcp",
-            Offload::TunUdp => "tun_udp",
-            Offload::UdpSegment => "udp_segment",
-            Offload::UdpGro => "udp_gro",
-        };
-        offloads.add(&[name], u8::from(state.off.is_none()));
+        offloads.add(&[state.offload.label()], u8::from(state.off.is_none()));
     }
     let counters = &carrier.counters;
     let mut packets = page.family(&f::TUNNEL_PACKETS);

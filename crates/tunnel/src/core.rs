@@ -219,9 +219,17 @@ impl Core {
         };
         if let Some((message, endpoint)) = due.zip(state.endpoint) {
             self.note(peer, &mut state, &message);
+            self.count_sent(&message);
             out.push(endpoint, Packet::from(message));
         }
         true
+    }
+
+    /// Counts a packet of a peer that the tunnel sends by itself: a keepalive, or one that waited for a session.
+    pub(crate) fn count_sent(&self, message: &WgKind) {
+        if matches!(message, WgKind::Data(_)) {
+            count(&self.counters.sent, 1);
+        }
     }
 
     fn awake(&self) -> MutexGuard<'_, Vec<Arc<Peer>>> {

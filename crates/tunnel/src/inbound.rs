@@ -156,6 +156,7 @@ impl Inbound {
                 state.shook_hands();
                 for message in [reply].into_iter().chain(queued) {
                     self.core.note(&peer, &mut state, &message);
+                    self.core.count_sent(&message);
                     self.replies.push(from, message.into());
                 }
             }

@@ -35,6 +35,17 @@ impl Offload {
             Offload::UdpGro => "UDP_GRO",
         }
     }
+
+    /// Its name in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Offload::TunTcp => "tun_tcp",
+            Offload::TunUdp => "tun_udp",
+            Offload::UdpSegment => "udp_segment",
+            Offload::UdpGro => "udp_gro",
+        }
+    }
 }
 
 impl fmt::Display for Offload {

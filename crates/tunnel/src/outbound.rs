@@ -70,7 +70,7 @@ impl Outbound {
             return count(&counters.no_endpoint, 1);
         };
         let identity = view.table.identity.as_deref();
-        let before = wire.len();
+        let mut sent = 0;
         let done = split(vnet, packet, |headers, payload| {
             assemble(plain, [headers, payload]);
             if !core.filter.admits(Direction::Out, plain) {
@@ -86,7 +86,10 @@ impl Outbound {
                 return;
             };
             match tunn.encapsulate_with_session(packet) {
-                Ok(data) => wire.push(endpoint, data.into()),
+                Ok(data) => {
+                    sent += 1;
+                    wire.push(endpoint, data.into());
+                }
                 // Without a session it waits for one.
                 Err(packet) => {
                     if let Some(message) = tunn.handle_outgoing_packet(packet, None) {
@@ -100,7 +103,7 @@ impl Outbound {
             return count(&counters.malformed, 1);
         }
         count(&counters.read, 1);
-        count(&counters.sent, wire.len() - before);
+        count(&counters.sent, sent);
     }
 }
 

@@ -84,8 +84,10 @@ impl Worker {
         let mut gone = false;
         let mut writes = 0;
         inbound.joiner.flush(|parts, packets| {
-            writes += 1;
-            let written = write(parts, packets, |parts| self.tun.write(parts));
+            let written = write(parts, packets, |parts| {
+                writes += 1;
+                self.tun.write(parts)
+            });
             let Some(error) = written.error else { return };
             if let Some(offload) = written.refused {
                 self.refused(offload, &error);
@@ -102,7 +104,14 @@ impl Worker {
     fn refused(&self, offload: Offload, error: &io::Error) {
         let why = format!("the kernel refused a super-packet that was written: {error}");
         if self.core.switches.turn_off(offload, why) {
-            tracing::warn!(%error, %offload, "the TUN device takes no super-packets of this kind, whatever it says; packets are written one by one from now on");
+            tracing::warn!(%error, %offload, "the TUN device takes no super-packets of this kind, whatever it says; packets go one by one from now on");
+            let on = |offload| self.core.switches.is_on(offload);
+            if let Err(error) = self
+                .tun
+                .set_offloads(on(Offload::TunTcp), on(Offload::TunUdp))
+            {
+                tracing::warn!(%error, "the TUN device still hands over super-packets");
+            }
         }
     }
 }
