@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use http::Method;
+use node_core::DEFAULT_MTU;
 
 use super::CliError;
 use super::args::IpArgs;
@@ -102,29 +103,7 @@ pub(super) fn find<'a>(status: &'a Status, wanted: &str) -> Result<&'a PeerStatu
 
 /// The table for people, with everything that is wrong above or below it.
 fn render(status: &Status) -> String {
-    let mut out = String::new();
-    match status.backend_state {
-        BackendState::NoState => out.push_str("The daemon is starting.\n"),
-        BackendState::Stopped => out.push_str("Down: bring it up with `tailrace up`.\n"),
-        BackendState::NeedsLogin if status.auth_url.is_empty() && status.self_node.expired => {
-            out.push_str("The node key expired: log in again with `tailrace up`.\n");
-        }
-        BackendState::NeedsLogin if status.auth_url.is_empty() => {
-            out.push_str("Not logged in: join with `tailrace up --login-server URL`.\n");
-        }
-        BackendState::NeedsLogin => {
-            out.push_str(&format!(
-                "Not logged in; to log in, visit:\n\n\t{}\n\n",
-                status.auth_url
-            ));
-        }
-        BackendState::NeedsMachineAuth => {
-            out.push_str("Waiting for an administrator to approve this device.\n");
-        }
-        BackendState::Starting => out.push_str("Starting.\n"),
-        BackendState::Running => {}
-    }
-    let ours = &status.tailrace;
+    let mut out = headline(status);
     if status.tailscale_ips.is_some() {
         let mut rows = vec![row(status, &status.self_node, true)];
         let mut peers: Vec<&PeerStatus> = status
@@ -137,54 +116,97 @@ fn render(status: &Status) -> String {
         out.push_str(&table(&rows));
         out.push('\n');
     }
+    let ours = &status.tailrace;
     if !ours.engine.is_empty() {
-        let device = if ours.device.is_empty() {
-            "no device"
-        } else {
-            &ours.device
-        };
-        out.push_str(&format!(
-            "# wireguard: {} on {device} ({})\n",
-            ours.engine, ours.engine_reason
-        ));
+        out.push_str(&engine_line(ours));
         out.push_str(&offloads_line(ours));
         out.push_str(&filter_line(ours));
-        if ours.shield_flooded || ours.shield_dropped > 0 {
-            out.push_str(&format!(
-                "# shield: {}, {} handshakes of strangers dropped{}\n",
-                ours.shield,
-                ours.shield_dropped,
-                if ours.shield_flooded {
-                    "; a flood now"
-                } else {
-                    ""
-                }
-            ));
-        }
+        out.push_str(&shield_line(ours));
     }
-    if !ours.advertised_routes.is_empty() {
-        let approved = if ours.approved_routes.is_empty() {
-            "none".to_owned()
-        } else {
-            ours.approved_routes.join(", ")
-        };
-        out.push_str(&format!(
-            "# routes: advertised {}; approved {approved}\n",
-            ours.advertised_routes.join(", ")
-        ));
-    }
-    if ours.map_stale && status.backend_state != BackendState::Stopped {
-        let age = ours
-            .map_age_seconds
-            .map_or_else(String::new, |age| format!(", {age} s old"));
-        out.push_str(&format!(
-            "# network map: cached{age}; the coordination server does not answer\n"
-        ));
-    }
+    out.push_str(&routes_line(ours));
+    out.push_str(&map_line(status));
     for warning in &status.health {
         out.push_str(&format!("# warning: {warning}\n"));
     }
     out
+}
+
+/// What stands above the table: what the node waits for, unless it runs.
+fn headline(status: &Status) -> String {
+    let expired = status.self_node.expired;
+    let text = match status.backend_state {
+        BackendState::NoState => "The daemon is starting.\n",
+        BackendState::Stopped => "Down: bring it up with `tailrace up`.\n",
+        BackendState::NeedsLogin if !status.auth_url.is_empty() => {
+            return format!(
+                "Not logged in; to log in, visit:\n\n\t{}\n\n",
+                status.auth_url
+            );
+        }
+        BackendState::NeedsLogin if expired => {
+            "The node key expired: log in again with `tailrace up`.\n"
+        }
+        BackendState::NeedsLogin => "Not logged in: join with `tailrace up --login-server URL`.\n",
+        BackendState::NeedsMachineAuth => "Waiting for an administrator to approve this device.\n",
+        BackendState::Starting => "Starting.\n",
+        BackendState::Running => "",
+    };
+    text.to_owned()
+}
+
+fn engine_line(ours: &TailraceStatus) -> String {
+    let device = match ours.device.as_str() {
+        "" => "no device",
+        device => device,
+    };
+    format!(
+        "# wireguard: {} on {device} ({})\n",
+        ours.engine, ours.engine_reason
+    )
+}
+
+/// What the shield has dropped, if it has.
+fn shield_line(ours: &TailraceStatus) -> String {
+    if !ours.shield_flooded && ours.shield_dropped == 0 {
+        return String::new();
+    }
+    let flood = if ours.shield_flooded {
+        "; a flood now"
+    } else {
+        ""
+    };
+    format!(
+        "# shield: {}, {} handshakes of strangers dropped{flood}\n",
+        ours.shield, ours.shield_dropped
+    )
+}
+
+/// The routes that this node offers, and which of them count.
+fn routes_line(ours: &TailraceStatus) -> String {
+    if ours.advertised_routes.is_empty() {
+        return String::new();
+    }
+    let approved = if ours.approved_routes.is_empty() {
+        "none".to_owned()
+    } else {
+        ours.approved_routes.join(", ")
+    };
+    format!(
+        "# routes: advertised {}; approved {approved}\n",
+        ours.advertised_routes.join(", ")
+    )
+}
+
+/// That the network map may be out of date.
+fn map_line(status: &Status) -> String {
+    let ours = &status.tailrace;
+    if !ours.map_stale || status.backend_state == BackendState::Stopped {
+        return String::new();
+    }
+    let age = ours
+        .map_age_seconds
+        .map_or_else(String::new, |age| format!(", {age} s old"));
+    format!("# network map: cached{age}; the coordination server does not answer\n")
 }
 
 /// What the kernel splits and joins for the embedded engine, and why not the rest.
@@ -264,7 +286,10 @@ fn row(status: &Status, node: &PeerStatus, is_self: bool) -> [String; 6] {
     } else if node.expired {
         "key expired".to_owned()
     } else if !node.cur_addr.is_empty() {
-        format!("direct {}", node.cur_addr)
+        // Said where it is more than every path carries.
+        let mtu = node.mtu.filter(|mtu| *mtu > DEFAULT_MTU);
+        let mtu = mtu.map_or_else(String::new, |mtu| format!(" (MTU {mtu})"));
+        format!("direct {}{mtu}", node.cur_addr)
     } else if !node.online {
         "offline".to_owned()
     } else if node.relay.is_empty() {
@@ -403,6 +428,22 @@ mod tests {
             text.contains("rx 0 B (7 packets) tx 0 B (9 packets)"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn packets_that_may_be_longer_than_usual_are_told_beside_the_path() {
+        let mut status = status();
+        let peers = status.peer.iter_mut().flat_map(BTreeMap::values_mut);
+        for (peer, mtu) in peers.zip([1440, 1280]) {
+            peer.cur_addr = format!("192.0.2.{}:41641", mtu % 100);
+            peer.mtu = Some(mtu);
+        }
+        let text = render(&status);
+        assert!(
+            text.contains("direct 192.0.2.40:41641 (MTU 1440)  "),
+            "{text}"
+        );
+        assert!(text.contains("direct 192.0.2.80:41641  "), "{text}");
     }
 
     #[test]

@@ -132,6 +132,7 @@ fn peer_status(snapshot: &Snapshot, node: &Node) -> PeerStatus {
             .map_or(Timestamp::ZERO, Timestamp::from)
             .to_string(),
         active: live.active,
+        mtu: Some(live.mtu),
         overlay: live.overlay.map(|counted| OverlayTraffic {
             overlay_rx_packets: counted.rx_packets,
             overlay_rx_bytes: counted.rx_bytes,

@@ -225,6 +225,9 @@ pub struct PeerStatus {
     /// When the node key expires; absent if never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_expiry: Option<String>,
+    /// Our addition: bytes that a packet to the peer may have; absent for who is no peer of the tunnel.
+    #[serde(rename = "MTU", default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
     /// Our addition: what the eBPF programs counted; absent while they do not run.
     #[serde(rename = "Tailrace", default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<OverlayTraffic>,

@@ -147,6 +147,8 @@ pub struct PeerStatus {
     pub active: bool,
     /// Round trip of the last disco answer on the way in use, if one was measured there.
     pub latency: Option<Duration>,
+    /// Bytes that a packet to the peer may have.
+    pub mtu: u16,
 }
 
 /// A network that is reached through a peer.
@@ -227,6 +229,7 @@ pub(super) fn peer_status(
     peer: &DesiredPeer,
     state: &PeerState,
     counts: Option<PeerCounters>,
+    mtu: Option<u16>,
 ) -> PeerStatus {
     let handshake = state.stats.last_handshake;
     let age = handshake.and_then(|at| SystemTime::now().duration_since(at).ok());
@@ -245,6 +248,7 @@ pub(super) fn peer_status(
             .to_owned(),
         active: age.is_some_and(|age| age < SESSION_LIFE),
         latency: None,
+        mtu: mtu.unwrap_or(desired.mtu),
     }
 }
 
@@ -349,7 +353,8 @@ impl Inner {
                 }
             }));
             if let Some(desired) = desired {
-                peers.insert(*key, peer_status(desired, peer, &state, sum));
+                let mtu = self.mtus.of(key);
+                peers.insert(*key, peer_status(desired, peer, &state, sum, mtu));
             }
         }
         let home = self.relays.home();

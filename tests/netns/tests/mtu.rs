@@ -85,6 +85,10 @@ fn each_peer_gets_packets_as_long_as_its_path_carries() -> Result<()> {
         passes(&alice, address, expected)?;
         ensure!(passes(&alice, address, expected + 1).is_err());
     }
+    for (peer, expected) in [("bob", OF_1500), ("narrow", OF_1400)] {
+        let said = alice.peer(peer)?.number("MTU")?;
+        ensure!(said == u64::from(expected), "{peer}: {said}");
+    }
     let [alice4, alice6] = addresses(&alice)?;
     grown(&bob, alice4, OF_1500)?;
     grown(&narrow, alice6, OF_1400)?;

@@ -9,7 +9,7 @@ use control_proto::netmap::NetMap;
 use control_proto::tailcfg::{Node, NodeId};
 use dataplane::{Forwarded, MapUse, ShieldReason};
 use node_core::RegionId;
-use tunnel::{Counters, OffloadState};
+use tunnel::{Counters, Offload, OffloadState};
 
 use super::super::families::FAMILIES;
 use super::*;
@@ -65,6 +65,7 @@ fn large(peers: usize, routes: usize) -> (Snapshot, Measures) {
             relay: "frankfurt".to_owned(),
             active: true,
             latency: None,
+            mtu: 1280,
         };
         statuses.insert(key(number), status);
     }
