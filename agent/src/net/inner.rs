@@ -19,7 +19,8 @@ use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
 use tunnel::Relaying;
 
-use super::direct::Pins;
+use super::claims::{Arrangement, Claims};
+use super::direct::{Owed, Pins};
 use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
 use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
@@ -58,7 +59,11 @@ pub(super) struct Inner {
     /// Peers whose routes say another length still.
     pub(super) outgrown: BTreeSet<NodePublic>,
     /// Addresses whose packets must not move the endpoint of the peer.
-    pub(super) detours: BTreeMap<NodePublic, Vec<SocketAddr>>,
+    pub(super) claims: Claims,
+    /// Those whose packets take a detour.
+    pub(super) detoured: Arrangement,
+    /// What failed, and is tried again.
+    pub(super) owed: Owed,
     /// Paths of a former agent that the path machine has not been told of yet.
     pub(super) adopted: BTreeMap<NodePublic, SocketAddr>,
     /// Direct paths are looked for.
@@ -184,7 +189,9 @@ impl Inner {
         forwarding::arrange(&self.state_dir, &switches).map_err(|source| NetError::Socket {
             operation: "setting the host's forwarding sysctls",
             source,
-        })
+        })?;
+        self.owed.reapply = false;
+        Ok(())
     }
 
     /// Makes routes take packets as long as their peers do, where that has changed.
@@ -210,7 +217,15 @@ impl Inner {
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
-    pub(super) async fn arrange_netfilter(&self) -> Result<(), NetError> {
+    pub(super) async fn arrange_netfilter(&mut self) -> Result<(), NetError> {
+        self.arrange_detours();
+        self.owed.netfilter = true;
+        self.set_netfilter().await?;
+        self.owed.netfilter = false;
+        Ok(())
+    }
+
+    async fn set_netfilter(&self) -> Result<(), NetError> {
         let Some(applied) = &self.applied else {
             return Ok(());
         };
@@ -237,7 +252,7 @@ impl Inner {
             divert,
             wireguard_port: self.port,
             agent_port: self.wants_direct.then(|| self.wire.port()),
-            detoured: self.detoured(),
+            detoured: self.detoured.keys().copied().collect(),
             forwards: !served.is_empty() || forwarding::is_on(),
             uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
@@ -317,7 +332,9 @@ impl Inner {
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.routes.clear();
-        self.detours.clear();
+        self.claims.clear();
+        self.arrange_detours();
+        self.owed = Owed::default();
         self.mtus = Mtus::default();
         self.outgrown.clear();
         self.pinning = Pins::Untried;
@@ -375,7 +392,7 @@ impl Inner {
         self.endpoints.retain(&present);
         self.direct.retain(|key, _| present.contains(key));
         self.routes.retain(|key, _| present.contains(key));
-        self.detours.retain(|key, _| present.contains(key));
+        self.claims.retain(&present);
         self.mtus.retain(&present);
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {

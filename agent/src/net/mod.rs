@@ -1,5 +1,6 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
+mod claims;
 mod direct;
 mod drops;
 mod error;
@@ -48,7 +49,8 @@ use crate::relayed::{InProcess, Inbound, Outbound, Relayed};
 use crate::router::{self, Mtus, forwarding};
 use crate::shield::{self, Shields};
 use crate::tunnel::Kernel;
-use direct::Pins;
+use claims::{Arrangement, Claims};
+use direct::{Owed, Pins};
 use filter::Guard;
 use inner::Inner;
 use measure::Censuses;
@@ -325,7 +327,9 @@ impl Net {
             routes,
             mtus: Mtus::default(),
             outgrown: BTreeSet::new(),
-            detours: BTreeMap::new(),
+            claims: Claims::default(),
+            detoured: Arrangement::default(),
+            owed: Owed::default(),
             adopted,
             wants_direct: config.direct,
             pinning: Pins::Untried,

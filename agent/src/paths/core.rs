@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use disco_proto::disco::{self, TxId};
 use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
-use node_core::paths::{Command, Now, Paths, PeerPaths, Via};
+use node_core::DEFAULT_MTU;
+use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Via};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -143,6 +144,11 @@ impl Core {
             .collect();
         for key in gone {
             self.paths.remove_peer(key);
+            // Should it come back, it begins anew: what was ordered before counts no more, however late it is
+            // carried out.
+            self.order(Order::Route(key, Route::Relayed));
+            self.order(Order::Detour(key, Vec::new()));
+            self.order(Order::Mtu(key, DEFAULT_MTU));
         }
         let known: HashSet<DiscoPublic> = peers.iter().filter_map(|(_, peer)| peer.disco).collect();
         self.secrets.retain(|key, _| known.contains(key));

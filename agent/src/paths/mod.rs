@@ -87,6 +87,18 @@ pub(crate) enum Order {
     Reset(NodePublic),
 }
 
+impl Order {
+    /// The peer that it is about.
+    pub(crate) fn peer(&self) -> NodePublic {
+        match self {
+            Self::Route(peer, _)
+            | Self::Detour(peer, _)
+            | Self::Mtu(peer, _)
+            | Self::Reset(peer) => *peer,
+        }
+    }
+}
+
 /// A ping's answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Pong {

@@ -160,10 +160,15 @@ impl Wire {
     }
 
     /// Sets whose WireGuard packets take the detour: through us, as if a relay had brought them. Call it
-    /// before the firewall's rules change: what they brought here until then is handed over all the same.
-    pub(crate) fn set_detours(&self, detours: impl Iterator<Item = (SocketAddr, Ipv4Addr)>) {
+    /// before the firewall's rules change: what they brought here until then is handed over all the same, in the
+    /// name of the `owner` of its source, if that has one by now.
+    pub(crate) fn set_detours(
+        &self,
+        detours: impl Iterator<Item = (SocketAddr, Ipv4Addr)>,
+        owner: impl Fn(SocketAddr) -> Option<Ipv4Addr>,
+    ) {
         let mut table = self.detours.write().unwrap_or_else(PoisonError::into_inner);
-        table.set(detours, Instant::now());
+        table.set(detours, owner, Instant::now());
     }
 
     fn detour(&self, from: SocketAddr, datagram: &[u8]) -> Option<Ipv4Addr> {
