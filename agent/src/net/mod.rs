@@ -247,6 +247,7 @@ impl Net {
             relayed: relayed.clone(),
             peers: peers.clone(),
             paths: paths.clone(),
+            junk: wire.junk.clone(),
         };
         let (relays, notices) = Manager::new(inbound.clone());
         let device = config.device.clone();

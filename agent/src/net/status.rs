@@ -289,9 +289,9 @@ impl Inner {
         })
     }
 
-    /// What reached WireGuard's port and led to nothing, here or in the host's netfilter.
+    /// What reached us and led to nothing, here or in the host's netfilter.
     async fn junk(&self) -> Junk {
-        let mut junk = self.wire.junk();
+        let mut junk = self.wire.junk.read();
         if let Some(firewall) = &self.firewall {
             match firewall.junk().await {
                 Ok(count) => junk.foreign += count,

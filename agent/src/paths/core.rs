@@ -160,18 +160,24 @@ impl Core {
 
     fn open(&mut self, now: Now, via: Via, datagram: &[u8]) {
         let Some(envelope) = disco::parse_envelope(datagram) else {
+            self.with.wire.junk.unopened();
             return;
         };
         let sender = envelope.sender;
         if !self.paths.knows(&sender) {
             tracing::debug!(?via, "disco message under a key that no peer has");
+            self.with.wire.junk.unknown_sender();
             return;
         }
         match disco::open(envelope, self.secret(sender)) {
-            Ok(message) => self.paths.message(now, via, sender, message),
+            Ok(message) => {
+                self.paths.message(now, via, sender, message);
+                self.with.wire.junk.set_ignored(self.paths.ignored());
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(?via, error, "disco message not understood");
+                self.with.wire.junk.unopened();
             }
         }
     }
@@ -223,5 +229,97 @@ impl Core {
             // Whoever asked may have given up.
             let _ = asker.send(pong);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use disco_proto::disco::Message;
+
+    use super::*;
+    use crate::net::peers::Peers;
+    use crate::paths::{Junk, Tally};
+    use crate::relayed::{Inbound, Relayed};
+
+    const PEER: NodePublic = NodePublic::from_bytes([2; 32]);
+
+    /// A task with one peer, which has the disco key `theirs`.
+    fn core(ours: &DiscoPrivate, theirs: DiscoPublic) -> (Core, mpsc::UnboundedReceiver<Order>) {
+        let inbound = Inbound {
+            relayed: Arc::new(Relayed::bind(None, 0, tunnel::Inlet::default()).unwrap()),
+            peers: Peers::default(),
+            paths: crate::paths::channel().0,
+            junk: Tally::default(),
+        };
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let mut core = Core::new(Surroundings {
+            disco: ours.clone(),
+            direct: true,
+            wire: Arc::new(Wire::open(0).unwrap()),
+            relays: Manager::new(inbound).0,
+            orders,
+            restun: Arc::default(),
+        });
+        let peer = PeerPaths {
+            disco: Some(theirs),
+            home: None,
+            endpoints: Vec::new(),
+            expired: false,
+        };
+        let node = NodePublic::from_bytes([1; 32]);
+        core.set_peers(core.now(), node, vec![(PEER, peer)]);
+        (core, ordered)
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_s_key_sends_and_leads_to_nothing_is_counted() {
+        let (ours, theirs) = (DiscoPrivate::generate(), DiscoPrivate::generate());
+        let (mut core, _ordered) = core(&ours, theirs.public());
+        let shared = theirs.shared(&ours.public());
+        let seal = |message| disco::seal(&theirs.public(), &shared, &message);
+        let ping = seal(Message::Ping {
+            id: TxId([7; 12]),
+            node: Some(PEER),
+            padding: 0,
+        });
+        let mut garbage = ping.clone();
+        garbage[70..].fill(0x5a);
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let pong = seal(Message::Pong {
+            id: TxId([8; 12]),
+            source: from,
+        });
+        let call = seal(Message::CallMeMaybe {
+            endpoints: Vec::new(),
+        });
+        let cut = &ping[..ping.len() - 1];
+        // A ping that is repeated is answered once more: the first answer may be lost.
+        for datagram in [&ping, &ping, &garbage, cut, &pong, &pong, &pong, &call] {
+            core.open(core.now(), Via::Udp(from), datagram);
+        }
+        let expected = Junk {
+            unopened: 2,
+            unmatched_pong: 3,
+            misplaced: 1,
+            ..Junk::default()
+        };
+        assert_eq!(core.with.wire.junk.read(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_comes_back_begins_anew_whatever_was_ordered_before() {
+        let ours = DiscoPrivate::generate();
+        let (mut core, mut ordered) = core(&ours, DiscoPrivate::generate().public());
+        let node = NodePublic::from_bytes([1; 32]);
+        core.set_peers(core.now(), node, Vec::new());
+        let orders: Vec<Order> = std::iter::from_fn(|| ordered.try_recv().ok()).collect();
+        let expected = [
+            Order::Route(PEER, Route::Relayed),
+            Order::Detour(PEER, Vec::new()),
+            Order::Mtu(PEER, DEFAULT_MTU),
+        ];
+        assert_eq!(orders, expected);
     }
 }

@@ -11,6 +11,7 @@
 mod core;
 mod detours;
 mod endpoints;
+mod junk;
 mod wire;
 
 use std::collections::HashMap;
@@ -28,7 +29,8 @@ use crate::net::NetError;
 pub(crate) use core::{Core, Surroundings};
 pub use endpoints::Kind;
 pub(crate) use endpoints::{Endpoints, Found};
-pub use wire::Junk;
+pub use junk::Junk;
+pub(crate) use junk::Tally;
 pub(crate) use wire::Wire;
 
 /// Events that may wait.
