@@ -1,6 +1,7 @@
 //! The task that owns the path machine: events in, datagrams and orders out.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 
 use disco_proto::disco::{self, TxId};
@@ -10,8 +11,9 @@ use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Via};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Event, Order, Pong, Wire};
+use super::{Event, NO_WAY, Order, Pong, Wire};
 use crate::derp::Manager;
+use crate::net::NetError;
 
 /// What the task works with.
 #[derive(Debug)]
@@ -31,20 +33,53 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    async fn send(&self, via: Via, datagram: &[u8]) {
+    async fn send(&self, via: Via, datagram: &[u8]) -> io::Result<()> {
         match via {
             Via::Udp(to) => {
-                if let Err(error) = self.wire.send(datagram, to).await {
-                    // No route there, most often: another candidate may have one.
-                    tracing::trace!(%to, %error, "disco message not sent");
-                }
+                // No route there, most often: another candidate may have one.
+                self.wire.send(datagram, to).await.inspect_err(
+                    |error| tracing::trace!(%to, %error, "disco message not sent"),
+                )
             }
             Via::Derp(region, peer) => {
-                if self.relays.send(&peer, Some(region), [datagram]).is_none() {
+                let sent = self.relays.send(&peer, Some(region), [datagram]);
+                sent.map(drop).ok_or_else(|| {
                     tracing::debug!(%region, "no relay for a disco message");
-                }
+                    io::ErrorKind::NotConnected.into()
+                })
             }
         }
+    }
+}
+
+/// A ping that somebody asked for, on its ways out.
+#[derive(Debug)]
+struct Leaving {
+    ping: u64,
+    padding: u16,
+    left: bool,
+    /// Why it did not leave, on any way.
+    failed: Option<io::Error>,
+}
+
+impl Leaving {
+    fn new(ping: u64, padding: u16) -> Self {
+        Self {
+            ping,
+            padding,
+            left: false,
+            failed: None,
+        }
+    }
+
+    /// Takes the outcome of a message that was sent with it.
+    fn sent(&mut self, message: &disco::Message, sent: io::Result<()>) {
+        match message {
+            disco::Message::Ping { padding, .. } if *padding == self.padding => {}
+            _ => return,
+        }
+        self.left |= sent.is_ok();
+        self.failed = sent.err().filter(|_| !self.left);
     }
 }
 
@@ -57,8 +92,10 @@ pub(crate) struct Core {
     paths: Paths,
     /// One costs a curve multiplication.
     secrets: HashMap<DiscoPublic, DiscoShared>,
-    pings: HashMap<u64, oneshot::Sender<Option<Pong>>>,
+    pings: HashMap<u64, oneshot::Sender<Result<Pong, NetError>>>,
     last_ping: u64,
+    /// The ping that was asked for just now, until it has left.
+    leaving: Option<Leaving>,
 }
 
 impl Core {
@@ -73,6 +110,7 @@ impl Core {
             secrets: HashMap::new(),
             pings: HashMap::new(),
             last_ping: 0,
+            leaving: None,
         }
     }
 
@@ -125,10 +163,15 @@ impl Core {
             }
             Event::OwnEndpoints(endpoints) => self.paths.own_endpoints(now, endpoints),
             Event::UnderlayChanged => self.paths.underlay_changed(now),
-            Event::Ping { peer, size, answer } => {
+            Event::Ping {
+                peer,
+                padding,
+                answer,
+            } => {
                 self.last_ping += 1;
                 self.pings.insert(self.last_ping, answer);
-                self.paths.ping(now, peer, self.last_ping, size);
+                self.paths.ping(now, peer, self.last_ping, padding);
+                self.leaving = Some(Leaving::new(self.last_ping, padding));
             }
             Event::Adopted(..) | Event::Datagram { .. } | Event::Sent(_) => {}
         }
@@ -203,7 +246,10 @@ impl Core {
                         continue;
                     }
                     let datagram = disco::seal(&public, self.secret(theirs), &message);
-                    self.with.send(via, &datagram).await;
+                    let sent = self.with.send(via, &datagram).await;
+                    if let Some(leaving) = &mut self.leaving {
+                        leaving.sent(&message, sent);
+                    }
                 }
                 Command::SetRoute { peer, route } => self.order(Order::Route(peer, route)),
                 Command::SetMtu { peer, mtu } => self.order(Order::Mtu(peer, mtu)),
@@ -212,9 +258,15 @@ impl Core {
                 Command::ReStun => self.with.restun.notify_one(),
                 Command::PingAnswered {
                     ping, via, latency, ..
-                } => self.answer(ping, Some(Pong { via, latency })),
-                Command::PingExpired { ping, .. } => self.answer(ping, None),
+                } => self.answer(ping, Ok(Pong { via, latency })),
+                Command::PingExpired { ping, .. } => self.answer(ping, Err(NO_WAY)),
             }
+        }
+        // All that it was sent with has been tried by now.
+        if let Some(leaving) = self.leaving.take()
+            && let Some(error) = leaving.failed
+        {
+            self.answer(leaving.ping, Err(NetError::PingNotSent(error)));
         }
     }
 
@@ -224,7 +276,7 @@ impl Core {
         }
     }
 
-    fn answer(&mut self, ping: u64, pong: Option<Pong>) {
+    fn answer(&mut self, ping: u64, pong: Result<Pong, NetError>) {
         if let Some(asker) = self.pings.remove(&ping) {
             // Whoever asked may have given up.
             let _ = asker.send(pong);
@@ -306,6 +358,27 @@ mod tests {
             ..Junk::default()
         };
         assert_eq!(core.with.wire.junk.read(), expected);
+    }
+
+    #[test]
+    fn a_ping_has_failed_if_it_left_on_no_way() {
+        let ping = |padding| Message::Ping {
+            id: TxId([7; 12]),
+            node: None,
+            padding,
+        };
+        let too_long = || Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        let mut leaving = Leaving::new(1, 9000);
+        leaving.sent(&ping(9000), too_long());
+        // Looks for paths in passing.
+        leaving.sent(&ping(0), Ok(()));
+        assert_eq!(
+            leaving.failed.as_ref().and_then(io::Error::raw_os_error),
+            Some(libc::EMSGSIZE)
+        );
+        leaving.sent(&ping(9000), Ok(()));
+        leaving.sent(&ping(9000), too_long());
+        assert!(leaving.failed.is_none());
     }
 
     #[tokio::test]

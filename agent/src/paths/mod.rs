@@ -33,6 +33,9 @@ pub use junk::Junk;
 pub(crate) use junk::Tally;
 pub(crate) use wire::Wire;
 
+/// Why a ping ends without having begun.
+const NO_WAY: NetError =
+    NetError::Unreachable("the peer has no disco key, or too many pings are under way");
 /// Events that may wait.
 const MAX_EVENTS: usize = 1024;
 
@@ -71,8 +74,8 @@ pub(crate) enum Event {
     /// Somebody pings a peer.
     Ping {
         peer: NodePublic,
-        size: u16,
-        answer: oneshot::Sender<Option<Pong>>,
+        padding: u16,
+        answer: oneshot::Sender<Result<Pong, NetError>>,
     },
 }
 
@@ -148,24 +151,28 @@ impl Handle {
     }
 
     /// Pings a peer on the way by which it is reached, or on every way if there is no direct one, and
-    /// waits for the first pong; `size` bytes of padding make the datagram longer.
+    /// waits for the first pong.
     ///
     /// # Errors
     ///
-    /// [`NetError::PingTimeout`], or [`NetError::Unreachable`] if there is nothing to wait for.
+    /// [`NetError::PingTimeout`]; [`NetError::Unreachable`] if there is nothing to wait for, and
+    /// [`NetError::PingNotSent`] if it left on no way.
     pub(crate) async fn ping(
         &self,
         peer: NodePublic,
-        size: u16,
+        padding: u16,
         wait: Duration,
     ) -> Result<Pong, NetError> {
         let (answer, answered) = oneshot::channel();
-        self.tell(Event::Ping { peer, size, answer }).await;
+        self.tell(Event::Ping {
+            peer,
+            padding,
+            answer,
+        })
+        .await;
         match timeout(wait, answered).await {
-            Ok(Ok(Some(pong))) => Ok(pong),
-            Ok(_) => Err(NetError::Unreachable(
-                "the peer has no disco key, or too many pings are under way",
-            )),
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NO_WAY),
             Err(_) => Err(NetError::PingTimeout(wait)),
         }
     }
