@@ -11,14 +11,15 @@ use node_core::Desired;
 use node_core::paths::{PeerPaths, Route};
 
 use super::claims::{Arrangement, owner};
-use super::filter::joined;
 use super::inner::Inner;
 use super::numbers::peer_index;
 use super::reroute::Traffic;
 use super::{Engine, NetError};
+use crate::blocking::joined;
 use crate::error_text::error_text;
 use crate::paths::{Event, Order};
 use crate::relayed::Beside;
+use crate::tunnel::PeerState;
 use crate::underlay::udp;
 
 /// What keeps relayed packets from moving WireGuard's endpoints, over IPv4.
@@ -343,20 +344,16 @@ impl Inner {
         }
     }
 
-    /// Packets, or bytes, to and from these peers.
-    pub(super) async fn traffic(&self, peers: Vec<NodePublic>) -> BTreeMap<NodePublic, Traffic> {
-        if peers.is_empty() {
-            return BTreeMap::new();
-        }
-        // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
-        let states = if self.guard.is_ebpf() {
-            BTreeMap::new()
-        } else {
-            self.states().await
-        };
+    /// Packets to and from these peers, or bytes, by what the tunnel says of them, where nothing counts packets.
+    pub(super) fn traffic(
+        &self,
+        peers: Vec<NodePublic>,
+        states: &BTreeMap<NodePublic, PeerState>,
+    ) -> BTreeMap<NodePublic, Traffic> {
         let traffic = |peer: &NodePublic| {
-            if let Some(state) = states.get(peer) {
-                return Some((state.stats.tx_bytes, state.stats.rx_bytes));
+            if !self.guard.is_ebpf() {
+                let stats = states.get(peer)?.stats;
+                return Some((stats.tx_bytes, stats.rx_bytes));
             }
             let own = peer_index(self.endpoints.address(peer)?);
             let count = |number| self.guard.count_of(number);

@@ -1,7 +1,7 @@
 //! The parts of the data plane that are applied together: tunnel, wiring, counters, peer table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -21,12 +21,13 @@ use tunnel::Relaying;
 
 use super::claims::{Arrangement, Claims};
 use super::direct::{Owed, Pins};
-use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
+use super::filter::{Guard, Orders, PacketFilter, Restriction, hosts};
 use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
 use super::traffic::Accounts;
 use super::tsmp::Tsmp;
 use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
+use crate::blocking::joined;
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
@@ -560,12 +561,6 @@ fn prefixes(desired: &Desired) -> Vec<(IpNet, NodePublic)> {
         prefixes.map(move |prefix| (prefix, key))
     };
     desired.peers.iter().flat_map(of_peer).collect()
-}
-
-/// Those of the prefixes that are single addresses.
-fn hosts(prefixes: &[IpNet]) -> Vec<IpAddr> {
-    let single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-    prefixes.iter().filter(single).map(IpNet::addr).collect()
 }
 
 /// A peer in the words of the eBPF programs.

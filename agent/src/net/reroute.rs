@@ -95,8 +95,15 @@ pub(super) async fn run(
                 if count == 0 {
                     tell(&inner.make_up().await);
                 }
-                inner.advertise(&mut adverts, &active).await;
-                let traffic = inner.traffic(active).await;
+                let hearers = inner.hearers(&mut adverts, &active);
+                // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
+                let counts = active.is_empty() || inner.guard.is_ebpf();
+                let states = match counts && hearers.is_empty() {
+                    true => BTreeMap::new(),
+                    false => inner.states().await,
+                };
+                inner.advertise(&mut adverts, hearers, &states);
+                let traffic = inner.traffic(active, &states);
                 drop(inner);
                 watched.retain(|peer, _| traffic.contains_key(peer));
                 for (peer, now) in traffic {

@@ -18,7 +18,7 @@ use super::{EndpointKind, FilterPlace, FilterStatus, Junk, PortMapping, ShieldSt
 use crate::tunnel::PeerState;
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
-const SESSION_LIFE: Duration = Duration::from_secs(180);
+pub(super) const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

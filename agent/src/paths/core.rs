@@ -37,9 +37,10 @@ impl Surroundings {
         match via {
             Via::Udp(to) => {
                 // No route there, most often: another candidate may have one.
-                self.wire.send(datagram, to).await.inspect_err(
-                    |error| tracing::trace!(%to, %error, "disco message not sent"),
-                )
+                self.wire
+                    .send(datagram, to)
+                    .await
+                    .inspect_err(|error| tracing::trace!(%to, %error, "disco message not sent"))
             }
             Via::Derp(region, peer) => {
                 let sent = self.relays.send(&peer, Some(region), [datagram]);
