@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::underlay::checksum::{fold, sum};
+
 const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REPLY_V4: u8 = 0;
 const ECHO_REQUEST_V6: u8 = 128;
@@ -61,8 +63,8 @@ fn request(target: IpAddr, id: u16, sequence: u16) -> [u8; HEADER_LEN + PAYLOAD_
     match target {
         IpAddr::V4(_) => {
             packet[0] = ECHO_REQUEST_V4;
-            let sum = checksum(&packet);
-            packet[2..4].copy_from_slice(&sum.to_be_bytes());
+            let checksum = !fold(sum(&packet));
+            packet[2..4].copy_from_slice(&checksum.to_be_bytes());
         }
         // The kernel fills in the checksum of raw ICMPv6 sockets (RFC 3542 section 3.1).
         IpAddr::V6(_) => packet[0] = ECHO_REQUEST_V6,
@@ -85,25 +87,14 @@ fn is_reply(target: IpAddr, packet: &[u8], id: u16, sequence: u16) -> bool {
         && message[6..8] == sequence.to_be_bytes()
 }
 
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_request_sums_to_zero() {
-        assert_eq!(checksum(&request("100.64.0.1".parse().unwrap(), 7, 9)), 0);
+        let request = request("100.64.0.1".parse().unwrap(), 7, 9);
+        assert_eq!(!fold(sum(&request)), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod backoff;
 pub mod bench;
+mod blocking;
 pub mod cli;
 pub mod config;
 pub mod control;

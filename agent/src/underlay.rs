@@ -1,5 +1,6 @@
 //! Sockets of the underlay: marked, so that policy routing never sends them into the overlay.
 
+pub(crate) mod checksum;
 pub(crate) mod trust;
 pub(crate) mod udp;
 

@@ -99,6 +99,11 @@ fn config() -> Config {
 
 /// Runs `test` while the firewall of `config` is up in the router, then takes that away.
 fn while_up(network: &Network, config: &Config, test: impl FnOnce() -> Result<()>) -> Result<()> {
+    after(network, std::slice::from_ref(config), test)
+}
+
+/// Runs `test` in the router after its firewall went through these, one after the other; takes that away.
+fn after(network: &Network, configs: &[Config], test: impl FnOnce() -> Result<()>) -> Result<()> {
     let (up, is_up) = mpsc::channel();
     let (down, mut is_down) = tokio::sync::mpsc::channel::<()>(1);
     std::thread::scope(|scope| {
@@ -109,11 +114,13 @@ fn while_up(network: &Network, config: &Config, test: impl FnOnce() -> Result<()
                     .build()?;
                 runtime.block_on(async {
                     let firewall = Firewall::new()?;
-                    firewall.apply(config).await?;
+                    for config in configs {
+                        firewall.apply(config).await?;
+                    }
                     up.send(())?;
                     is_down.recv().await;
                     ensure!(firewall.trouble().borrow().is_none());
-                    firewall.remove(&config.device).await?;
+                    firewall.remove(&config().device).await?;
                     Ok(())
                 })
             })
@@ -189,6 +196,44 @@ fn one_port_serves_wireguard_and_the_agent() -> Result<()> {
         ensure!(listed.contains("counter packets 4 "), "{listed}");
         Ok(())
     })
+}
+
+#[test]
+fn what_comes_from_a_detoured_source_goes_to_the_agent_until_it_is_none_any_more() -> Result<()> {
+    testnet::skip_unless_available!("nft");
+    let network = Network::new()?;
+    let detours = Config {
+        detoured: ["10.1.0.2:7000", "[fd00:1::2]:7000"]
+            .map(|source| source.parse().unwrap())
+            .into(),
+        ..config()
+    };
+    let packet = [4, 0, 0, 0, 9, 9];
+    for (configs, detoured) in [
+        (vec![config(), detours.clone()], true),
+        (vec![config(), detours, config()], false),
+    ] {
+        after(&network, &configs, || {
+            for (ours, theirs) in [("10.1.0.1", "10.1.0.2"), ("fd00:1::1", "fd00:1::2")] {
+                let wireguard = socket(&network.router, ours, WIREGUARD)?;
+                let agent = socket(&network.router, ours, AGENT)?;
+                let address = SocketAddr::new(ours.parse()?, WIREGUARD);
+                let source = socket(&network.lan, theirs, PORT)?;
+                let other = socket(&network.lan, theirs, PORT + 1)?;
+                for (peer, to_agent) in [(&source, detoured), (&other, false)] {
+                    peer.send_to(&packet, address)?;
+                    let (taker, idle) = match to_agent {
+                        true => (&agent, &wireguard),
+                        false => (&wireguard, &agent),
+                    };
+                    ensure!(receive(taker)? == (packet.to_vec(), peer.local_addr()?));
+                    ensure!(is_silent(idle)?, "twice");
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

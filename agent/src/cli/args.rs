@@ -241,7 +241,8 @@ pub struct PingArgs {
     /// all is a failure.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub until_direct: Option<bool>,
-    /// Bytes of padding in each ping.
+    /// Length of each ping as a message of disco, in bytes: IP and UDP add 28 (IPv4) or 48 (IPv6). 0 and what is
+    /// less than a ping takes stand for one without padding.
     #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=8_000))]
     pub size: u16,
     /// Ask the peer's agent inside the tunnel instead of beside it.

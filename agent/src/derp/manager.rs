@@ -311,6 +311,7 @@ mod tests {
             relayed: Arc::new(Relayed::bind(None, 41641, tunnel::Inlet::default()).unwrap()),
             peers: Peers::default(),
             paths: crate::paths::channel().0,
+            junk: crate::paths::Tally::default(),
         };
         Manager::new(inbound).0
     }

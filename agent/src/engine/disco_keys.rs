@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use control_proto::netmap::NetMap;
 use control_proto::tailcfg::Node;
@@ -12,9 +13,18 @@ use tokio::time::Instant;
 use super::core::Engine;
 use super::membership::CACHE_DELAY;
 
+/// Keys that a peer may tell in short order: one that crashes a few times.
+const BURST: u32 = 3;
+/// Until it may tell another: for each the whole map is applied, and written.
+const EVERY: Duration = Duration::from_secs(30);
+
 /// What peers told, each until the map has another word on it.
 #[derive(Debug, Default)]
-pub(super) struct ToldKeys(BTreeMap<NodePublic, Told>);
+pub(super) struct ToldKeys {
+    told: BTreeMap<NodePublic, Told>,
+    /// When each peer will have made up for what it told, at one in [`EVERY`].
+    even: BTreeMap<NodePublic, Instant>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Told {
@@ -24,22 +34,45 @@ struct Told {
 }
 
 impl ToldKeys {
-    /// Writes a peer's word into the map; false if that is not news or there is no such peer.
-    fn take(&mut self, map: &mut Arc<NetMap>, peer: NodePublic, key: DiscoPublic) -> bool {
+    /// Writes a peer's word into the map; false if that is not news, the peer has told too many or there is no
+    /// such peer.
+    fn take(
+        &mut self,
+        map: &mut Arc<NetMap>,
+        peer: NodePublic,
+        key: DiscoPublic,
+        now: Instant,
+    ) -> bool {
         let known = map.peer_by_key(&peer).map(|node| node.disco_key);
         let Some(present) = known.filter(|known| !key.is_zero() && *known != key) else {
             return false;
         };
-        let before = self.0.get(&peer).filter(|told| told.key == present);
+        if !self.is_due(peer, now) {
+            let peer = peer.to_string();
+            tracing::debug!(peer, "tells more disco keys than are taken");
+            return false;
+        }
+        let before = self.told.get(&peer).filter(|told| told.key == present);
         let superseded = before.map_or(present, |told| told.superseded);
-        self.0.insert(peer, Told { key, superseded });
+        self.told.insert(peer, Told { key, superseded });
         write(map, peer, key);
+        true
+    }
+
+    /// Whether the peer may tell one more, which is counted.
+    fn is_due(&mut self, peer: NodePublic, now: Instant) -> bool {
+        self.even.retain(|_, even| *even > now);
+        let even = self.even.get(&peer).map_or(now, |even| *even);
+        if even > now + EVERY * (BURST - 1) {
+            return false;
+        }
+        self.even.insert(peer, even + EVERY);
         true
     }
 
     /// Writes what was told into the map again, where the server repeated what it had said before.
     fn keep(&mut self, map: &mut Arc<NetMap>) {
-        self.0.retain(|peer, told| match map.peer_by_key(peer) {
+        self.told.retain(|peer, told| match map.peer_by_key(peer) {
             Some(node) if node.disco_key == told.key => true,
             Some(node) if node.disco_key == told.superseded => {
                 write(map, *peer, told.key);
@@ -61,7 +94,7 @@ impl Engine {
     /// Takes over a disco key that a peer told: into the map first, so that nothing undoes it.
     pub(super) async fn take_disco_key(&mut self, peer: NodePublic, key: DiscoPublic) {
         let Some(map) = &mut self.map else { return };
-        if !self.told_keys.take(map, peer, key) {
+        if !self.told_keys.take(map, peer, key, Instant::now()) {
             return;
         }
         let peer_text = peer.to_string();
@@ -117,8 +150,9 @@ mod tests {
     #[test]
     fn a_told_key_outlasts_what_the_server_repeats_and_yields_to_what_it_learns() {
         let (mut told, mut known) = (ToldKeys::default(), map(1));
-        assert!(told.take(&mut known, PEER, disco(2)));
-        assert!(told.take(&mut known, PEER, disco(3)));
+        let now = Instant::now();
+        assert!(told.take(&mut known, PEER, disco(2), now));
+        assert!(told.take(&mut known, PEER, disco(3), now));
         assert_eq!(present(&known), disco(3));
         // The whole map again, by a server that has heard nothing.
         let mut repeated = map(1);
@@ -138,8 +172,26 @@ mod tests {
         let (mut told, mut known) = (ToldKeys::default(), map(1));
         let stranger = NodePublic::from_bytes([8; 32]);
         for (peer, key) in [(PEER, disco(1)), (PEER, disco(0)), (stranger, disco(2))] {
-            assert!(!told.take(&mut known, peer, key));
+            assert!(!told.take(&mut known, peer, key, Instant::now()));
         }
         assert_eq!(known, map(1));
+    }
+
+    #[test]
+    fn a_peer_that_tells_ever_new_keys_is_heard_a_few_times_and_then_now_and_then() {
+        let (mut told, mut known) = (ToldKeys::default(), map(1));
+        let begin = Instant::now();
+        let mut tell = |number, seconds| {
+            let at = begin + Duration::from_secs(seconds);
+            told.take(&mut known, PEER, disco(number), at)
+        };
+        // One in each second.
+        let heard: Vec<u64> = (0..100)
+            .filter(|second| tell(2 + *second as u8, *second))
+            .collect();
+        assert_eq!(heard, [0, 1, 2, 30, 60, 90]);
+        // It keeps quiet long enough.
+        assert!((200..203).all(|second| tell(second as u8, second)));
+        assert!(!tell(203, 203));
     }
 }

@@ -214,7 +214,7 @@ impl Handle {
             .ok_or(Refusal::UnknownPeer(ip))
     }
 
-    /// Asks a peer's agent for a sign of life, in a message with `size` bytes of padding. No answer is a result, not an error.
+    /// Asks a peer's agent for a sign of life, in a message of `size` bytes if that is longer than one without padding. No answer is a result, not an error.
     ///
     /// # Errors
     ///
@@ -245,7 +245,7 @@ impl Handle {
                     }
                 }
             }
-            Err(error) => result.err = error.to_string(),
+            Err(error) => result.err = error_text(&error),
         }
         Ok(result)
     }

@@ -60,6 +60,31 @@ pub struct Config {
     pub exit_node: bool,
 }
 
+/// What differs in a configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Change {
+    Nothing,
+    /// Only which sources are detoured, which nobody's rules depend on but our table's.
+    Detours,
+    Other,
+}
+
+impl Config {
+    fn change_from(&self, before: &Self) -> Change {
+        if self == before {
+            return Change::Nothing;
+        }
+        let detours = Self {
+            detoured: self.detoured.clone(),
+            ..before.clone()
+        };
+        match *self == detours {
+            true => Change::Detours,
+            false => Change::Other,
+        }
+    }
+}
+
 /// Keeps the rules of one device in place until dropped; [`Firewall::remove`] takes them away.
 #[derive(Debug)]
 pub struct Firewall {
@@ -103,10 +128,20 @@ impl Firewall {
     /// What the kernel refused; the watch goes on trying.
     pub async fn apply(&self, config: &Config) -> Result<(), Error> {
         let mut state = self.state.lock().await;
-        if let Some(before) = state.wanted.take() {
-            if before.config == *config {
-                state.wanted = Some(before);
-                return state.repair(false).await;
+        if let Some(mut before) = state.wanted.take() {
+            match config.change_from(&before.config) {
+                Change::Nothing => {
+                    state.wanted = Some(before);
+                    return state.repair(false).await;
+                }
+                // Often, and somebody waits: the rest stays as it was found, and is looked at now and then.
+                Change::Detours => {
+                    before.config.detoured.clone_from(&config.detoured);
+                    before.snapshot = None;
+                    state.wanted = Some(before);
+                    return state.repair_table().await;
+                }
+                Change::Other => {}
             }
             if before.config.device != config.device || before.config.divert && !config.divert {
                 state.clear(&before.config.device).await?;
@@ -321,4 +356,40 @@ impl State {
 
 fn count(rules: &[Foreign], chain: &str) -> usize {
     rules.iter().filter(|rule| rule.chain == chain).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_detours_concern_no_firewall_but_ours() {
+        let before = Config {
+            device: "tailrace0".to_owned(),
+            divert: true,
+            wireguard_port: 41641,
+            agent_port: Some(41700),
+            detoured: BTreeSet::new(),
+            forwards: false,
+            uses_exit_node: false,
+            masquerade: true,
+            served: Vec::new(),
+            exit_node: false,
+        };
+        assert_eq!(before.change_from(&before), Change::Nothing);
+        let detoured = Config {
+            detoured: BTreeSet::from([SocketAddr::from(([203, 0, 113, 1], 41641))]),
+            ..before.clone()
+        };
+        assert_eq!(detoured.change_from(&before), Change::Detours);
+        assert_eq!(before.change_from(&detoured), Change::Detours);
+        let more = Config {
+            forwards: true,
+            ..detoured.clone()
+        };
+        assert_eq!(more.change_from(&before), Change::Other);
+        // Our table depends on them, the chains of others do not.
+        assert_ne!(table(&detoured), table(&before));
+        assert_eq!(foreign(&detoured), foreign(&before));
+    }
 }

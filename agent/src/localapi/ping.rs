@@ -9,7 +9,7 @@ use crate::engine::Handle;
 use crate::error_text::error_text;
 use crate::icmp;
 
-/// Most bytes of padding in a ping.
+/// Longest ping, as a disco message with its headers; IP's and UDP's come on top.
 const MAX_PING_SIZE: u16 = 8_000;
 /// How long a ping waits for its pong.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -287,28 +287,16 @@ fn drops(net: &NetStatus) -> Vec<DropSample> {
         "a stranger's handshake in a flood",
         flood.copied().unwrap_or_default(),
     ));
-    let junk = &net.junk;
-    for (reason, why, packets) in [
-        (
-            "foreign",
-            "neither WireGuard's nor STUN nor disco",
-            junk.foreign,
-        ),
-        ("stun", "STUN that nobody asked for", junk.stun),
-        (
-            "unknown_sender",
-            "disco of a key that no peer has",
-            junk.unknown_sender,
-        ),
-        ("overrun", "more than could be handled", junk.overrun),
-        (
-            "port_mapping",
-            "in the router's name, and makes no sense",
-            net.port_mapping.ignored,
-        ),
-    ] {
+    for (reason, why, packets) in net.junk.reasons() {
         drops.push(drop("port", "in", reason, why, packets));
     }
+    drops.push(drop(
+        "port",
+        "in",
+        "port_mapping",
+        "in the router's name, and makes no sense",
+        net.port_mapping.ignored,
+    ));
     drops.retain(|drop| drop.packets > 0);
     drops
 }

@@ -13,7 +13,7 @@ use crate::engine::Snapshot;
 use crate::localapi::BackendState;
 use crate::net::filter::direction_name;
 use crate::net::{
-    Carried, CarrierStatus, FilterPlace, Junk, Measures, NetStatus, PathChange, TrafficPath,
+    Carried, CarrierStatus, FilterPlace, Measures, NetStatus, PathChange, TrafficPath,
 };
 
 /// Routes, rules and regions with series of their own; the rest of each is summed up as `other`.
@@ -223,22 +223,11 @@ fn port(page: &mut Page, status: &NetStatus) {
             initiations.add(&[reason.name()], count);
         }
     }
-    let Junk {
-        foreign,
-        stun,
-        unknown_sender,
-        overrun,
-    } = status.junk;
     let mut junk = page.family(&f::JUNK);
-    for (reason, count) in [
-        ("foreign", foreign),
-        ("stun", stun),
-        ("unknown_sender", unknown_sender),
-        ("overrun", overrun),
-        ("port_mapping", status.port_mapping.ignored),
-    ] {
+    for (reason, _, count) in status.junk.reasons() {
         junk.add(&[reason], count);
     }
+    junk.add(&["port_mapping"], status.port_mapping.ignored);
     let mapped = u8::from(status.port_mapping.external.is_some());
     page.single(&f::PORT_MAPPED, mapped);
 }

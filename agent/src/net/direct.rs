@@ -10,19 +10,17 @@ use netlink::wireguard::Change;
 use node_core::Desired;
 use node_core::paths::{PeerPaths, Route};
 
-use super::filter::joined;
+use super::claims::{Arrangement, owner};
 use super::inner::Inner;
 use super::numbers::peer_index;
 use super::reroute::Traffic;
 use super::{Engine, NetError};
+use crate::blocking::joined;
 use crate::error_text::error_text;
 use crate::paths::{Event, Order};
 use crate::relayed::Beside;
+use crate::tunnel::PeerState;
 use crate::underlay::udp;
-
-/// Most addresses in the rules for detours, each of which costs every packet a little; they are there only
-/// while paths fail.
-const MAX_DETOURS: usize = 64;
 
 /// What keeps relayed packets from moving WireGuard's endpoints, over IPv4.
 #[derive(Debug, Default)]
@@ -46,6 +44,45 @@ fn tell_path(peer: NodePublic, route: Route) {
         }
         Route::Relayed => tracing::info!(peer, "reached by relay"),
     }
+}
+
+/// What was to be done and failed; it is tried until it works.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// Peers that restarted, and whose sessions have to go.
+    restarts: BTreeSet<NodePublic>,
+    /// Peers may be missing whose sessions went.
+    pub(super) reapply: bool,
+    /// The host's netfilter may not know all detours.
+    pub(super) netfilter: bool,
+}
+
+/// What becomes of detours.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Turn {
+    Nothing,
+    /// Some begin.
+    Begins,
+    /// None begins, but some end or are another peer's.
+    Ends,
+}
+
+impl Turn {
+    fn of(before: &Arrangement, after: &Arrangement) -> Self {
+        if before == after {
+            return Self::Nothing;
+        }
+        match after.keys().all(|source| before.contains_key(source)) {
+            true => Self::Ends,
+            false => Self::Begins,
+        }
+    }
+}
+
+/// The orders that are about peers of this network: others were given before it changed.
+fn about_peers(orders: &[Order], is_peer: impl Fn(&NodePublic) -> bool) -> Vec<&Order> {
+    let orders = orders.iter();
+    orders.filter(|order| is_peer(&order.peer())).collect()
 }
 
 impl Inner {
@@ -72,11 +109,16 @@ impl Inner {
         }
     }
 
-    /// Does what the path machine has decided; the last word on each peer counts.
-    pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Result<(), NetError> {
+    /// Does what the path machine has decided; the last word on each peer counts. What fails holds up nothing
+    /// else: the next heartbeat repeats routes, and [`Self::make_up`] does the rest.
+    pub(super) async fn carry_out(&mut self, orders: &[Order]) -> Vec<NetError> {
+        let Some(applied) = &self.applied else {
+            return Vec::new();
+        };
+        let peers = &applied.desired.peers;
+        let orders = about_peers(orders, |peer| peers.contains_key(peer));
         let mut routed = BTreeSet::new();
-        let mut restarted = Vec::new();
-        let (mut changed, mut detoured) = (false, false);
+        let (mut changed, mut restarted) = (false, false);
         for order in orders {
             match *order {
                 Order::Route(peer, route) => {
@@ -87,10 +129,7 @@ impl Inner {
                     }
                     routed.insert(peer);
                 }
-                Order::Detour(peer, ref sources) => {
-                    self.detours.insert(peer, sources.clone());
-                    detoured = true;
-                }
+                Order::Detour(peer, ref sources) => self.claims.set(peer, sources),
                 Order::Mtu(peer, mtu) => {
                     if self.mtus.set(peer, mtu) {
                         self.outgrown.insert(peer);
@@ -98,15 +137,17 @@ impl Inner {
                         tracing::info!(peer, mtu, "takes packets so long");
                     }
                 }
-                Order::Reset(peer) => restarted.push(Change::RemovePeer(peer)),
+                Order::Reset(peer) => {
+                    self.owed.restarts.insert(peer);
+                    restarted = true;
+                }
             }
         }
-        if self.applied.is_none() {
-            return Ok(());
-        }
-        // Before the endpoints: one that is relayed again must not be moved back.
-        if detoured {
-            self.arrange_detours().await?;
+        let mut problems = Vec::new();
+        let turn = self.arrange_detours();
+        // One that is relayed again must not be moved back: the detour is there before its endpoint changes.
+        if turn == Turn::Begins {
+            problems.extend(self.arrange_netfilter().await.err());
         }
         let mut endpoints = Vec::with_capacity(routed.len());
         for peer in routed {
@@ -115,33 +156,69 @@ impl Inner {
             let endpoint = self.endpoint(&peer);
             endpoints.extend(endpoint.map(|endpoint| Change::SetEndpoint(peer, endpoint)));
         }
-        self.tunnel.change(endpoints).await?;
+        problems.extend(self.tunnel.change(endpoints).await.err());
+        // What takes it a little longer seems to come from the endpoint; nobody waits for the rules to change.
+        if turn == Turn::Ends {
+            problems.extend(self.arrange_netfilter().await.err());
+        }
         if changed {
             self.shields.trust(&self.trusted());
         }
-        self.resize().await?;
-        if !restarted.is_empty() {
-            self.tunnel.change(restarted).await?;
-            self.reapply().await?;
+        problems.extend(self.resize().await.err());
+        if restarted {
+            problems.extend(self.restart_sessions().await.err());
         }
-        Ok(())
+        problems
+    }
+
+    /// Does what was to be done earlier and failed.
+    pub(super) async fn make_up(&mut self) -> Vec<NetError> {
+        let mut problems = Vec::new();
+        if self.owed.netfilter {
+            problems.extend(self.arrange_netfilter().await.err());
+        }
+        if self.owed.reapply || !self.owed.restarts.is_empty() {
+            problems.extend(self.restart_sessions().await.err());
+        }
+        problems
+    }
+
+    /// Has peers begin anew that restarted.
+    async fn restart_sessions(&mut self) -> Result<(), NetError> {
+        let peers = self.owed.restarts.iter().copied();
+        let changes = peers.map(Change::RemovePeer).collect();
+        // Some may go even if not all do.
+        self.owed.reapply = true;
+        let removed = self.tunnel.change(changes).await;
+        if removed.is_ok() {
+            self.owed.restarts.clear();
+        }
+        let added = self.reapply().await;
+        removed.and(added)
     }
 
     /// Has packets from addresses without proof pass the agent, which hands them over like relayed ones:
-    /// WireGuard would answer where they came from, and past the relay.
-    async fn arrange_detours(&mut self) -> Result<(), NetError> {
-        self.detours.retain(|_, sources| !sources.is_empty());
-        let detours = self.detours.iter().filter_map(|(peer, sources)| {
-            let address = self.endpoints.address(peer)?;
-            Some(sources.iter().map(move |source| (*source, address)))
-        });
-        self.wire.set_detours(detours.flatten());
-        self.arrange_netfilter().await
+    /// WireGuard would answer where they came from, and past the relay. The host's netfilter has to follow.
+    pub(super) fn arrange_detours(&mut self) -> Turn {
+        let wanted = self.claims.arrange(&self.routes, &self.direct);
+        let turn = Turn::of(&self.detoured, &wanted);
+        if turn != Turn::Nothing {
+            let endpoints = &self.endpoints;
+            let detours = wanted
+                .iter()
+                .filter_map(|(source, peer)| Some((*source, endpoints.address(peer)?)));
+            self.wire.set_detours(detours, |source| {
+                endpoints.address(&owner(source, &self.routes, &self.direct)?)
+            });
+            self.detoured = wanted;
+        }
+        turn
     }
 
     /// Ends the detours: without an agent they lead nowhere.
     pub(super) async fn end_detours(&mut self) {
-        if std::mem::take(&mut self.detours).is_empty() {
+        self.claims.clear();
+        if self.arrange_detours() == Turn::Nothing {
             return;
         }
         if let Err(error) = self.arrange_netfilter().await {
@@ -151,12 +228,6 @@ impl Inner {
                 "packets from some addresses are lost until the agent is back"
             );
         }
-    }
-
-    /// Addresses whose WireGuard packets the host's netfilter brings to the agent.
-    pub(super) fn detoured(&self) -> BTreeSet<SocketAddr> {
-        let sources = self.detours.values().flatten();
-        sources.copied().take(MAX_DETOURS).collect()
     }
 
     /// Where WireGuard sends what is for a peer.
@@ -273,20 +344,16 @@ impl Inner {
         }
     }
 
-    /// Packets, or bytes, to and from these peers.
-    pub(super) async fn traffic(&self, peers: Vec<NodePublic>) -> BTreeMap<NodePublic, Traffic> {
-        if peers.is_empty() {
-            return BTreeMap::new();
-        }
-        // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
-        let states = if self.guard.is_ebpf() {
-            BTreeMap::new()
-        } else {
-            self.states().await
-        };
+    /// Packets to and from these peers, or bytes, by what the tunnel says of them, where nothing counts packets.
+    pub(super) fn traffic(
+        &self,
+        peers: Vec<NodePublic>,
+        states: &BTreeMap<NodePublic, PeerState>,
+    ) -> BTreeMap<NodePublic, Traffic> {
         let traffic = |peer: &NodePublic| {
-            if let Some(state) = states.get(peer) {
-                return Some((state.stats.tx_bytes, state.stats.rx_bytes));
+            if !self.guard.is_ebpf() {
+                let stats = states.get(peer)?.stats;
+                return Some((stats.tx_bytes, stats.rx_bytes));
             }
             let own = peer_index(self.endpoints.address(peer)?);
             let count = |number| self.guard.count_of(number);
@@ -298,5 +365,38 @@ impl Inner {
             Some((peer, Traffic { sent, received }))
         });
         traffic.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodePublic = NodePublic::from_bytes([2; 32]);
+    const STRANGER: NodePublic = NodePublic::from_bytes([3; 32]);
+
+    #[test]
+    fn orders_about_peers_of_another_network_are_not_carried_out() {
+        let orders = [PEER, STRANGER].map(Order::Reset);
+        assert_eq!(
+            about_peers(&orders, |peer| *peer == PEER),
+            [&Order::Reset(PEER)]
+        );
+    }
+
+    #[test]
+    fn a_detour_begins_before_endpoints_change_and_ends_after() {
+        let arranged = |ports: &[(u16, NodePublic)]| {
+            let at = |port| SocketAddr::from(([203, 0, 113, 1], port));
+            let ports = ports.iter();
+            ports.map(|(port, peer)| (at(*port), *peer)).collect()
+        };
+        let turn = |before, after| Turn::of(&arranged(before), &arranged(after));
+        assert_eq!(turn(&[(1, PEER)], &[(1, PEER)]), Turn::Nothing);
+        assert_eq!(turn(&[(1, PEER)], &[(2, PEER)]), Turn::Begins);
+        assert_eq!(turn(&[], &[(1, PEER)]), Turn::Begins);
+        assert_eq!(turn(&[(1, PEER)], &[]), Turn::Ends);
+        // The rules stay as they are, and nobody has to wait for them.
+        assert_eq!(turn(&[(1, PEER)], &[(1, STRANGER)]), Turn::Ends);
     }
 }

@@ -70,6 +70,11 @@ pub enum NetError {
     /// There is no way to the peer for a ping.
     #[error("{0}")]
     Unreachable(&'static str),
+    /// A ping did not leave.
+    #[error(
+        "the ping was not sent; one longer than the way to the peer carries takes a smaller --size"
+    )]
+    PingNotSent(#[source] std::io::Error),
     /// No pong in time.
     #[error("no answer within {0:?}; the peer may be offline, or its relay unreachable")]
     PingTimeout(Duration),

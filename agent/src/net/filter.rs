@@ -16,6 +16,7 @@ use policy::filter;
 
 use super::NetError;
 use super::drops::{Reader, Reports};
+use crate::blocking::joined;
 use crate::error_text::error_text;
 
 /// What of the network map concerns the packet filter. Times are by this host's clock.
@@ -222,11 +223,6 @@ pub(super) fn locked(dataplane: &Mutex<Dataplane>) -> MutexGuard<'_, Dataplane> 
     dataplane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a blocking task came to; a panic in it is one here.
-pub(crate) fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
-    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-}
-
 impl PacketFilter {
     /// The restriction of a peer.
     pub(super) fn restriction(&self, peer: &NodePublic) -> Restriction {
@@ -313,9 +309,10 @@ pub(crate) fn direction_name(direction: Direction) -> &'static str {
     }
 }
 
-/// Addresses of prefixes that hold one each.
+/// Those of the prefixes that are single addresses.
 pub(crate) fn hosts(prefixes: &[IpNet]) -> Vec<IpAddr> {
-    prefixes.iter().map(IpNet::addr).collect()
+    let single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+    prefixes.iter().filter(single).map(IpNet::addr).collect()
 }
 
 #[cfg(test)]
@@ -361,6 +358,14 @@ mod tests {
         assert_eq!(rules.rules[0].destinations.len(), 2);
         assert_eq!(rules.addresses, ["100.64.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(rules.routes, ["10.0.0.0/8".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_prefix_of_more_than_one_address_is_no_host() {
+        let prefixes = ["100.64.0.1/32", "10.0.0.1/8", "fd7a::1/128"];
+        let hosts = hosts(&prefixes.map(|net| net.parse().unwrap()));
+        let expected: [IpAddr; 2] = ["100.64.0.1", "fd7a::1"].map(|ip| ip.parse().unwrap());
+        assert_eq!(hosts, expected);
     }
 
     #[test]

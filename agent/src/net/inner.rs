@@ -1,7 +1,7 @@
 //! The parts of the data plane that are applied together: tunnel, wiring, counters, peer table.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -19,14 +19,16 @@ use node_core::{Desired, DesiredPeer};
 use tokio::sync::watch;
 use tunnel::Relaying;
 
-use super::direct::Pins;
-use super::filter::{Guard, Orders, PacketFilter, Restriction, joined};
+use super::claims::{Arrangement, Claims};
+use super::direct::{Owed, Pins};
+use super::filter::{Guard, Orders, PacketFilter, Restriction, hosts};
 use super::host::Host;
 use super::numbers::{Numbers, peer_index};
 use super::peers::{Peer, Peers};
 use super::traffic::Accounts;
 use super::tsmp::Tsmp;
 use super::{Engine, NetError, Netfilter, Reports, restore_forwarding};
+use crate::blocking::joined;
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::{self, Firewall};
@@ -59,7 +61,11 @@ pub(super) struct Inner {
     /// Peers whose routes say another length still.
     pub(super) outgrown: BTreeSet<NodePublic>,
     /// Addresses whose packets must not move the endpoint of the peer.
-    pub(super) detours: BTreeMap<NodePublic, Vec<SocketAddr>>,
+    pub(super) claims: Claims,
+    /// Those whose packets take a detour.
+    pub(super) detoured: Arrangement,
+    /// What failed, and is tried again.
+    pub(super) owed: Owed,
     /// Paths of a former agent that the path machine has not been told of yet.
     pub(super) adopted: BTreeMap<NodePublic, SocketAddr>,
     /// Direct paths are looked for.
@@ -185,7 +191,9 @@ impl Inner {
         forwarding::arrange(&self.state_dir, &switches).map_err(|source| NetError::Socket {
             operation: "setting the host's forwarding sysctls",
             source,
-        })
+        })?;
+        self.owed.reapply = false;
+        Ok(())
     }
 
     /// Makes routes take packets as long as their peers do, where that has changed.
@@ -211,7 +219,15 @@ impl Inner {
     }
 
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
-    pub(super) async fn arrange_netfilter(&self) -> Result<(), NetError> {
+    pub(super) async fn arrange_netfilter(&mut self) -> Result<(), NetError> {
+        self.arrange_detours();
+        self.owed.netfilter = true;
+        self.set_netfilter().await?;
+        self.owed.netfilter = false;
+        Ok(())
+    }
+
+    async fn set_netfilter(&self) -> Result<(), NetError> {
         let Some(applied) = &self.applied else {
             return Ok(());
         };
@@ -238,7 +254,7 @@ impl Inner {
             divert,
             wireguard_port: self.port,
             agent_port: self.wants_direct.then(|| self.wire.port()),
-            detoured: self.detoured(),
+            detoured: self.detoured.keys().copied().collect(),
             forwards: !served.is_empty() || forwarding::is_on(),
             uses_exit_node: applied.desired.exit.is_some(),
             masquerade,
@@ -338,7 +354,9 @@ impl Inner {
         self.relays.stop();
         self.peers.replace(std::iter::empty());
         self.routes.clear();
-        self.detours.clear();
+        self.claims.clear();
+        self.arrange_detours();
+        self.owed = Owed::default();
         self.mtus = Mtus::default();
         self.outgrown.clear();
         self.pinning = Pins::Untried;
@@ -396,7 +414,7 @@ impl Inner {
         self.endpoints.retain(&present);
         self.direct.retain(|key, _| present.contains(key));
         self.routes.retain(|key, _| present.contains(key));
-        self.detours.retain(|key, _| present.contains(key));
+        self.claims.retain(&present);
         self.mtus.retain(&present);
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
@@ -564,12 +582,6 @@ fn prefixes(desired: &Desired) -> Vec<(IpNet, NodePublic)> {
         prefixes.map(move |prefix| (prefix, key))
     };
     desired.peers.iter().flat_map(of_peer).collect()
-}
-
-/// Those of the prefixes that are single addresses.
-fn hosts(prefixes: &[IpNet]) -> Vec<IpAddr> {
-    let single = |prefix: &&IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-    prefixes.iter().filter(single).map(IpNet::addr).collect()
 }
 
 /// A peer in the words of the eBPF programs.

@@ -9,11 +9,11 @@ use keys::NodePublic;
 use tokio::sync::Mutex;
 
 use super::Net;
-use super::filter::joined;
 use super::inner::Inner;
 use super::numbers::peer_index;
 use super::status::NetStatus;
 use super::traffic::{Carried, Counted, Path, PathChange};
+use crate::blocking::joined;
 
 /// For how long it is not asked again how full the maps are.
 const CENSUS_LIFE: Duration = Duration::from_secs(15);

@@ -1,5 +1,6 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
+mod claims;
 mod direct;
 mod drops;
 mod error;
@@ -49,7 +50,8 @@ use crate::relayed::{InProcess, Inbound, Outbound, Relayed};
 use crate::router::{self, Mtus, forwarding};
 use crate::shield::{self, Shields};
 use crate::tunnel::Kernel;
-use direct::Pins;
+use claims::{Arrangement, Claims};
+use direct::{Owed, Pins};
 use filter::Guard;
 use host::Host;
 use inner::Inner;
@@ -247,6 +249,7 @@ impl Net {
             relayed: relayed.clone(),
             peers: peers.clone(),
             paths: paths.clone(),
+            junk: wire.junk.clone(),
         };
         let (relays, notices) = Manager::new(inbound.clone());
         let device = config.device.clone();
@@ -325,7 +328,9 @@ impl Net {
             routes,
             mtus: Mtus::default(),
             outgrown: BTreeSet::new(),
-            detours: BTreeMap::new(),
+            claims: Claims::default(),
+            detoured: Arrangement::default(),
+            owed: Owed::default(),
             adopted,
             wants_direct: config.direct,
             pinning: Pins::Untried,

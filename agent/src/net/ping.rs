@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use disco_proto::disco::PING_LEN;
 use keys::NodePublic;
 use node_core::paths::Via;
 
@@ -25,11 +26,12 @@ pub struct Pinger {
 
 impl Pinger {
     /// Pings a peer (disco) and waits for the pong: on its direct path, or, if it has none, on every way
-    /// that there may be. `size` bytes of padding make the ping longer.
+    /// that there may be. Padding makes the message `size` bytes long, if that is longer than without.
     ///
     /// # Errors
     ///
-    /// [`NetError::UnknownPeer`], [`NetError::Unreachable`] or [`NetError::PingTimeout`].
+    /// [`NetError::UnknownPeer`], [`NetError::Unreachable`], [`NetError::PingNotSent`] or
+    /// [`NetError::PingTimeout`].
     pub async fn ping(
         &self,
         peer: &NodePublic,
@@ -38,7 +40,8 @@ impl Pinger {
     ) -> Result<PingReply, NetError> {
         let table = self.peers.snapshot();
         let peer = table.by_key(peer).ok_or(NetError::UnknownPeer)?;
-        let pong = self.paths.ping(peer.key, size, wait).await?;
+        let padding = size.saturating_sub(PING_LEN);
+        let pong = self.paths.ping(peer.key, padding, wait).await?;
         let path = match pong.via {
             Via::Udp(endpoint) => PingPath::Direct(endpoint),
             Via::Derp(region, _) => PingPath::Relay {

@@ -8,6 +8,7 @@ use keys::NodePublic;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::NetError;
 use super::inner::Inner;
 use super::tsmp::Adverts;
 use crate::paths::{Event, Handle, Order};
@@ -18,6 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const SUSPICIOUS: u32 = 2;
 /// A path that proved itself is suspected again only so many looks later: traffic may go one way.
 const PATIENCE: u32 = 6;
+/// Looks between attempts to make up for what failed.
+const RETRY: u32 = 6;
 /// Orders that are carried out together.
 const MAX_ORDERS: usize = 256;
 
@@ -75,24 +78,32 @@ pub(super) async fn run(
     let mut watched: BTreeMap<NodePublic, Watched> = BTreeMap::new();
     let mut adverts = Adverts::default();
     let mut batch = Vec::new();
+    let mut count = 0;
     loop {
         tokio::select! {
             count = orders.recv_many(&mut batch, MAX_ORDERS) => {
                 let Some(inner) = inner.upgrade().filter(|_| count > 0) else { return };
-                let carried_out = inner.lock().await.carry_out(&batch).await;
-                if let Err(error) = carried_out {
-                    // Said again with the next heartbeat.
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "peers are not reached as they should be");
-                }
+                let problems = inner.lock().await.carry_out(&batch).await;
+                tell(&problems);
                 batch.clear();
             }
             _ = looks.tick() => {
                 let Some(inner) = inner.upgrade() else { return };
                 let active = paths.active().await;
-                let inner = inner.lock().await;
-                inner.advertise(&mut adverts, &active).await;
-                let traffic = inner.traffic(active).await;
+                let mut inner = inner.lock().await;
+                count = (count + 1) % RETRY;
+                if count == 0 {
+                    tell(&inner.make_up().await);
+                }
+                let hearers = inner.hearers(&mut adverts, &active);
+                // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
+                let counts = active.is_empty() || inner.guard.is_ebpf();
+                let states = match counts && hearers.is_empty() {
+                    true => BTreeMap::new(),
+                    false => inner.states().await,
+                };
+                inner.advertise(&mut adverts, hearers, &states);
+                let traffic = inner.traffic(active, &states);
                 drop(inner);
                 watched.retain(|peer, _| traffic.contains_key(peer));
                 for (peer, now) in traffic {
@@ -111,6 +122,13 @@ pub(super) async fn run(
                 }
             }
         }
+    }
+}
+
+fn tell(problems: &[NetError]) {
+    for error in problems {
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(error, "peers are not reached as they should be");
     }
 }
 

@@ -18,7 +18,7 @@ use super::{EndpointKind, FilterPlace, FilterStatus, Junk, PortMapping, ShieldSt
 use crate::tunnel::PeerState;
 
 /// WireGuard forgets a session this long after its handshake (REJECT_AFTER_TIME).
-const SESSION_LIFE: Duration = Duration::from_secs(180);
+pub(super) const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// Which WireGuard carries the overlay.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -295,9 +295,9 @@ impl Inner {
         })
     }
 
-    /// What reached WireGuard's port and led to nothing, here or in the host's netfilter.
+    /// What reached us and led to nothing, here or in the host's netfilter.
     async fn junk(&self) -> Junk {
-        let mut junk = self.wire.junk();
+        let mut junk = self.wire.junk.read();
         if let Some(firewall) = &self.firewall {
             match firewall.junk().await {
                 Ok(count) => junk.foreign += count,

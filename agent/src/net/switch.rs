@@ -1,18 +1,18 @@
 //! Another WireGuard under the same node, while it runs.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use disco_proto::tsmp::Message;
 use ipnet::IpNet;
 use keys::NodePublic;
 
+use super::filter::hosts;
 use super::inner::Inner;
 use super::start::choose_engine;
+use super::status::SESSION_LIFE;
+use super::tsmp::of_family;
 use super::{EngineChoice, Net, NetError};
-
-/// How long after its handshake WireGuard uses a session.
-const SESSION: Duration = Duration::from_secs(180);
 
 impl Net {
     /// Has packets carried by the engine that `choice` stands for. Addresses, routes, policy, identity and
@@ -73,7 +73,7 @@ impl Inner {
     /// Peers that think they have a session with us.
     async fn in_session(&self) -> Vec<NodePublic> {
         let now = SystemTime::now();
-        let fresh = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age < SESSION);
+        let fresh = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age < SESSION_LIFE);
         let states = self.states().await.into_iter();
         let fresh = states.filter(|(_, state)| state.stats.last_handshake.is_some_and(fresh));
         fresh.map(|(peer, _)| peer).collect()
@@ -88,15 +88,8 @@ impl Inner {
             let Some(peer) = applied.desired.peers.get(peer) else {
                 continue;
             };
-            let pair = peer.allowed_ips.iter().find_map(|net| {
-                let single = net.prefix_len() == net.max_prefix_len();
-                let mut ours = ours
-                    .iter()
-                    .filter(|ip| ip.is_ipv4() == net.addr().is_ipv4());
-                ours.next()
-                    .filter(|_| single)
-                    .map(|from| (*from, net.addr()))
-            });
+            let mut addresses = hosts(&peer.allowed_ips).into_iter();
+            let pair = addresses.find_map(|to| Some((of_family(&ours, to)?, to)));
             let Some((from, to)) = pair else { continue };
             if let Err(error) = self.tsmp.send(from, to, &Message::Ping(rand::random())) {
                 tracing::debug!(%to, %error, "a peer is not woken");

@@ -75,6 +75,7 @@ async fn regions_that_answer_are_measured() {
         relayed: Arc::new(Relayed::bind(None, 0, tunnel::Inlet::default()).unwrap()),
         peers: Peers::default(),
         paths,
+        junk: wire.junk.clone(),
     };
     let listener = wire.clone();
     let listening = tokio::spawn(async move { listener.listen(inbound).await });

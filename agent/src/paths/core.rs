@@ -1,16 +1,19 @@
 //! The task that owns the path machine: events in, datagrams and orders out.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 
 use disco_proto::disco::{self, TxId};
 use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
-use node_core::paths::{Command, Now, Paths, PeerPaths, Via};
+use node_core::DEFAULT_MTU;
+use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Via};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Event, Order, Pong, Wire};
+use super::{Event, NO_WAY, Order, Pong, Wire};
 use crate::derp::Manager;
+use crate::net::NetError;
 
 /// What the task works with.
 #[derive(Debug)]
@@ -30,20 +33,54 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    async fn send(&self, via: Via, datagram: &[u8]) {
+    async fn send(&self, via: Via, datagram: &[u8]) -> io::Result<()> {
         match via {
             Via::Udp(to) => {
-                if let Err(error) = self.wire.send(datagram, to).await {
-                    // No route there, most often: another candidate may have one.
-                    tracing::trace!(%to, %error, "disco message not sent");
-                }
+                // No route there, most often: another candidate may have one.
+                self.wire
+                    .send(datagram, to)
+                    .await
+                    .inspect_err(|error| tracing::trace!(%to, %error, "disco message not sent"))
             }
             Via::Derp(region, peer) => {
-                if self.relays.send(&peer, Some(region), [datagram]).is_none() {
+                let sent = self.relays.send(&peer, Some(region), [datagram]);
+                sent.map(drop).ok_or_else(|| {
                     tracing::debug!(%region, "no relay for a disco message");
-                }
+                    io::ErrorKind::NotConnected.into()
+                })
             }
         }
+    }
+}
+
+/// A ping that somebody asked for, on its ways out.
+#[derive(Debug)]
+struct Leaving {
+    ping: u64,
+    padding: u16,
+    left: bool,
+    /// Why it did not leave, on any way.
+    failed: Option<io::Error>,
+}
+
+impl Leaving {
+    fn new(ping: u64, padding: u16) -> Self {
+        Self {
+            ping,
+            padding,
+            left: false,
+            failed: None,
+        }
+    }
+
+    /// Takes the outcome of a message that was sent with it.
+    fn sent(&mut self, message: &disco::Message, sent: io::Result<()>) {
+        match message {
+            disco::Message::Ping { padding, .. } if *padding == self.padding => {}
+            _ => return,
+        }
+        self.left |= sent.is_ok();
+        self.failed = sent.err().filter(|_| !self.left);
     }
 }
 
@@ -56,8 +93,10 @@ pub(crate) struct Core {
     paths: Paths,
     /// One costs a curve multiplication.
     secrets: HashMap<DiscoPublic, DiscoShared>,
-    pings: HashMap<u64, oneshot::Sender<Option<Pong>>>,
+    pings: HashMap<u64, oneshot::Sender<Result<Pong, NetError>>>,
     last_ping: u64,
+    /// The ping that was asked for just now, until it has left.
+    leaving: Option<Leaving>,
 }
 
 impl Core {
@@ -72,6 +111,7 @@ impl Core {
             secrets: HashMap::new(),
             pings: HashMap::new(),
             last_ping: 0,
+            leaving: None,
         }
     }
 
@@ -124,10 +164,15 @@ impl Core {
             }
             Event::OwnEndpoints(endpoints) => self.paths.own_endpoints(now, endpoints),
             Event::UnderlayChanged => self.paths.underlay_changed(now),
-            Event::Ping { peer, size, answer } => {
+            Event::Ping {
+                peer,
+                padding,
+                answer,
+            } => {
                 self.last_ping += 1;
                 self.pings.insert(self.last_ping, answer);
-                self.paths.ping(now, peer, self.last_ping, size);
+                self.paths.ping(now, peer, self.last_ping, padding);
+                self.leaving = Some(Leaving::new(self.last_ping, padding));
             }
             Event::Adopted(..) | Event::Datagram { .. } | Event::Sent(_) => {}
         }
@@ -143,6 +188,11 @@ impl Core {
             .collect();
         for key in gone {
             self.paths.remove_peer(key);
+            // Should it come back, it begins anew: what was ordered before counts no more, however late it is
+            // carried out.
+            self.order(Order::Route(key, Route::Relayed));
+            self.order(Order::Detour(key, Vec::new()));
+            self.order(Order::Mtu(key, DEFAULT_MTU));
         }
         let known: HashSet<DiscoPublic> = peers.iter().filter_map(|(_, peer)| peer.disco).collect();
         self.secrets.retain(|key, _| known.contains(key));
@@ -154,18 +204,24 @@ impl Core {
 
     fn open(&mut self, now: Now, via: Via, datagram: &[u8]) {
         let Some(envelope) = disco::parse_envelope(datagram) else {
+            self.with.wire.junk.unopened();
             return;
         };
         let sender = envelope.sender;
         if !self.paths.knows(&sender) {
             tracing::debug!(?via, "disco message under a key that no peer has");
+            self.with.wire.junk.unknown_sender();
             return;
         }
         match disco::open(envelope, self.secret(sender)) {
-            Ok(message) => self.paths.message(now, via, sender, message),
+            Ok(message) => {
+                self.paths.message(now, via, sender, message);
+                self.with.wire.junk.set_ignored(self.paths.ignored());
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(?via, error, "disco message not understood");
+                self.with.wire.junk.unopened();
             }
         }
     }
@@ -191,7 +247,10 @@ impl Core {
                         continue;
                     }
                     let datagram = disco::seal(&public, self.secret(theirs), &message);
-                    self.with.send(via, &datagram).await;
+                    let sent = self.with.send(via, &datagram).await;
+                    if let Some(leaving) = &mut self.leaving {
+                        leaving.sent(&message, sent);
+                    }
                 }
                 Command::SetRoute { peer, route } => self.order(Order::Route(peer, route)),
                 Command::SetMtu { peer, mtu } => self.order(Order::Mtu(peer, mtu)),
@@ -200,9 +259,15 @@ impl Core {
                 Command::ReStun => self.with.restun.notify_one(),
                 Command::PingAnswered {
                     ping, via, latency, ..
-                } => self.answer(ping, Some(Pong { via, latency })),
-                Command::PingExpired { ping, .. } => self.answer(ping, None),
+                } => self.answer(ping, Ok(Pong { via, latency })),
+                Command::PingExpired { ping, .. } => self.answer(ping, Err(NO_WAY)),
             }
+        }
+        // All that it was sent with has been tried by now.
+        if let Some(leaving) = self.leaving.take()
+            && let Some(error) = leaving.failed
+        {
+            self.answer(leaving.ping, Err(NetError::PingNotSent(error)));
         }
     }
 
@@ -212,10 +277,123 @@ impl Core {
         }
     }
 
-    fn answer(&mut self, ping: u64, pong: Option<Pong>) {
+    fn answer(&mut self, ping: u64, pong: Result<Pong, NetError>) {
         if let Some(asker) = self.pings.remove(&ping) {
             // Whoever asked may have given up.
             let _ = asker.send(pong);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use disco_proto::disco::Message;
+
+    use super::*;
+    use crate::net::peers::Peers;
+    use crate::paths::{Junk, Tally};
+    use crate::relayed::{Inbound, Relayed};
+
+    const PEER: NodePublic = NodePublic::from_bytes([2; 32]);
+
+    /// A task with one peer, which has the disco key `theirs`.
+    fn core(ours: &DiscoPrivate, theirs: DiscoPublic) -> (Core, mpsc::UnboundedReceiver<Order>) {
+        let inbound = Inbound {
+            relayed: Arc::new(Relayed::bind(None, 0, tunnel::Inlet::default()).unwrap()),
+            peers: Peers::default(),
+            paths: crate::paths::channel().0,
+            junk: Tally::default(),
+        };
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let mut core = Core::new(Surroundings {
+            disco: ours.clone(),
+            direct: true,
+            wire: Arc::new(Wire::open(0).unwrap()),
+            relays: Manager::new(inbound).0,
+            orders,
+            restun: Arc::default(),
+        });
+        let peer = PeerPaths {
+            disco: Some(theirs),
+            home: None,
+            endpoints: Vec::new(),
+            expired: false,
+        };
+        let node = NodePublic::from_bytes([1; 32]);
+        core.set_peers(core.now(), node, vec![(PEER, peer)]);
+        (core, ordered)
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_s_key_sends_and_leads_to_nothing_is_counted() {
+        let (ours, theirs) = (DiscoPrivate::generate(), DiscoPrivate::generate());
+        let (mut core, _ordered) = core(&ours, theirs.public());
+        let shared = theirs.shared(&ours.public());
+        let seal = |message| disco::seal(&theirs.public(), &shared, &message);
+        let ping = seal(Message::Ping {
+            id: TxId([7; 12]),
+            node: Some(PEER),
+            padding: 0,
+        });
+        let mut garbage = ping.clone();
+        garbage[70..].fill(0x5a);
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let pong = seal(Message::Pong {
+            id: TxId([8; 12]),
+            source: from,
+        });
+        let call = seal(Message::CallMeMaybe {
+            endpoints: Vec::new(),
+        });
+        let cut = &ping[..ping.len() - 1];
+        // A ping that is repeated is answered once more: the first answer may be lost.
+        for datagram in [&ping, &ping, &garbage, cut, &pong, &pong, &pong, &call] {
+            core.open(core.now(), Via::Udp(from), datagram);
+        }
+        let expected = Junk {
+            unopened: 2,
+            unmatched_pong: 3,
+            misplaced: 1,
+            ..Junk::default()
+        };
+        assert_eq!(core.with.wire.junk.read(), expected);
+    }
+
+    #[test]
+    fn a_ping_has_failed_if_it_left_on_no_way() {
+        let ping = |padding| Message::Ping {
+            id: TxId([7; 12]),
+            node: None,
+            padding,
+        };
+        let too_long = || Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        let mut leaving = Leaving::new(1, 9000);
+        leaving.sent(&ping(9000), too_long());
+        // Looks for paths in passing.
+        leaving.sent(&ping(0), Ok(()));
+        assert_eq!(
+            leaving.failed.as_ref().and_then(io::Error::raw_os_error),
+            Some(libc::EMSGSIZE)
+        );
+        leaving.sent(&ping(9000), Ok(()));
+        leaving.sent(&ping(9000), too_long());
+        assert!(leaving.failed.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_comes_back_begins_anew_whatever_was_ordered_before() {
+        let ours = DiscoPrivate::generate();
+        let (mut core, mut ordered) = core(&ours, DiscoPrivate::generate().public());
+        let node = NodePublic::from_bytes([1; 32]);
+        core.set_peers(core.now(), node, Vec::new());
+        let orders: Vec<Order> = std::iter::from_fn(|| ordered.try_recv().ok()).collect();
+        let expected = [
+            Order::Route(PEER, Route::Relayed),
+            Order::Detour(PEER, Vec::new()),
+            Order::Mtu(PEER, DEFAULT_MTU),
+        ];
+        assert_eq!(orders, expected);
     }
 }

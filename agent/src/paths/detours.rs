@@ -22,14 +22,18 @@ struct Detour {
 }
 
 impl Detours {
-    /// Makes `wanted` the addresses, each with its peer's synthetic one.
+    /// Makes `wanted` the addresses, each with its peer's synthetic one. Where a detour ends because another
+    /// peer is at its address, `owner` tells that one's: what is under way is of that peer.
     pub(super) fn set(
         &mut self,
         wanted: impl Iterator<Item = (SocketAddr, Ipv4Addr)>,
+        owner: impl Fn(SocketAddr) -> Option<Ipv4Addr>,
         now: Instant,
     ) {
-        let lingers = |detour: &mut Detour| now < *detour.ended.get_or_insert(now) + LINGER;
-        self.0.retain(|_, detour| lingers(detour));
+        self.0.retain(|source, detour| {
+            detour.peer = owner(*source).unwrap_or(detour.peer);
+            now < *detour.ended.get_or_insert(now) + LINGER
+        });
         let wanted = wanted.map(|(source, peer)| (source, Detour { peer, ended: None }));
         self.0.extend(wanted);
     }
@@ -53,15 +57,27 @@ mod tests {
         let begin = Instant::now();
         let mut detours = Detours::default();
         assert_eq!(detours.of(source), None);
-        detours.set(iter::once((source, peer)), begin);
+        let nobody = |_| None;
+        detours.set(iter::once((source, peer)), nobody, begin);
         // For as long as it is wanted, however often the others change.
         let later = begin + 3 * LINGER;
-        detours.set(iter::once((source, peer)), later);
-        detours.set(iter::empty(), later);
+        detours.set(iter::once((source, peer)), nobody, later);
+        detours.set(iter::empty(), nobody, later);
         assert_eq!(detours.of(source), Some(peer));
-        detours.set(iter::empty(), later + LINGER / 2);
+        detours.set(iter::empty(), nobody, later + LINGER / 2);
         assert_eq!(detours.of(source), Some(peer));
-        detours.set(iter::empty(), later + LINGER);
+        detours.set(iter::empty(), nobody, later + LINGER);
         assert_eq!(detours.of(source), None);
+    }
+
+    #[test]
+    fn what_is_under_way_is_of_the_peer_that_turns_out_to_be_there() {
+        let source = SocketAddr::from(([203, 0, 113, 1], 41641));
+        let [claimant, owner] = [1, 2].map(|last| Ipv4Addr::new(127, 64, 0, last));
+        let begin = Instant::now();
+        let mut detours = Detours::default();
+        detours.set(iter::once((source, claimant)), |_| None, begin);
+        detours.set(iter::empty(), |_| Some(owner), begin);
+        assert_eq!(detours.of(source), Some(owner));
     }
 }

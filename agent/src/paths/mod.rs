@@ -11,6 +11,7 @@
 mod core;
 mod detours;
 mod endpoints;
+mod junk;
 mod wire;
 
 use std::collections::HashMap;
@@ -28,9 +29,13 @@ use crate::net::NetError;
 pub(crate) use core::{Core, Surroundings};
 pub use endpoints::Kind;
 pub(crate) use endpoints::{Endpoints, Found};
-pub use wire::Junk;
+pub use junk::Junk;
+pub(crate) use junk::Tally;
 pub(crate) use wire::Wire;
 
+/// Why a ping ends without having begun.
+const NO_WAY: NetError =
+    NetError::Unreachable("the peer has no disco key, or too many pings are under way");
 /// Events that may wait.
 const MAX_EVENTS: usize = 1024;
 
@@ -69,8 +74,8 @@ pub(crate) enum Event {
     /// Somebody pings a peer.
     Ping {
         peer: NodePublic,
-        size: u16,
-        answer: oneshot::Sender<Option<Pong>>,
+        padding: u16,
+        answer: oneshot::Sender<Result<Pong, NetError>>,
     },
 }
 
@@ -85,6 +90,18 @@ pub(crate) enum Order {
     Mtu(NodePublic, u16),
     /// Forget the session with the peer, which restarted.
     Reset(NodePublic),
+}
+
+impl Order {
+    /// The peer that it is about.
+    pub(crate) fn peer(&self) -> NodePublic {
+        match self {
+            Self::Route(peer, _)
+            | Self::Detour(peer, _)
+            | Self::Mtu(peer, _)
+            | Self::Reset(peer) => *peer,
+        }
+    }
 }
 
 /// A ping's answer.
@@ -134,24 +151,28 @@ impl Handle {
     }
 
     /// Pings a peer on the way by which it is reached, or on every way if there is no direct one, and
-    /// waits for the first pong; `size` bytes of padding make the datagram longer.
+    /// waits for the first pong.
     ///
     /// # Errors
     ///
-    /// [`NetError::PingTimeout`], or [`NetError::Unreachable`] if there is nothing to wait for.
+    /// [`NetError::PingTimeout`]; [`NetError::Unreachable`] if there is nothing to wait for, and
+    /// [`NetError::PingNotSent`] if it left on no way.
     pub(crate) async fn ping(
         &self,
         peer: NodePublic,
-        size: u16,
+        padding: u16,
         wait: Duration,
     ) -> Result<Pong, NetError> {
         let (answer, answered) = oneshot::channel();
-        self.tell(Event::Ping { peer, size, answer }).await;
+        self.tell(Event::Ping {
+            peer,
+            padding,
+            answer,
+        })
+        .await;
         match timeout(wait, answered).await {
-            Ok(Ok(Some(pong))) => Ok(pong),
-            Ok(_) => Err(NetError::Unreachable(
-                "the peer has no disco key, or too many pings are under way",
-            )),
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NO_WAY),
             Err(_) => Err(NetError::PingTimeout(wait)),
         }
     }

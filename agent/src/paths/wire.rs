@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use disco_proto::{disco, stun};
@@ -13,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::detours::Detours;
+use super::junk::Tally;
 use super::{Event, Handle};
 use crate::firewall::demux::{Demux, Raw};
 use crate::relayed::{self, Inbound};
@@ -28,27 +28,6 @@ const PORT_TRIES: usize = 16;
 /// A STUN server's answer, and when it came.
 pub(crate) type StunAnswer = (stun::TxId, SocketAddr, Instant);
 
-/// Datagrams that came to WireGuard's port, are not WireGuard's, and led to nothing, by reason.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Junk {
-    /// Neither STUN nor disco.
-    pub foreign: u64,
-    /// STUN that nobody asked for, or that makes no sense.
-    pub stun: u64,
-    /// Disco from a key that no peer has.
-    pub unknown_sender: u64,
-    /// More than could be handled.
-    pub overrun: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    foreign: AtomicU64,
-    stun: AtomicU64,
-    unknown_sender: AtomicU64,
-    overrun: AtomicU64,
-}
-
 /// WireGuard's port as the agent uses it.
 #[derive(Debug)]
 pub(crate) struct Wire {
@@ -62,7 +41,8 @@ pub(crate) struct Wire {
     known: RwLock<HashSet<DiscoPublic>>,
     /// Peers' addresses without proof: what WireGuard there sends is for the synthetic address beside.
     detours: RwLock<Detours>,
-    counters: Counters,
+    /// What led to nothing.
+    pub(crate) junk: Tally,
 }
 
 impl Wire {
@@ -80,7 +60,7 @@ impl Wire {
             asked: Mutex::default(),
             known: RwLock::default(),
             detours: RwLock::default(),
-            counters: Counters::default(),
+            junk: Tally::default(),
         })
     }
 
@@ -160,10 +140,15 @@ impl Wire {
     }
 
     /// Sets whose WireGuard packets take the detour: through us, as if a relay had brought them. Call it
-    /// before the firewall's rules change: what they brought here until then is handed over all the same.
-    pub(crate) fn set_detours(&self, detours: impl Iterator<Item = (SocketAddr, Ipv4Addr)>) {
+    /// before the firewall's rules change: what they brought here until then is handed over all the same, in the
+    /// name of the `owner` of its source, if that has one by now.
+    pub(crate) fn set_detours(
+        &self,
+        detours: impl Iterator<Item = (SocketAddr, Ipv4Addr)>,
+        owner: impl Fn(SocketAddr) -> Option<Ipv4Addr>,
+    ) {
         let mut table = self.detours.write().unwrap_or_else(PoisonError::into_inner);
-        table.set(detours, Instant::now());
+        table.set(detours, owner, Instant::now());
     }
 
     fn detour(&self, from: SocketAddr, datagram: &[u8]) -> Option<Ipv4Addr> {
@@ -172,23 +157,6 @@ impl Wire {
         }
         let detours = self.detours.read().unwrap_or_else(PoisonError::into_inner);
         detours.of(from)
-    }
-
-    /// What led to nothing.
-    pub(crate) fn junk(&self) -> Junk {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters {
-            foreign,
-            stun,
-            unknown_sender,
-            overrun,
-        } = &self.counters;
-        Junk {
-            foreign: read(foreign),
-            stun: read(stun),
-            unknown_sender: read(unknown_sender),
-            overrun: read(overrun),
-        }
     }
 
     /// Reads until nobody listens any more.
@@ -217,7 +185,6 @@ impl Wire {
     }
 
     fn sort(&self, handle: &Handle, datagram: &[u8], from: SocketAddr) {
-        let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         if stun::is_stun(datagram) {
             let answer = stun::parse_response(datagram).ok();
             let told = answer.is_some_and(|(id, mapped)| {
@@ -226,17 +193,17 @@ impl Wire {
                 asker.is_some_and(|to| to.try_send(answer).is_ok())
             });
             if !told {
-                count(&self.counters.stun);
+                self.junk.stun();
             }
             return;
         }
         let Some(envelope) = disco::parse_envelope(datagram) else {
-            count(&self.counters.foreign);
+            self.junk.foreign();
             return;
         };
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         if !known.contains(&envelope.sender) {
-            count(&self.counters.unknown_sender);
+            self.junk.unknown_sender();
             return;
         }
         drop(known);
@@ -245,7 +212,7 @@ impl Wire {
             datagram: datagram.to_vec(),
         };
         if !handle.try_tell(event) {
-            count(&self.counters.overrun);
+            self.junk.overrun();
         }
     }
 }

@@ -10,7 +10,7 @@ use node_core::RegionId;
 use super::{MAX_DATAGRAM_LEN, Relayed};
 use crate::net::peers::{Peer, Peers};
 use crate::net::traffic::{self, RelayTally};
-use crate::paths::{Event, Handle};
+use crate::paths::{Event, Handle, Tally};
 
 /// Where packets from relays go: to WireGuard or to disco.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(crate) struct Inbound {
     pub(crate) peers: Peers,
     /// Takes disco messages.
     pub(crate) paths: Handle,
+    /// Counts what leads to nothing.
+    pub(crate) junk: Tally,
 }
 
 impl Inbound {
@@ -66,6 +68,7 @@ impl Delivery {
             self.peer = table.by_key(&source).cloned();
         }
         let Some(peer) = &self.peer else {
+            self.inbound.junk.unknown_sender();
             return false;
         };
         if derp_proto::is_disco(&packet) {
@@ -75,10 +78,12 @@ impl Delivery {
                 datagram: packet.to_vec(),
             };
             if !self.inbound.paths.try_tell(event) {
-                tracing::trace!("a disco message from a relay is lost");
+                self.inbound.junk.overrun();
             }
         } else if is_wireguard(&packet) && packet.len() <= MAX_DATAGRAM_LEN {
             self.packets.push(packet);
+        } else {
+            self.inbound.junk.foreign();
         }
         peer.home != Some(self.region)
     }

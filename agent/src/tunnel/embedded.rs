@@ -13,7 +13,7 @@ use netlink::wireguard::{self, Change, Device, Peer, PeerStats};
 use netlink::{Netlink, links};
 
 use super::{Gate, PeerState, Tunnel};
-use crate::net::filter::joined;
+use crate::blocking::joined;
 use crate::net::{CarrierStatus, Engine, NetError};
 
 /// A WireGuard device inside this process. It ends with it.

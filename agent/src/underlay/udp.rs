@@ -1,9 +1,11 @@
 //! UDP datagrams made by hand, for raw sockets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::checksum::{fold, sum};
 
 /// Length of a UDP header.
 pub(crate) const HEADER: usize = 8;
@@ -65,36 +67,17 @@ pub(crate) fn segment(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u
     segment.extend(length.to_be_bytes());
     segment.extend([0, 0]);
     segment.extend(payload);
-    let sum = sum(from.ip()) + sum(to.ip()) + u64::from(length) + 17 + sum_of(&segment);
-    let folded = fold(sum);
+    let pseudo = sum_of(from.ip()) + sum_of(to.ip()) + u64::from(length) + 17;
+    let folded = fold(pseudo + sum(&segment));
     // Zero would say: no checksum.
     let checksum = if folded == 0xffff { 0xffff } else { !folded };
     segment[6..8].copy_from_slice(&checksum.to_be_bytes());
     segment
 }
 
-fn sum(address: IpAddr) -> u64 {
+fn sum_of(address: IpAddr) -> u64 {
     match address {
-        IpAddr::V4(address) => sum_of(&Ipv4Addr::octets(&address)),
-        IpAddr::V6(address) => sum_of(&Ipv6Addr::octets(&address)),
+        IpAddr::V4(address) => sum(&address.octets()),
+        IpAddr::V6(address) => sum(&address.octets()),
     }
-}
-
-fn sum_of(bytes: &[u8]) -> u64 {
-    bytes
-        .chunks(2)
-        .map(|pair| {
-            u64::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]))
-        })
-        .sum()
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }

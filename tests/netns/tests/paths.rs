@@ -283,13 +283,98 @@ fn junk_on_the_port_is_counted_by_what_it_is_and_leads_to_nothing() -> Result<()
         for _ in 0..EACH {
             stranger.send_to(datagram, port)?;
         }
-        let line = format!("tailrace_junk_datagrams_total{{reason=\"{reason}\"}} {EACH}");
         wait_until(CONNECT, "it is counted", || {
-            let metrics = node.metrics()?;
-            ensure!(metrics.lines().any(|known| known == line), "{metrics}");
+            let counted = junk_of(&node, reason)?;
+            ensure!(counted == EACH, "{counted} of {reason}");
             Ok(())
         })?;
     }
     node.cli(&["status"])?;
     Ok(())
+}
+
+/// How many datagrams led to nothing for this reason.
+fn junk_of(node: &Node, reason: &str) -> Result<usize> {
+    let metrics = node.metrics()?;
+    let start = format!("tailrace_junk_datagrams_total{{reason=\"{reason}\"}} ");
+    let mut lines = metrics.lines();
+    let count = lines.find_map(|line| line.strip_prefix(&start));
+    let count = count.with_context(|| format!("not told: {metrics}"))?;
+    Ok(count.parse()?)
+}
+
+/// Prints a disco ping and a pong that come in while there is traffic to the first argument.
+const OVERHEAR: &str = r"import socket, subprocess, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+s.settimeout(20)
+words = ['ping', '-n', '-q', '-c', '40', '-i', '0.2', sys.argv[1]]
+traffic = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+heard = {}
+while len(heard) < 2:
+    packet, (_, _, kind, _, _) = s.recvfrom(2048)
+    payload = packet[(packet[0] & 15) * 4 + 8:]
+    if kind == 0 and packet[9] == 17 and payload[:6] == b'TS\xf0\x9f\x92\xac':
+        # Magic, key, nonce, authenticator, and what a ping or a pong without more has.
+        name = {124: 'ping', 110: 'pong'}.get(len(payload))
+        if name:
+            heard[name] = payload.hex()
+traffic.kill()
+print(heard['ping'], heard['pong'])";
+
+#[test]
+fn junk_in_a_peer_s_name_is_counted_and_repetitions_change_nothing() -> Result<()> {
+    const EACH: usize = 50;
+    skip_unless_available!("ping", "python3");
+    let mut lab = Lab::new()?;
+    let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+    let key = control.auth_key(&["--reusable"])?;
+    let mut join = |name: &str| -> Result<Node> {
+        let node = Node::start(lab.server(name)?)?;
+        node.join(&control.url(), &key)?;
+        Ok(node)
+    };
+    let (alice, bob) = (join("alice")?, join("bob")?);
+    let address = bob.ip("-4")?;
+    let endpoint = wait_until(CONNECT, "a direct path", || {
+        alice.ping(address)?;
+        direct(&alice, "bob")
+    })?;
+    let overhear = ["python3", "-c", OVERHEAR, &address.to_string()];
+    let heard = alice.host().namespace().exec(&overhear)?;
+    let heard: Vec<Vec<u8>> = heard.split_whitespace().map(bytes).collect::<Result<_>>()?;
+    let [ping, pong] = <[Vec<u8>; 2]>::try_from(heard).ok().context("two")?;
+    let mut garbage = ping.clone();
+    garbage[70..].fill(0x5a);
+    let cut = ping[..ping.len() - 1].to_vec();
+    let port = SocketAddr::from((alice.host().address(), 41641));
+    let repeater = bob.host().namespace();
+    let repeater = repeater.enter(|| UdpSocket::bind(("0.0.0.0", 0)))??;
+    for (reason, datagram, expected) in [
+        ("unopened", garbage, EACH),
+        ("unopened", cut, 2 * EACH),
+        // They open; that they come from where they do says nothing yet.
+        ("unopened", ping, 2 * EACH),
+        ("unmatched_pong", pong, EACH),
+    ] {
+        for _ in 0..EACH {
+            repeater.send_to(&datagram, port)?;
+        }
+        wait_until(CONNECT, "it is counted", || {
+            let counted = junk_of(&alice, reason)?;
+            // A pong may also be late by itself.
+            let late = reason == "unmatched_pong" && counted > expected;
+            ensure!(late || counted == expected, "{counted} of {reason}");
+            Ok(())
+        })?;
+    }
+    alice.ping(address)?;
+    let now = direct(&alice, "bob")?;
+    ensure!(now == endpoint, "moved from {endpoint} to {now}");
+    Ok(())
+}
+
+/// Bytes that are written in hexadecimal.
+fn bytes(text: &str) -> Result<Vec<u8>> {
+    let byte = |at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?);
+    (0..text.len()).step_by(2).map(byte).collect()
 }

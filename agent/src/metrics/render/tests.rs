@@ -14,7 +14,8 @@ use tunnel::{Counters, Offload, OffloadState};
 use super::super::families::FAMILIES;
 use super::*;
 use crate::net::{
-    Engine, FilterStatus, Home, OverlayTraffic, PeerStatus, PortMapping, RelayStatus, ShieldStatus,
+    Engine, FilterStatus, Home, Junk, OverlayTraffic, PeerStatus, PortMapping, RelayStatus,
+    ShieldStatus,
 };
 use crate::prefs::Prefs;
 

@@ -11,7 +11,9 @@ use disco_proto::tsmp::Message;
 use ipnet::IpNet;
 use keys::NodePublic;
 
+use super::of_family;
 use crate::net::inner::Inner;
+use crate::tunnel::PeerState;
 
 /// Looks in a row at the handshakes of a peer that has just come into use: its session is about to begin.
 const EAGER: u32 = 10;
@@ -78,31 +80,38 @@ impl Inner {
         }
     }
 
-    /// Tells those of the `active` peers our disco key that want to hear it and with whom there was a
-    /// handshake since they heard it last.
-    pub(in crate::net) async fn advertise(&self, adverts: &mut Adverts, active: &[NodePublic]) {
+    /// Those of the `active` peers that want to hear our disco key, if it is time to look for handshakes.
+    pub(in crate::net) fn hearers(
+        &self,
+        adverts: &mut Adverts,
+        active: &[NodePublic],
+    ) -> Vec<NodePublic> {
+        let Some(applied) = &self.applied else {
+            return Vec::new();
+        };
+        let peers = &applied.desired.peers;
+        let hears = |peer: &&NodePublic| {
+            let known = peers.get(peer);
+            known.is_some_and(|peer| peer.hears_disco_key.is_some())
+        };
+        let active: Vec<NodePublic> = active.iter().filter(hears).copied().collect();
+        let due = adverts.look(&active, |peer| peers.contains_key(peer));
+        if due { active } else { Vec::new() }
+    }
+
+    /// Tells those `peers` our disco key with whom there was a handshake since they heard it last.
+    pub(in crate::net) fn advertise(
+        &self,
+        adverts: &mut Adverts,
+        peers: Vec<NodePublic>,
+        states: &BTreeMap<NodePublic, PeerState>,
+    ) {
         let Some(desired) = self.applied.as_ref().map(|applied| &applied.desired) else {
             return;
         };
         let hears = |peer: &NodePublic| desired.peers.get(peer)?.hears_disco_key;
-        let active: Vec<NodePublic> = active
-            .iter()
-            .copied()
-            .filter(|p| hears(p).is_some())
-            .collect();
-        if !adverts.look(&active, |peer| desired.peers.contains_key(peer)) {
-            return;
-        }
-        let states = match self.tunnel.peers().await {
-            Ok(states) => states,
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::debug!(error, "handshakes not read");
-                return;
-            }
-        };
         let ours: Vec<IpAddr> = desired.addresses.iter().map(IpNet::addr).collect();
-        for peer in active {
+        for peer in peers {
             let state = states.get(&peer);
             let handshake = state.and_then(|state| state.stats.last_handshake);
             let Some(handshake) = handshake.filter(|at| adverts.is_news(&peer, *at)) else {
@@ -119,8 +128,8 @@ impl Inner {
 impl super::Tsmp {
     /// Tells the peer with the address `to` our disco key; one of `ours` has to be of its family.
     fn advertise(&self, ours: &[IpAddr], to: IpAddr) -> std::io::Result<()> {
-        match ours.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()) {
-            Some(from) => self.send(*from, to, &Message::DiscoKey(self.0.disco)),
+        match of_family(ours, to) {
+            Some(from) => self.send(from, to, &Message::DiscoKey(self.0.disco)),
             // It could not reach us there either.
             None => Ok(()),
         }

@@ -135,8 +135,7 @@ impl Tsmp {
         target: IpAddr,
         wait: Duration,
     ) -> Result<TunnelPong, NetError> {
-        let mut ours = ours.iter().filter(|ip| ip.is_ipv4() == target.is_ipv4());
-        let from = ours.next().ok_or(NetError::Unreachable(
+        let from = of_family(ours, target).ok_or(NetError::Unreachable(
             "this node has no overlay address of that family",
         ))?;
         let data: PingData = rand::random();
@@ -149,7 +148,7 @@ impl Tsmp {
             pings.insert(data, Asked { target, answer });
         }
         let begin = Instant::now();
-        let sent = self.send(*from, target, &Message::Ping(data));
+        let sent = self.send(from, target, &Message::Ping(data));
         let pong = match sent {
             Ok(()) => timeout(wait, answered).await,
             Err(source) => {
@@ -179,6 +178,12 @@ impl Tsmp {
             let _ = asked.answer.send(peer_api_port);
         }
     }
+}
+
+/// The one of `ours` with which an address can be spoken to.
+pub(super) fn of_family(ours: &[IpAddr], with: IpAddr) -> Option<IpAddr> {
+    let mut ours = ours.iter().copied();
+    ours.find(|ip| ip.is_ipv4() == with.is_ipv4())
 }
 
 /// Hears TSMP until nobody speaks it any more.

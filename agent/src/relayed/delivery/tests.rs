@@ -45,6 +45,7 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
         relayed: relayed.clone(),
         peers,
         paths: crate::paths::channel().0,
+        junk: Tally::default(),
     };
 
     let mut delivery = inbound.delivery(RegionId(1));
@@ -60,6 +61,7 @@ async fn packets_come_from_the_peers_own_address_whatever_their_sizes() {
         delivery.handle(*source, packet(number, *len)).await;
     }
     delivery.flush().await;
+    assert_eq!(inbound.junk.read().unknown_sender, 1);
 
     let mut buffer = [0; 2048];
     for (number, (source, len)) in sent[..5].iter().enumerate() {
@@ -96,6 +98,7 @@ async fn packets_of_a_direct_peer_look_as_if_they_had_come_straight() {
             relayed,
             peers,
             paths: crate::paths::channel().0,
+            junk: Tally::default(),
         };
         let mut delivery = inbound.delivery(RegionId(1));
         for number in 0..3 {

@@ -1,0 +1,192 @@
+//! Addresses that peers were heard from and did not prove, and whose packets take a detour: [`Claims`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use keys::NodePublic;
+use node_core::paths::Route;
+
+/// Most addresses in the rules for detours, each of which costs every packet a little; they are there only
+/// while paths fail.
+const MAX_DETOURS: usize = 64;
+
+/// Sources whose WireGuard packets pass the agent, and the peer that each is taken for.
+pub(super) type Arrangement = BTreeMap<SocketAddr, NodePublic>;
+
+/// What must not move the endpoint of its peer. A source says nothing of who sends from it: anybody can repeat
+/// a peer's ping from there.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// Each with the number of its claim, the later the higher.
+    of: BTreeMap<NodePublic, BTreeMap<SocketAddr, u64>>,
+    claimed: u64,
+}
+
+impl Claims {
+    /// Makes `sources` those of the peer.
+    pub(super) fn set(&mut self, peer: NodePublic, sources: &[SocketAddr]) {
+        let before = self.of.remove(&peer).unwrap_or_default();
+        let claims: BTreeMap<SocketAddr, u64> = sources
+            .iter()
+            .map(|source| {
+                let number = before.get(source).copied().unwrap_or_else(|| {
+                    self.claimed += 1;
+                    self.claimed
+                });
+                (*source, number)
+            })
+            .collect();
+        if !claims.is_empty() {
+            self.of.insert(peer, claims);
+        }
+    }
+
+    /// Forgets peers that are gone.
+    pub(super) fn retain(&mut self, present: &BTreeSet<NodePublic>) {
+        self.of.retain(|peer, _| present.contains(peer));
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.of.clear();
+    }
+
+    /// Decides whose packets come from where. Packets of a peer that is reached at an address directly come
+    /// straight from there, whoever else claims it: taken for another's, they would move the peer's endpoint to
+    /// that one's relay. Beside a relay an address is still its peer's. Of several without proof the latest has it.
+    pub(super) fn arrange(
+        &self,
+        routes: &BTreeMap<NodePublic, Route>,
+        by_hand: &BTreeMap<NodePublic, SocketAddr>,
+    ) -> Arrangement {
+        if self.of.is_empty() {
+            return Arrangement::new();
+        }
+        let mut held: BTreeMap<SocketAddr, ((bool, u64), NodePublic)> = BTreeMap::new();
+        for (peer, claims) in &self.of {
+            for (source, number) in claims {
+                let beside = routes.get(peer) == Some(&Route::Both(*source));
+                let claim = ((beside, *number), *peer);
+                held.entry(*source)
+                    .and_modify(|known| *known = claim.max(*known))
+                    .or_insert(claim);
+            }
+        }
+        for address in by_hand.values() {
+            held.remove(address);
+        }
+        for route in routes.values() {
+            match route {
+                Route::Direct(address) => {
+                    held.remove(address);
+                }
+                Route::Both(address) if held.get(address).is_some_and(|((own, _), _)| !own) => {
+                    held.remove(address);
+                }
+                Route::Both(_) | Route::Relayed => {}
+            }
+        }
+        let held = held.into_iter().take(MAX_DETOURS);
+        held.map(|(source, (_, peer))| (source, peer)).collect()
+    }
+}
+
+/// Whose an address is for certain: the peer's that is reached there.
+pub(super) fn owner(
+    source: SocketAddr,
+    routes: &BTreeMap<NodePublic, Route>,
+    by_hand: &BTreeMap<NodePublic, SocketAddr>,
+) -> Option<NodePublic> {
+    let by_hand = by_hand.iter().find(|(_, address)| **address == source);
+    let by_hand = by_hand.map(|(peer, _)| *peer);
+    let routed = |wanted: Route| {
+        let mut routes = routes.iter();
+        let found = routes.find(|(_, route)| **route == wanted);
+        found.map(|(peer, _)| *peer)
+    };
+    by_hand
+        .or_else(|| routed(Route::Direct(source)))
+        .or_else(|| routed(Route::Both(source)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B: NodePublic = NodePublic::from_bytes([2; 32]);
+    const C: NodePublic = NodePublic::from_bytes([3; 32]);
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from(([203, 0, 113, 1], port))
+    }
+
+    /// What becomes of `claims` on these routes, with C's endpoint set by hand or not.
+    fn arranged(claims: &Claims, routes: &[(NodePublic, Route)], hand: Option<u16>) -> Arrangement {
+        let routes = routes.iter().copied().collect();
+        let by_hand = hand.map(|port| (C, at(port))).into_iter().collect();
+        claims.arrange(&routes, &by_hand)
+    }
+
+    #[test]
+    fn an_address_where_a_peer_is_reached_is_no_other_peer_s() {
+        let mut claims = Claims::default();
+        claims.set(B, &[at(1), at(2)]);
+        let both = Arrangement::from([(at(1), B), (at(2), B)]);
+        let rest = Arrangement::from([(at(2), B)]);
+        assert_eq!(arranged(&claims, &[(C, Route::Relayed)], None), both);
+        assert_eq!(arranged(&claims, &[(C, Route::Direct(at(1)))], None), rest);
+        assert_eq!(arranged(&claims, &[(C, Route::Both(at(1)))], None), rest);
+        assert_eq!(arranged(&claims, &[], Some(1)), rest);
+    }
+
+    #[test]
+    fn a_peer_s_own_packets_take_the_detour_while_its_path_is_not_trusted() {
+        let mut claims = Claims::default();
+        claims.set(C, &[at(1)]);
+        // Later, and without a path.
+        claims.set(B, &[at(1)]);
+        let own = Arrangement::from([(at(1), C)]);
+        let untrusted = [(C, Route::Both(at(1)))];
+        assert_eq!(arranged(&claims, &untrusted, None), own);
+        let trusted = [(C, Route::Direct(at(1)))];
+        assert_eq!(arranged(&claims, &trusted, None), Arrangement::new());
+        // A third is there.
+        assert_eq!(
+            arranged(&claims, &[(B, Route::Direct(at(1)))], None),
+            Arrangement::new()
+        );
+    }
+
+    #[test]
+    fn of_two_without_proof_the_latest_has_an_address() {
+        let mut claims = Claims::default();
+        claims.set(C, &[at(1)]);
+        claims.set(B, &[at(1)]);
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
+        // It says nothing new.
+        claims.set(C, &[at(1), at(2)]);
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
+        claims.set(B, &[]);
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
+        claims.set(B, &[at(1)]);
+        claims.retain(&BTreeSet::from([C]));
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
+    }
+
+    #[test]
+    fn rules_are_few() {
+        let mut claims = Claims::default();
+        let sources: Vec<SocketAddr> = (0..100).map(at).collect();
+        claims.set(B, &sources);
+        assert_eq!(arranged(&claims, &[], None).len(), MAX_DETOURS);
+    }
+
+    #[test]
+    fn an_address_belongs_to_whom_it_reaches() {
+        let routes = BTreeMap::from([(B, Route::Both(at(1))), (C, Route::Direct(at(1)))]);
+        let hand = BTreeMap::from([(B, at(2))]);
+        assert_eq!(owner(at(1), &routes, &hand), Some(C));
+        assert_eq!(owner(at(2), &routes, &hand), Some(B));
+        assert_eq!(owner(at(3), &routes, &hand), None);
+    }
+}
