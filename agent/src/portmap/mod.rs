@@ -28,12 +28,12 @@ use rand::Rng;
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::underlay;
 use machine::{Action, Machine, Protocol, Site};
-use upnp::{Mapped, Order, UpnpError};
+use upnp::{Lease, Mapped, Order, Running, UpnpError};
 
 /// Where routers listen for NAT-PMP and PCP.
 const PORT: u16 = 5351;
@@ -151,7 +151,7 @@ pub(crate) struct Mapper {
     machine: Machine,
     sockets: Option<Sockets>,
     /// The order under way.
-    order: Option<JoinHandle<Result<Mapped, UpnpError>>>,
+    order: Option<Running>,
     /// Mappings that are being given back.
     farewells: JoinSet<()>,
     probing: Vec<oneshot::Sender<()>>,
@@ -277,8 +277,9 @@ impl Mapper {
         // The old router hears from us before the new one does.
         self.machine.handle_site(now, None);
         self.carry_out().await;
-        if let Some(order) = self.order.take() {
-            order.abort();
+        // What is being asked for is not held yet.
+        if self.order.is_some() {
+            self.give_back(None);
         }
         self.sockets = None;
         let Some(site) = site else { return };
@@ -333,27 +334,31 @@ impl Mapper {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Map {
-                place,
-                own,
-                internal,
-                external,
-                lifetime,
-            } => {
-                let mapping = upnp::map(place, own, (internal, external), lifetime);
-                if let Some(old) = self.order.replace(tokio::spawn(mapping)) {
+            Order::Map(map) => {
+                if let Some(old) = self.order.replace(Running::start(map)) {
                     old.abort();
                 }
             }
-            Order::Unmap { service, external } => {
-                self.farewells.spawn(async move {
-                    if let Err(error) = upnp::unmap(&service, external).await {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::debug!(error, "port mapping not given back");
-                    }
-                });
-            }
+            Order::Unmap(lease) => self.give_back(Some(lease)),
         }
+    }
+
+    /// Ends the order under way, and gives back what it maps and what is `held`.
+    fn give_back(&mut self, held: Option<Lease>) {
+        let running = self.order.take();
+        self.farewells.spawn(async move {
+            let begun = match running {
+                Some(running) => running.stop().await,
+                None => None,
+            };
+            let begun = begun.filter(|begun| held.as_ref() != Some(begun));
+            for lease in [held, begun].into_iter().flatten() {
+                if let Err(error) = upnp::unmap(&lease).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "port mapping not given back");
+                }
+            }
+        });
     }
 
     fn publish(&mut self) {
@@ -409,11 +414,9 @@ async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> io::Result<(u
 }
 
 /// Waits for the end of the order; for ever if there is none.
-async fn ended(
-    order: &mut Option<JoinHandle<Result<Mapped, UpnpError>>>,
-) -> Result<Mapped, UpnpError> {
+async fn ended(order: &mut Option<Running>) -> Result<Mapped, UpnpError> {
     match order {
-        Some(order) => order.await.unwrap_or(Err(UpnpError::Silent)),
+        Some(order) => order.ended().await,
         None => pending().await,
     }
 }

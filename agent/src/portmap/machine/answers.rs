@@ -29,6 +29,9 @@ impl Machine {
             return;
         };
         self.note(now, Protocol::Upnp);
+        if std::mem::take(&mut self.devices_are_old) {
+            self.devices.clear();
+        }
         let mut restarted = false;
         if let Some(mapping) = &mut self.mapping
             && mapping.device.as_ref() == Some(&found.device)
@@ -144,7 +147,7 @@ impl Machine {
         let expected = self.asks(protocol);
         if expected {
             tracing::debug!(?protocol, "the router refuses a port mapping");
-            self.fail(now);
+            self.fail(now, true);
         }
         expected
     }

@@ -23,6 +23,8 @@ struct World {
     router: Router,
     /// What was sent, but for probes.
     asked: Vec<Asked>,
+    /// What was to be mapped by UPnP.
+    orders: Vec<Map>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +65,7 @@ impl World {
                 began: now,
             },
             asked: Vec::new(),
+            orders: Vec::new(),
         }
     }
 
@@ -107,7 +110,9 @@ impl World {
                         self.machine.handle_found(self.now, Some(found));
                     }
                 }
-                Action::Upnp(Order::Map { external, .. }) => {
+                Action::Upnp(Order::Map(map)) => {
+                    let external = map.external;
+                    self.orders.push(map);
                     self.asked.push(Asked::Upnp { external });
                     let mapped = Mapped {
                         service: service(),
@@ -121,7 +126,7 @@ impl World {
                     };
                     self.machine.handle_upnp(self.now, ended);
                 }
-                Action::Upnp(Order::Unmap { external, .. }) => {
+                Action::Upnp(Order::Unmap(Lease { external, .. })) => {
                     self.asked.push(Asked::UpnpEnd { external });
                 }
             }
@@ -367,6 +372,56 @@ fn what_a_restarted_router_does_not_grant_again_is_lost() {
     world.router.refuses = true;
     world.pass(CHECK_EVERY);
     assert_eq!(world.machine.external(), None);
+}
+
+#[test]
+fn a_restarted_router_that_is_silent_is_asked_for_a_minute() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    world.restart_router();
+    let told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.router.pmp = false;
+    world.machine.handle_datagram(world.now, &told);
+    world.settle();
+    world.pass(10 * SECOND);
+    assert_eq!(world.machine.external(), at(PORT), "answers get lost");
+    world.router.pmp = true;
+    world.pass(LOST_FOR);
+    assert_eq!(world.machine.external(), at(PORT));
+
+    world.restart_router();
+    let told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.router.pmp = false;
+    world.machine.handle_datagram(world.now, &told);
+    world.settle();
+    world.pass(LOST_FOR);
+    assert_eq!(world.machine.external(), None);
+}
+
+#[test]
+fn a_renewal_by_upnp_names_the_devices_that_are_there_now() {
+    let mut world = World::new(false, false, true);
+    world.arrive();
+    world.pass(SECOND);
+    assert_eq!(world.orders[0].held, None);
+    assert_eq!(world.orders[0].devices.len(), 1);
+    // It does not answer any more, but what was found before may.
+    world.router.upnp = false;
+    world.pass(Duration::from_secs(3600));
+    let renewal = world.orders.last().unwrap();
+    assert_eq!(renewal.held, Some(service()));
+    assert_eq!(renewal.devices, world.orders[0].devices);
+    // It is back on another port, which the next search finds: the old one is no longer asked.
+    let moved = Found {
+        location: Location::parse(&DEVICE.replace("5000", "5005")).unwrap(),
+        device: "uuid:7".to_owned(),
+        boot: None,
+    };
+    world.pass(PROBE_EVERY);
+    world.machine.handle_found(world.now, Some(moved.clone()));
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.orders.last().unwrap().devices, [moved.location]);
 }
 
 #[test]
