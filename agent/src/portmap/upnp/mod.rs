@@ -249,7 +249,10 @@ struct Wanted<'a, H> {
 impl<H: Http> Wanted<'_, H> {
     /// Asks for the mapping; returns the router's port, and the time it lasts: zero if for ever.
     async fn add(&self) -> Result<(u16, Duration), UpnpError> {
+        let random = || rand::rng().random_range(FIRST_PORT..u16::MAX);
         let (wish, mut lifetime) = (self.map.external, self.map.lifetime);
+        // Some map none of a system's own ports, and 0 is all ports.
+        let wish = if wish < FIRST_PORT { random() } else { wish };
         if self.service.chooses()
             && let (Reply::Done(values), lasts) =
                 self.add_for("AddAnyPortMapping", wish, lifetime).await?
@@ -258,9 +261,9 @@ impl<H: Http> Wanted<'_, H> {
             let port = port.ok_or(UpnpError::Senseless("with no port"))?;
             return Ok((port, lasts));
         }
-        let random = [(); RANDOM_PORTS].map(|()| rand::rng().random_range(FIRST_PORT..u16::MAX));
+        let others = std::iter::repeat_with(random).take(RANDOM_PORTS);
         let mut fault = CONFLICT;
-        for port in std::iter::once(wish).chain(random) {
+        for port in std::iter::once(wish).chain(others) {
             let (reply, lasts) = self.add_for("AddPortMapping", port, lifetime).await?;
             lifetime = lasts;
             match reply {

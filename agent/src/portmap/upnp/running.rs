@@ -43,19 +43,28 @@ impl Running {
         self.task.abort();
     }
 
+    /// What it may have mapped if it failed, or fails now.
+    pub(in crate::portmap) fn begun(&self) -> Option<Lease> {
+        self.begun.borrow().clone()
+    }
+
     /// Ends it soon, and returns what it has mapped, or may have.
     pub(in crate::portmap) async fn stop(mut self) -> Option<Lease> {
         // What has not been asked for yet need not be.
-        if self.begun.borrow().is_some()
-            && let Ok(ended) = timeout(LAST_WAIT, self.ended()).await
-        {
-            return ended.ok().map(|mapped| Lease {
-                service: mapped.service,
-                external: mapped.external.port(),
-            });
+        if self.begun().is_some() {
+            match timeout(LAST_WAIT, self.ended()).await {
+                Ok(Ok(mapped)) => {
+                    return Some(Lease {
+                        service: mapped.service,
+                        external: mapped.external.port(),
+                    });
+                }
+                Ok(Err(_)) => return self.begun(),
+                Err(_) => {}
+            }
         }
         self.task.abort();
         let _aborted = (&mut self.task).await;
-        self.begun.borrow().clone()
+        self.begun()
     }
 }

@@ -174,6 +174,20 @@ async fn a_service_that_is_gone_gives_way_to_the_devices_that_are_there() {
 }
 
 #[tokio::test]
+async fn no_system_port_is_asked_for() {
+    for wish in [0, 443, 1023] {
+        let order = Map {
+            external: wish,
+            ..order(Some(service("/ip")), &[])
+        };
+        let mapped = map(&ready(), &order, &watch::channel(None).0)
+            .await
+            .unwrap();
+        assert!(mapped.external.port() >= FIRST_PORT, "{mapped:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_the_best_is_told() {
     let none = mapped(&Router::default(), &order(None, &[])).await;
     assert!(matches!(none, Err(UpnpError::NoService)), "{none:?}");
@@ -214,6 +228,13 @@ async fn an_order_that_is_ended_tells_what_it_may_have_mapped() {
         run(hangs_at("AddPortMapping")).await.stop().await,
         lease("/ip")
     );
+    // There is none that makes sense.
+    let mut garbled = ready();
+    let key = ("/ip", "AddPortMapping");
+    garbled.answers.insert(key, "<html>".to_owned());
+    let mut garbled = run(garbled).await;
+    assert!(garbled.ended().await.is_err());
+    assert_eq!(garbled.begun(), lease("/ip"));
     // It has not come to that.
     let early = run(hangs_at("GetExternalIPAddress")).await;
     assert_eq!(early.stop().await, None);

@@ -46,6 +46,7 @@ impl Http for Web {
         let request = Request::builder()
             .method(Method::POST)
             .header(header::CONTENT_TYPE, "text/xml; charset=\"utf-8\"")
+            // hyper writes `Soapaction`, and takes no spelling of ours; HTTP knows no difference.
             .header("SOAPAction", action);
         send(location, request, body).await
     }
