@@ -31,6 +31,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(5 * 60);
 const TRUST: Duration = Duration::from_secs(10 * 60);
 /// Between looks whether the router that holds our mapping has restarted.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// Between questions because of announcements, of which there are ten.
+const NEWS_GAP: Duration = Duration::from_secs(1);
 /// Life time asked for.
 const LIFETIME: Duration = Duration::from_secs(7200);
 /// A mapping of less is of no use: peers would be told one place after the other.
@@ -116,6 +118,8 @@ pub(super) struct Machine {
     probe: Option<Probe>,
     next_probe: Instant,
     next_check: Instant,
+    /// Announcements are heeded from then on.
+    next_news: Instant,
     /// Asked of services, and found; unknown before the first probe.
     services: Option<Services>,
     /// When each service was last heard.
@@ -147,6 +151,7 @@ impl Machine {
             probe: None,
             next_probe: now,
             next_check: now,
+            next_news: now,
             services: None,
             heard: [None; 3],
             clocks: Default::default(),
@@ -356,7 +361,11 @@ impl Machine {
         tracing::info!("the router has restarted: its port mapping is asked for again");
         mapping.ends_at = mapping.ends_at.min(now + LOST_FOR);
         let protocol = mapping.protocol;
-        self.begin(now, protocol, true);
+        match &mut self.attempt {
+            // It is being asked: whoever tells of ever new restarts has it asked no more often.
+            Some(attempt) if attempt.protocol == protocol => attempt.is_last = true,
+            _ => self.begin(now, protocol, true),
+        }
     }
 
     /// Asks for a mapping, if there is none, of the best service that has not refused.

@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use super::{MAX_DEVICES, Machine, Protocol};
+use super::{MAX_DEVICES, Machine, NEWS_GAP, Protocol};
 use crate::portmap::upnp::Found;
 use crate::portmap::{pcp, pmp};
 
@@ -16,6 +16,23 @@ impl Machine {
         }
         if let Some(services) = &mut self.services {
             services.set(protocol, true);
+        }
+    }
+
+    /// Takes what the router announced to all: most likely it has restarted (RFC 6886 §3.2.1, RFC 6887 §14.1.3).
+    /// Whoever says so in its name has it asked, and no more.
+    pub(in crate::portmap) fn handle_news(&mut self, now: Instant, datagram: &[u8]) {
+        if pmp::parse(datagram).is_none() && pcp::parse(datagram).is_none() {
+            self.ignore("announcement");
+            return;
+        }
+        if now < self.next_news {
+            return;
+        }
+        self.next_news = now + NEWS_GAP;
+        match self.mapping.as_ref().map(|mapping| mapping.protocol) {
+            Some(Protocol::NatPmp | Protocol::Pcp) => self.next_check = now,
+            Some(Protocol::Upnp) | None => self.start_probe(now),
         }
     }
 

@@ -364,6 +364,60 @@ fn a_router_that_restarted_is_asked_again_within_a_minute() {
 }
 
 #[test]
+fn a_router_that_announces_a_restart_is_asked_at_once() {
+    for pmp in [true, false] {
+        let mut world = World::new(pmp, !pmp, false);
+        world.arrive();
+        world.pass(Duration::from_secs(1000));
+        assert_eq!(world.asked.len(), 1);
+        world.restart_router();
+        world.pass(Duration::from_millis(1));
+        let news = if pmp {
+            world.answer(&pmp::PUBLIC_ADDRESS).unwrap()
+        } else {
+            pcp::here(0)
+        };
+        world.machine.handle_news(world.now, &news);
+        world.pass(Duration::ZERO);
+        assert_eq!(world.asked.len(), 2);
+        assert_eq!(world.machine.external(), at(PORT));
+    }
+
+    // One that was not there is found.
+    let mut world = World::new(false, false, false);
+    world.arrive();
+    world.pass(10 * SECOND);
+    world.router.pmp = true;
+    let news = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.machine.handle_news(world.now, &news);
+    world.settle();
+    assert_eq!(world.machine.external(), at(PORT));
+}
+
+#[test]
+fn announcements_of_whomever_do_no_more_than_have_the_router_asked() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    // The router has not restarted, nor has it another address.
+    let news = [0, 128, 0, 0, 0, 0, 0, 0, 203, 0, 113, 66];
+    for _ in 0..1000 {
+        world.machine.handle_news(world.now, &news);
+        world.machine.handle_timeout(world.now);
+    }
+    let mut questions = 0;
+    while let Some(action) = world.machine.poll_action() {
+        assert_eq!(action, Action::Send(pmp::PUBLIC_ADDRESS.to_vec()));
+        questions += 1;
+    }
+    assert_eq!(questions, 1);
+    assert_eq!(world.machine.external(), at(PORT));
+    assert_eq!(world.machine.ignored(), 0);
+    world.machine.handle_news(world.now, b"junk");
+    assert_eq!(world.machine.ignored(), 1);
+}
+
+#[test]
 fn what_a_restarted_router_does_not_grant_again_is_lost() {
     let mut world = World::new(true, false, false);
     world.arrive();
@@ -436,6 +490,27 @@ fn another_boot_of_the_upnp_device_is_a_restart() {
     assert_eq!(world.asked, [UPNP; 2]);
     world.pass(2 * PROBE_EVERY);
     assert_eq!(world.asked.len(), 2);
+}
+
+#[test]
+fn ever_new_boots_of_a_device_do_not_make_ever_new_orders() {
+    let mut world = World::new(false, false, true);
+    world.arrive();
+    world.pass(SECOND);
+    let found = |boot| Found {
+        location: Location::parse(DEVICE).unwrap(),
+        device: "uuid:7".to_owned(),
+        boot: Some(boot),
+    };
+    let mut orders = 0;
+    for boot in 1..100 {
+        world.machine.handle_found(world.now, Some(found(boot)));
+        while let Some(action) = world.machine.poll_action() {
+            assert!(matches!(action, Action::Upnp(Order::Map(_))), "{action:?}");
+            orders += 1;
+        }
+    }
+    assert_eq!(orders, 1);
 }
 
 #[test]
