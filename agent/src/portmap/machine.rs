@@ -83,6 +83,7 @@ pub(super) enum Action {
 struct Mapping {
     protocol: Protocol,
     external: SocketAddrV4,
+    granted_at: Instant,
     renew_at: Instant,
     ends_at: Instant,
     /// Of UPnP: whom to ask, of which device, and which boot of that it was.
@@ -358,13 +359,19 @@ impl Machine {
         let Some(mapping) = &mut self.mapping else {
             return;
         };
-        tracing::info!("the router has restarted: its port mapping is asked for again");
-        mapping.ends_at = mapping.ends_at.min(now + LOST_FOR);
         let protocol = mapping.protocol;
-        match &mut self.attempt {
-            // It is being asked: whoever tells of ever new restarts has it asked no more often.
-            Some(attempt) if attempt.protocol == protocol => attempt.is_last = true,
-            _ => self.begin(now, protocol, true),
+        mapping.ends_at = mapping.ends_at.min(now + LOST_FOR);
+        // Whoever tells of ever new restarts is not asked more often for that.
+        let earliest = mapping.granted_at + RENEW_GAP;
+        if let Some(attempt) = &mut self.attempt
+            && attempt.protocol == protocol
+        {
+            attempt.is_last = true;
+        } else if now < earliest {
+            mapping.renew_at = earliest;
+        } else {
+            tracing::info!("the router has restarted: its port mapping is asked for again");
+            self.begin(now, protocol, true);
         }
     }
 
@@ -480,6 +487,7 @@ impl Machine {
         self.mapping = Some(Mapping {
             protocol,
             external,
+            granted_at: now,
             renew_at: now + lifetime / 2,
             ends_at: now + lifetime,
             service: None,

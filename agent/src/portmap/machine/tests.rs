@@ -496,7 +496,7 @@ fn another_boot_of_the_upnp_device_is_a_restart() {
 fn ever_new_boots_of_a_device_do_not_make_ever_new_orders() {
     let mut world = World::new(false, false, true);
     world.arrive();
-    world.pass(SECOND);
+    world.pass(20 * SECOND);
     let found = |boot| Found {
         location: Location::parse(DEVICE).unwrap(),
         device: "uuid:7".to_owned(),
@@ -511,6 +511,25 @@ fn ever_new_boots_of_a_device_do_not_make_ever_new_orders() {
         }
     }
     assert_eq!(orders, 1);
+}
+
+#[test]
+fn ever_new_clocks_of_a_router_do_not_make_ever_new_requests() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    world.asked.clear();
+    for second in 0..100 {
+        for epoch in [u32::MAX, second] {
+            let mut told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+            told[4..8].copy_from_slice(&epoch.to_be_bytes());
+            world.machine.handle_datagram(world.now, &told);
+            world.settle();
+        }
+        world.pass(SECOND);
+    }
+    assert!((5..=11).contains(&world.asked.len()), "{:?}", world.asked);
+    assert_eq!(world.machine.external(), at(PORT));
 }
 
 #[test]
