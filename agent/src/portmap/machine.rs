@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use super::upnp::{Found, Mapped, Order, Place, Service, UpnpError};
+use super::upnp::{Found, Lease, Map, Mapped, Order, Service, UpnpError};
 use super::{Services, pcp, pmp};
 use clock::Clock;
 
@@ -31,12 +31,16 @@ const PROBE_EVERY: Duration = Duration::from_secs(5 * 60);
 const TRUST: Duration = Duration::from_secs(10 * 60);
 /// Between looks whether the router that holds our mapping has restarted.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// Between questions because of announcements, of which there are ten.
+const NEWS_GAP: Duration = Duration::from_secs(1);
 /// Life time asked for.
 const LIFETIME: Duration = Duration::from_secs(7200);
 /// A mapping of less is of no use: peers would be told one place after the other.
 const MIN_LIFETIME: Duration = Duration::from_secs(30);
 /// A renewal that failed is tried again when half of what is left has passed, but not sooner.
 const RENEW_GAP: Duration = Duration::from_secs(10);
+/// What a router that has restarted has most likely forgotten is asked for again for so long.
+const LOST_FOR: Duration = Duration::from_secs(60);
 /// Wait for the first answer to a request by datagram; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// How often a request by datagram is sent.
@@ -79,6 +83,7 @@ pub(super) enum Action {
 struct Mapping {
     protocol: Protocol,
     external: SocketAddrV4,
+    granted_at: Instant,
     renew_at: Instant,
     ends_at: Instant,
     /// Of UPnP: whom to ask, of which device, and which boot of that it was.
@@ -93,7 +98,7 @@ struct Attempt {
     protocol: Protocol,
     tries: u32,
     again_at: Instant,
-    /// What we hold is lost if this fails.
+    /// What we hold is lost if this is refused.
     is_last: bool,
 }
 
@@ -114,6 +119,8 @@ pub(super) struct Machine {
     probe: Option<Probe>,
     next_probe: Instant,
     next_check: Instant,
+    /// Announcements are heeded from then on.
+    next_news: Instant,
     /// Asked of services, and found; unknown before the first probe.
     services: Option<Services>,
     /// When each service was last heard.
@@ -121,7 +128,10 @@ pub(super) struct Machine {
     clocks: [Clock; 2],
     /// What NAT-PMP says of the router's address.
     public: Option<Ipv4Addr>,
+    /// Found by the last search that was answered.
     devices: Vec<Found>,
+    /// A search has begun since, which has not been answered.
+    devices_are_old: bool,
     /// Would not or could not, this time.
     refused: BTreeSet<Protocol>,
     attempt: Option<Attempt>,
@@ -142,11 +152,13 @@ impl Machine {
             probe: None,
             next_probe: now,
             next_check: now,
+            next_news: now,
             services: None,
             heard: [None; 3],
             clocks: Default::default(),
             public: None,
             devices: Vec::new(),
+            devices_are_old: false,
             refused: BTreeSet::new(),
             attempt: None,
             mapping: None,
@@ -201,7 +213,7 @@ impl Machine {
         if self.mapping.is_none() {
             self.refused.clear();
         }
-        self.devices.clear();
+        self.devices_are_old = true;
         self.next_probe = now + PROBE_EVERY;
         self.probe = Some(Probe {
             ends_at: now + PROBE_WINDOW,
@@ -258,7 +270,7 @@ impl Machine {
                     error = &error as &dyn std::error::Error,
                     "no port mapping by UPnP"
                 );
-                self.fail(now);
+                self.fail(now, matches!(error, UpnpError::Fault(_)));
             }
         }
     }
@@ -344,10 +356,23 @@ impl Machine {
     }
 
     fn renew_lost(&mut self, now: Instant) {
-        let Some(mapping) = &self.mapping else { return };
-        tracing::info!("the router has restarted: its port mapping is asked for again");
+        let Some(mapping) = &mut self.mapping else {
+            return;
+        };
         let protocol = mapping.protocol;
-        self.begin(now, protocol, true);
+        mapping.ends_at = mapping.ends_at.min(now + LOST_FOR);
+        // Whoever tells of ever new restarts is not asked more often for that.
+        let earliest = mapping.granted_at + RENEW_GAP;
+        if let Some(attempt) = &mut self.attempt
+            && attempt.protocol == protocol
+        {
+            attempt.is_last = true;
+        } else if now < earliest {
+            mapping.renew_at = earliest;
+        } else {
+            tracing::info!("the router has restarted: its port mapping is asked for again");
+            self.begin(now, protocol, true);
+        }
     }
 
     /// Asks for a mapping, if there is none, of the best service that has not refused.
@@ -357,14 +382,12 @@ impl Machine {
             return;
         }
         let usable = |protocol: Protocol| {
-            let heard = self.heard[protocol as usize];
-            let there = heard.is_some_and(|at| now.duration_since(at) < TRUST);
             let ready = match protocol {
                 Protocol::NatPmp => self.public.is_some(),
                 Protocol::Pcp => true,
                 Protocol::Upnp => !self.devices.is_empty(),
             };
-            there && ready && !self.refused.contains(&protocol)
+            ready && self.is_there(now, protocol) && !self.refused.contains(&protocol)
         };
         let protocols = [Protocol::NatPmp, Protocol::Pcp, Protocol::Upnp];
         let best = protocols.into_iter().find(|protocol| usable(*protocol));
@@ -381,16 +404,18 @@ impl Machine {
         if self.probe.take_if(over).is_none() {
             return;
         }
-        let there = |protocol: Protocol| {
-            let heard = self.heard[protocol as usize];
-            heard.is_some_and(|at| now.duration_since(at) < TRUST)
-        };
         self.services = Some(Services {
-            upnp: there(Protocol::Upnp),
-            pmp: there(Protocol::NatPmp),
-            pcp: there(Protocol::Pcp),
+            upnp: self.is_there(now, Protocol::Upnp),
+            pmp: self.is_there(now, Protocol::NatPmp),
+            pcp: self.is_there(now, Protocol::Pcp),
         });
         self.advance(now);
+    }
+
+    /// It was heard not long ago.
+    fn is_there(&self, now: Instant, protocol: Protocol) -> bool {
+        let heard = self.heard[protocol as usize];
+        heard.is_some_and(|at| now.saturating_duration_since(at) < TRUST)
     }
 
     fn begin(&mut self, now: Instant, protocol: Protocol, is_last: bool) {
@@ -414,7 +439,7 @@ impl Machine {
         };
         if attempt.tries >= tries {
             tracing::debug!(protocol = ?attempt.protocol, "no answer about a port mapping");
-            self.fail(now);
+            self.fail(now, false);
             return;
         }
         attempt.again_at = now + FIRST_WAIT * 2_u32.pow(attempt.tries);
@@ -424,21 +449,15 @@ impl Machine {
             Protocol::Pcp => self.send_pcp_map(self.wish, LIFETIME),
             Protocol::Upnp => {
                 attempt.again_at = now + UPNP_WAIT;
-                let service = self.mapping.as_ref().and_then(|held| held.service.clone());
-                let place = match service {
-                    Some(service) => Place::Service(service),
-                    None => {
-                        let devices = self.devices.iter();
-                        Place::Devices(devices.map(|device| device.location.clone()).collect())
-                    }
-                };
-                self.actions.push_back(Action::Upnp(Order::Map {
-                    place,
+                let devices = self.devices.iter();
+                self.actions.push_back(Action::Upnp(Order::Map(Map {
+                    held: self.mapping.as_ref().and_then(|held| held.service.clone()),
+                    devices: devices.map(|device| device.location.clone()).collect(),
                     own: site.own,
                     internal: self.port,
                     external: self.wish,
                     lifetime: LIFETIME,
-                }));
+                })));
             }
         }
     }
@@ -453,7 +472,7 @@ impl Machine {
     ) {
         if external.port() == 0 || lifetime < MIN_LIFETIME {
             tracing::debug!(%external, ?lifetime, "a port mapping of no use");
-            self.fail(now);
+            self.fail(now, true);
             return;
         }
         let lifetime = lifetime.min(LIFETIME);
@@ -468,6 +487,7 @@ impl Machine {
         self.mapping = Some(Mapping {
             protocol,
             external,
+            granted_at: now,
             renew_at: now + lifetime / 2,
             ends_at: now + lifetime,
             service: None,
@@ -476,9 +496,9 @@ impl Machine {
         });
     }
 
-    /// Ends an attempt: what we hold is kept to its end, unless the router has forgotten it, and the next
-    /// best protocol has its turn if we hold nothing.
-    fn fail(&mut self, now: Instant) {
+    /// Ends an attempt: what we hold is kept to its end, unless the router has forgotten it and has `refused` it
+    /// now, and the next best protocol has its turn if we hold nothing.
+    fn fail(&mut self, now: Instant, refused: bool) {
         let Some(Attempt {
             protocol, is_last, ..
         }) = self.attempt.take()
@@ -486,7 +506,7 @@ impl Machine {
             return;
         };
         self.refused.insert(protocol);
-        if is_last {
+        if is_last && refused {
             self.mapping = None;
         }
         match &mut self.mapping {
@@ -507,10 +527,11 @@ impl Machine {
             Some(Protocol::NatPmp) => self.send(pmp::map(self.port, 0, 0)),
             Some(Protocol::Pcp) => self.send_pcp_map(external, Duration::ZERO),
             Some(Protocol::Upnp) => {
+                // What an order under way may map is the shell's, which ends it.
                 let service = held.and_then(|held| held.service);
-                self.actions.extend(
-                    service.map(|service| Action::Upnp(Order::Unmap { service, external })),
-                );
+                let lease = service.map(|service| Lease { service, external });
+                self.actions
+                    .extend(lease.map(|lease| Action::Upnp(Order::Unmap(lease))));
             }
             None => {}
         }

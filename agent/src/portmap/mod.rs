@@ -12,31 +12,31 @@
 //!
 //! Source: protocol/disco.md §10.
 
+mod boot_time;
 mod machine;
 mod pcp;
 mod pmp;
+mod sockets;
 mod upnp;
 
 use std::future::pending;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use netlink::{Netlink, routes};
+use netlink::Netlink;
+use netlink::routes::{self, Gateway};
 use rand::Rng;
-use socket2::SockRef;
-use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::underlay;
+use boot_time::BootTime;
 use machine::{Action, Machine, Protocol, Site};
-use upnp::{Mapped, Order, UpnpError};
+use sockets::Sockets;
+use upnp::{Lease, Mapped, Order, Running, UpnpError};
 
-/// Where routers listen for NAT-PMP and PCP.
-const PORT: u16 = 5351;
 /// The way out is the way to this address, which is nobody's (RFC 5737): there is no other route to it.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Between looks at the way out; nothing is sent.
@@ -148,23 +148,16 @@ pub(crate) struct Mapper {
     requests: mpsc::Receiver<Request>,
     wanted: watch::Receiver<bool>,
     state: watch::Sender<State>,
+    time: BootTime,
     machine: Machine,
     sockets: Option<Sockets>,
     /// The order under way.
-    order: Option<JoinHandle<Result<Mapped, UpnpError>>>,
+    order: Option<Running>,
+    /// What the last one may have mapped though it failed.
+    doubtful: Option<Lease>,
     /// Mappings that are being given back.
     farewells: JoinSet<()>,
     probing: Vec<oneshot::Sender<()>>,
-}
-
-/// Sockets of one site.
-#[derive(Debug)]
-struct Sockets {
-    site: Site,
-    /// Connected to the router's port for NAT-PMP and PCP, so that nobody else is heard on it.
-    router: UdpSocket,
-    /// For searches.
-    search: UdpSocket,
 }
 
 impl Mapper {
@@ -179,15 +172,18 @@ impl Mapper {
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (wanted_sender, wanted) = watch::channel(false);
         let (state, state_receiver) = watch::channel(State::default());
+        let time = BootTime::default();
         let mapper = Self {
             netlink,
             restun: Arc::clone(restun),
             requests,
             wanted,
             state,
-            machine: Machine::new(port, rand::rng().random(), Instant::now()),
+            time,
+            machine: Machine::new(port, rand::rng().random(), time.now()),
             sockets: None,
             order: None,
+            doubtful: None,
             farewells: JoinSet::new(),
             probing: Vec::new(),
         };
@@ -204,10 +200,12 @@ impl Mapper {
     pub(crate) async fn run(mut self) {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut answer = [0; upnp::MAX_LEN];
+        let (mut answer, mut news) = ([0; upnp::MAX_LEN], [0; upnp::MAX_LEN]);
         let mut found = [0; upnp::MAX_LEN];
         loop {
+            // Timers stand still while the host is suspended; the next look notices.
             let due = self.machine.poll_timeout();
+            let wait = due.map(|due| due.saturating_duration_since(self.time.now()));
             let sockets = self.sockets.as_ref();
             tokio::select! {
                 _ = looks.tick() => self.look().await,
@@ -218,19 +216,23 @@ impl Mapper {
                     self.look().await;
                 }
                 Some(request) = self.requests.recv() => self.handle_request(request).await,
-                received = receive(sockets.map(|sockets| &sockets.router), &mut answer) => {
+                received = sockets::receive(sockets.map(Sockets::router), &mut answer) => {
                     self.handle_answer(received.map(|(len, _)| &answer[..len]));
                 }
-                received = receive(sockets.map(|sockets| &sockets.search), &mut found) => {
+                received = sockets::receive(sockets.map(Sockets::search), &mut found) => {
                     self.handle_found(received.map(|(len, from)| (&found[..len], from)));
                 }
+                received = sockets::receive(sockets.and_then(Sockets::news), &mut news) => {
+                    self.handle_news(received.map(|(len, from)| (&news[..len], from)));
+                }
                 ended = ended(&mut self.order) => {
-                    self.order = None;
-                    self.machine.handle_upnp(Instant::now(), ended);
+                    let order = self.order.take();
+                    self.doubtful = order.filter(|_| ended.is_err()).and_then(|order| order.begun());
+                    self.machine.handle_upnp(self.time.now(), ended);
                 }
                 Some(_) = self.farewells.join_next() => {}
-                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
-                    self.machine.handle_timeout(Instant::now());
+                () = sleep(wait.unwrap_or_default()), if wait.is_some() => {
+                    self.machine.handle_timeout(self.time.now());
                 }
             }
             self.carry_out().await;
@@ -242,7 +244,7 @@ impl Mapper {
         match request {
             Request::Probe(answer) => {
                 self.look().await;
-                self.machine.start_probe(Instant::now());
+                self.machine.start_probe(self.time.now());
                 self.probing.push(answer);
             }
             Request::Released(answer) => {
@@ -258,10 +260,7 @@ impl Mapper {
     async fn look(&mut self) {
         let site = if *self.wanted.borrow_and_update() {
             match routes::gateway_to(&self.netlink, OUTSIDE).await {
-                Ok(gateway) => gateway.map(|gateway| Site {
-                    gateway: gateway.address,
-                    own: gateway.own,
-                }),
+                Ok(gateway) => gateway.and_then(home),
                 Err(error) => {
                     tracing::debug!(%error, "the way out is not known");
                     return;
@@ -270,15 +269,16 @@ impl Mapper {
         } else {
             None
         };
-        if self.sockets.as_ref().map(|sockets| sockets.site) == site {
+        if self.sockets.as_ref().map(Sockets::site) == site {
             return;
         }
-        let now = Instant::now();
+        let now = self.time.now();
         // The old router hears from us before the new one does.
         self.machine.handle_site(now, None);
         self.carry_out().await;
-        if let Some(order) = self.order.take() {
-            order.abort();
+        // What is being asked for is not held yet.
+        if self.order.is_some() || self.doubtful.is_some() {
+            self.give_back(None);
         }
         self.sockets = None;
         let Some(site) = site else { return };
@@ -293,14 +293,14 @@ impl Mapper {
 
     fn handle_answer(&mut self, received: io::Result<&[u8]>) {
         match received {
-            Ok(datagram) => self.machine.handle_datagram(Instant::now(), datagram),
+            Ok(datagram) => self.machine.handle_datagram(self.time.now(), datagram),
             // As a rule an ICMP error: nobody listens there.
             Err(error) => tracing::trace!(%error, "no NAT-PMP or PCP"),
         }
     }
 
     fn handle_found(&mut self, received: io::Result<(&[u8], SocketAddr)>) {
-        let Some(site) = self.sockets.as_ref().map(|sockets| sockets.site) else {
+        let Some(site) = self.sockets.as_ref().map(Sockets::site) else {
             return;
         };
         match received {
@@ -310,9 +310,20 @@ impl Mapper {
                 Ok(None) => {}
                 found => self
                     .machine
-                    .handle_found(Instant::now(), found.ok().flatten()),
+                    .handle_found(self.time.now(), found.ok().flatten()),
             },
             Err(error) => tracing::trace!(%error, "no UPnP"),
+        }
+    }
+
+    fn handle_news(&mut self, received: io::Result<(&[u8], SocketAddr)>) {
+        let gateway = self.sockets.as_ref().map(|sockets| sockets.site().gateway);
+        match received {
+            Ok((datagram, from)) if Some(from.ip()) == gateway.map(IpAddr::V4) => {
+                self.machine.handle_news(self.time.now(), datagram);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::trace!(%error, "no announcement"),
         }
     }
 
@@ -320,11 +331,11 @@ impl Mapper {
         while let Some(action) = self.machine.poll_action() {
             match (action, &self.sockets) {
                 (Action::Send(datagram), Some(sockets)) => {
-                    if let Err(error) = sockets.router.send(&datagram).await {
+                    if let Err(error) = sockets.router().send(&datagram).await {
                         tracing::trace!(%error, "no NAT-PMP or PCP");
                     }
                 }
-                (Action::Search, Some(sockets)) => sockets.search().await,
+                (Action::Search, Some(sockets)) => sockets.search_all().await,
                 (Action::Send(_) | Action::Search, None) => {}
                 (Action::Upnp(order), _) => self.order(order),
             }
@@ -333,27 +344,31 @@ impl Mapper {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Map {
-                place,
-                own,
-                internal,
-                external,
-                lifetime,
-            } => {
-                let mapping = upnp::map(place, own, (internal, external), lifetime);
-                if let Some(old) = self.order.replace(tokio::spawn(mapping)) {
+            Order::Map(map) => {
+                if let Some(old) = self.order.replace(Running::start(map)) {
                     old.abort();
                 }
             }
-            Order::Unmap { service, external } => {
-                self.farewells.spawn(async move {
-                    if let Err(error) = upnp::unmap(&service, external).await {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::debug!(error, "port mapping not given back");
-                    }
-                });
-            }
+            Order::Unmap(lease) => self.give_back(Some(lease)),
         }
+    }
+
+    /// Ends the order under way, and gives back what it maps and what is `held`.
+    fn give_back(&mut self, held: Option<Lease>) {
+        let (running, doubtful) = (self.order.take(), self.doubtful.take());
+        self.farewells.spawn(async move {
+            let begun = match running {
+                Some(running) => running.stop().await,
+                None => doubtful,
+            };
+            let begun = begun.filter(|begun| held.as_ref() != Some(begun));
+            for lease in [held, begun].into_iter().flatten() {
+                if let Err(error) = upnp::unmap(&lease).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "port mapping not given back");
+                }
+            }
+        });
     }
 
     fn publish(&mut self) {
@@ -374,48 +389,20 @@ impl Mapper {
     }
 }
 
-impl Sockets {
-    async fn open(site: Site) -> io::Result<Self> {
-        let router = underlay::open_udp_on(false, 0)?;
-        router.connect((site.gateway, PORT)).await?;
-        let search = underlay::open_udp_on(false, 0)?;
-        SockRef::from(&search).set_multicast_if_v4(&site.own)?;
-        Ok(Self {
-            site,
-            router,
-            search,
-        })
-    }
-
-    /// Searches at the router, and at all: some answer to the one, some to the other.
-    async fn search(&self) {
-        let router = SocketAddrV4::new(self.site.gateway, upnp::PORT);
-        for to in [router, upnp::GROUP] {
-            for search in upnp::searches() {
-                if let Err(error) = self.search.send_to(search.as_bytes(), to).await {
-                    tracing::trace!(%error, %to, "no search");
-                }
-            }
-        }
-    }
-}
-
-/// Waits for a datagram; for ever without a socket.
-async fn receive(socket: Option<&UdpSocket>, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-    match socket {
-        Some(socket) => socket.recv_from(buffer).await,
-        None => pending().await,
-    }
-}
-
 /// Waits for the end of the order; for ever if there is none.
-async fn ended(
-    order: &mut Option<JoinHandle<Result<Mapped, UpnpError>>>,
-) -> Result<Mapped, UpnpError> {
+async fn ended(order: &mut Option<Running>) -> Result<Mapped, UpnpError> {
     match order {
-        Some(order) => order.await.unwrap_or(Err(UpnpError::Silent)),
+        Some(order) => order.ended().await,
         None => pending().await,
     }
+}
+
+/// Where `gateway` is asked: nobody maps ports at a router with a public address, as of a data centre.
+fn home(gateway: Gateway) -> Option<Site> {
+    gateway.address.is_private().then_some(Site {
+        gateway: gateway.address,
+        own: gateway.own,
+    })
 }
 
 /// True for an address that others may send to.
@@ -423,4 +410,35 @@ fn is_external(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     // 0/8 is this network, 127/8 this host, from 224 on come groups and what is reserved.
     first != 0 && first != 127 && first < 224
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routers_of_private_networks_are_asked_and_no_others() {
+        let is_asked = |address| {
+            let own = Ipv4Addr::new(10, 0, 0, 2);
+            home(Gateway { address, own }).is_some_and(|site| site.gateway == address)
+        };
+        let private = [
+            [10, 0, 0, 1],
+            [172, 16, 0, 1],
+            [172, 31, 255, 254],
+            [192, 168, 1, 1],
+        ];
+        for address in private.map(Ipv4Addr::from) {
+            assert!(is_asked(address), "{address}");
+        }
+        let others = [
+            [203, 0, 113, 1],
+            [169, 254, 1, 1],
+            [100, 64, 0, 1],
+            [172, 32, 0, 1],
+        ];
+        for address in others.map(Ipv4Addr::from) {
+            assert!(!is_asked(address), "{address}");
+        }
+    }
 }

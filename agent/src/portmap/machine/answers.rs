@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use super::{MAX_DEVICES, Machine, Protocol};
+use super::{MAX_DEVICES, Machine, NEWS_GAP, Protocol};
 use crate::portmap::upnp::Found;
 use crate::portmap::{pcp, pmp};
 
@@ -19,6 +19,23 @@ impl Machine {
         }
     }
 
+    /// Takes what the router announced to all: most likely it has restarted (RFC 6886 §3.2.1, RFC 6887 §14.1.3).
+    /// Whoever says so in its name has it asked, and no more.
+    pub(in crate::portmap) fn handle_news(&mut self, now: Instant, datagram: &[u8]) {
+        if pmp::parse(datagram).is_none() && pcp::parse(datagram).is_none() {
+            self.ignore("announcement");
+            return;
+        }
+        if now < self.next_news {
+            return;
+        }
+        self.next_news = now + NEWS_GAP;
+        match self.mapping.as_ref().map(|mapping| mapping.protocol) {
+            Some(Protocol::NatPmp | Protocol::Pcp) => self.next_check = now,
+            Some(Protocol::Upnp) | None => self.start_probe(now),
+        }
+    }
+
     /// Takes an answer to a search; `None` is one that made no sense.
     pub(in crate::portmap) fn handle_found(&mut self, now: Instant, found: Option<Found>) {
         let gateway = self.site.map(|site| site.gateway);
@@ -29,6 +46,9 @@ impl Machine {
             return;
         };
         self.note(now, Protocol::Upnp);
+        if std::mem::take(&mut self.devices_are_old) {
+            self.devices.clear();
+        }
         let mut restarted = false;
         if let Some(mapping) = &mut self.mapping
             && mapping.device.as_ref() == Some(&found.device)
@@ -144,7 +164,7 @@ impl Machine {
         let expected = self.asks(protocol);
         if expected {
             tracing::debug!(?protocol, "the router refuses a port mapping");
-            self.fail(now);
+            self.fail(now, true);
         }
         expected
     }

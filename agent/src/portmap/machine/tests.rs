@@ -23,6 +23,8 @@ struct World {
     router: Router,
     /// What was sent, but for probes.
     asked: Vec<Asked>,
+    /// What was to be mapped by UPnP.
+    orders: Vec<Map>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +65,7 @@ impl World {
                 began: now,
             },
             asked: Vec::new(),
+            orders: Vec::new(),
         }
     }
 
@@ -107,7 +110,9 @@ impl World {
                         self.machine.handle_found(self.now, Some(found));
                     }
                 }
-                Action::Upnp(Order::Map { external, .. }) => {
+                Action::Upnp(Order::Map(map)) => {
+                    let external = map.external;
+                    self.orders.push(map);
                     self.asked.push(Asked::Upnp { external });
                     let mapped = Mapped {
                         service: service(),
@@ -121,7 +126,7 @@ impl World {
                     };
                     self.machine.handle_upnp(self.now, ended);
                 }
-                Action::Upnp(Order::Unmap { external, .. }) => {
+                Action::Upnp(Order::Unmap(Lease { external, .. })) => {
                     self.asked.push(Asked::UpnpEnd { external });
                 }
             }
@@ -359,6 +364,60 @@ fn a_router_that_restarted_is_asked_again_within_a_minute() {
 }
 
 #[test]
+fn a_router_that_announces_a_restart_is_asked_at_once() {
+    for pmp in [true, false] {
+        let mut world = World::new(pmp, !pmp, false);
+        world.arrive();
+        world.pass(Duration::from_secs(1000));
+        assert_eq!(world.asked.len(), 1);
+        world.restart_router();
+        world.pass(Duration::from_millis(1));
+        let news = if pmp {
+            world.answer(&pmp::PUBLIC_ADDRESS).unwrap()
+        } else {
+            pcp::here(0)
+        };
+        world.machine.handle_news(world.now, &news);
+        world.pass(Duration::ZERO);
+        assert_eq!(world.asked.len(), 2);
+        assert_eq!(world.machine.external(), at(PORT));
+    }
+
+    // One that was not there is found.
+    let mut world = World::new(false, false, false);
+    world.arrive();
+    world.pass(10 * SECOND);
+    world.router.pmp = true;
+    let news = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.machine.handle_news(world.now, &news);
+    world.settle();
+    assert_eq!(world.machine.external(), at(PORT));
+}
+
+#[test]
+fn announcements_of_whomever_do_no_more_than_have_the_router_asked() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    // The router has not restarted, nor has it another address.
+    let news = [0, 128, 0, 0, 0, 0, 0, 0, 203, 0, 113, 66];
+    for _ in 0..1000 {
+        world.machine.handle_news(world.now, &news);
+        world.machine.handle_timeout(world.now);
+    }
+    let mut questions = 0;
+    while let Some(action) = world.machine.poll_action() {
+        assert_eq!(action, Action::Send(pmp::PUBLIC_ADDRESS.to_vec()));
+        questions += 1;
+    }
+    assert_eq!(questions, 1);
+    assert_eq!(world.machine.external(), at(PORT));
+    assert_eq!(world.machine.ignored(), 0);
+    world.machine.handle_news(world.now, b"junk");
+    assert_eq!(world.machine.ignored(), 1);
+}
+
+#[test]
 fn what_a_restarted_router_does_not_grant_again_is_lost() {
     let mut world = World::new(true, false, false);
     world.arrive();
@@ -367,6 +426,56 @@ fn what_a_restarted_router_does_not_grant_again_is_lost() {
     world.router.refuses = true;
     world.pass(CHECK_EVERY);
     assert_eq!(world.machine.external(), None);
+}
+
+#[test]
+fn a_restarted_router_that_is_silent_is_asked_for_a_minute() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    world.restart_router();
+    let told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.router.pmp = false;
+    world.machine.handle_datagram(world.now, &told);
+    world.settle();
+    world.pass(10 * SECOND);
+    assert_eq!(world.machine.external(), at(PORT), "answers get lost");
+    world.router.pmp = true;
+    world.pass(LOST_FOR);
+    assert_eq!(world.machine.external(), at(PORT));
+
+    world.restart_router();
+    let told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+    world.router.pmp = false;
+    world.machine.handle_datagram(world.now, &told);
+    world.settle();
+    world.pass(LOST_FOR);
+    assert_eq!(world.machine.external(), None);
+}
+
+#[test]
+fn a_renewal_by_upnp_names_the_devices_that_are_there_now() {
+    let mut world = World::new(false, false, true);
+    world.arrive();
+    world.pass(SECOND);
+    assert_eq!(world.orders[0].held, None);
+    assert_eq!(world.orders[0].devices.len(), 1);
+    // It does not answer any more, but what was found before may.
+    world.router.upnp = false;
+    world.pass(Duration::from_secs(3600));
+    let renewal = world.orders.last().unwrap();
+    assert_eq!(renewal.held, Some(service()));
+    assert_eq!(renewal.devices, world.orders[0].devices);
+    // It is back on another port, which the next search finds: the old one is no longer asked.
+    let moved = Found {
+        location: Location::parse(&DEVICE.replace("5000", "5005")).unwrap(),
+        device: "uuid:7".to_owned(),
+        boot: None,
+    };
+    world.pass(PROBE_EVERY);
+    world.machine.handle_found(world.now, Some(moved.clone()));
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.orders.last().unwrap().devices, [moved.location]);
 }
 
 #[test]
@@ -381,6 +490,46 @@ fn another_boot_of_the_upnp_device_is_a_restart() {
     assert_eq!(world.asked, [UPNP; 2]);
     world.pass(2 * PROBE_EVERY);
     assert_eq!(world.asked.len(), 2);
+}
+
+#[test]
+fn ever_new_boots_of_a_device_do_not_make_ever_new_orders() {
+    let mut world = World::new(false, false, true);
+    world.arrive();
+    world.pass(20 * SECOND);
+    let found = |boot| Found {
+        location: Location::parse(DEVICE).unwrap(),
+        device: "uuid:7".to_owned(),
+        boot: Some(boot),
+    };
+    let mut orders = 0;
+    for boot in 1..100 {
+        world.machine.handle_found(world.now, Some(found(boot)));
+        while let Some(action) = world.machine.poll_action() {
+            assert!(matches!(action, Action::Upnp(Order::Map(_))), "{action:?}");
+            orders += 1;
+        }
+    }
+    assert_eq!(orders, 1);
+}
+
+#[test]
+fn ever_new_clocks_of_a_router_do_not_make_ever_new_requests() {
+    let mut world = World::new(true, false, false);
+    world.arrive();
+    world.pass(Duration::from_secs(1000));
+    world.asked.clear();
+    for second in 0..100 {
+        for epoch in [u32::MAX, second] {
+            let mut told = world.answer(&pmp::PUBLIC_ADDRESS).unwrap();
+            told[4..8].copy_from_slice(&epoch.to_be_bytes());
+            world.machine.handle_datagram(world.now, &told);
+            world.settle();
+        }
+        world.pass(SECOND);
+    }
+    assert!((5..=11).contains(&world.asked.len()), "{:?}", world.asked);
+    assert_eq!(world.machine.external(), at(PORT));
 }
 
 #[test]

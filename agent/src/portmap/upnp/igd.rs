@@ -1,7 +1,6 @@
 //! What an Internet gateway device says of itself, and the calls to it: XML in SOAP (UPnP WANIPConnection:2).
 
 use std::fmt::Write as _;
-use std::net::SocketAddrV4;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -57,12 +56,12 @@ pub(crate) type Values = Vec<(String, String)>;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Senseless;
 
-/// Returns the services of a description that map ports, best first. Such that are not at the device's own
-/// address are left out: it has no say about others.
-pub(crate) fn services(text: &str, device: SocketAddrV4) -> Result<Vec<Service>, Senseless> {
+/// Returns the services of a description at `place` that map ports, best first. Such that are not at the device's
+/// own address are left out: it has no say about others.
+pub(crate) fn services(text: &str, place: &Location) -> Result<Vec<Service>, Senseless> {
     let document = parse(text)?;
     let base = find(document.root(), "URLBase").and_then(|node| Location::parse(value(node)));
-    let base = base.map_or(device, |base| base.address);
+    let base = base.unwrap_or_else(|| place.clone());
     let service = |node: Node<'_, '_>| {
         let kind = value(find(node, "serviceType")?).to_owned();
         // It goes into a header and into XML.
@@ -70,14 +69,18 @@ pub(crate) fn services(text: &str, device: SocketAddrV4) -> Result<Vec<Service>,
         if !kind.bytes().all(is_plain) {
             return None;
         }
-        let control = control(value(find(node, "controlURL")?), base)?;
-        Some(Service { control, kind })
-            .filter(|service| service.control.address.ip() == device.ip())
+        let controls = controls(value(find(node, "controlURL")?), &base);
+        Some(controls.into_iter().map(move |control| Service {
+            control,
+            kind: kind.clone(),
+        }))
     };
     let nodes = document.descendants();
     let mut services: Vec<(u8, Service)> = nodes
-        .filter(|node| node.has_tag_name("service") || node.tag_name().name() == "service")
+        .filter(|node| node.tag_name().name() == "service")
         .filter_map(service)
+        .flatten()
+        .filter(|service| service.control.address.ip() == place.address.ip())
         .filter_map(|service| Some((service.rank()?, service)))
         .collect();
     services.sort_by_key(|(rank, _)| *rank);
@@ -85,13 +88,15 @@ pub(crate) fn services(text: &str, device: SocketAddrV4) -> Result<Vec<Service>,
     Ok(services.into_iter().map(|(_, service)| service).collect())
 }
 
-/// Where calls go: a whole URL, or a path at `base`.
-fn control(url: &str, base: SocketAddrV4) -> Option<Location> {
-    if url.contains("://") {
-        return Location::parse(url);
-    }
-    let separator = if url.starts_with('/') { "" } else { "/" };
-    Location::parse(&format!("http://{base}{separator}{url}"))
+/// Where calls go. A path that does not begin at the root is meant from there by many routers, as libraries take
+/// it, and from where the description lies by such as go by RFC 3986: the one place is tried after the other.
+fn controls(url: &str, base: &Location) -> Vec<Location> {
+    let resolved = base.join(url);
+    let is_path = !url.starts_with('/') && !url.contains("://");
+    let rooted = is_path.then(|| base.join(&format!("/{url}"))).flatten();
+    let mut places: Vec<Location> = rooted.into_iter().chain(resolved).collect();
+    places.dedup();
+    places
 }
 
 /// The document that calls `action` of `service`.
@@ -153,10 +158,8 @@ fn value<'a>(node: Node<'a, '_>) -> &'a str {
 mod tests {
     use super::*;
 
-    const DEVICE: &str = "192.168.1.1:5000";
-
-    fn device() -> SocketAddrV4 {
-        DEVICE.parse().unwrap()
+    fn device() -> Location {
+        Location::parse("http://192.168.1.1:5000/root.xml").unwrap()
     }
 
     fn description(services: &[(&str, &str)]) -> String {
@@ -174,7 +177,7 @@ mod tests {
     }
 
     fn paths(text: &str) -> Vec<String> {
-        let services = services(text, device()).unwrap();
+        let services = services(text, &device()).unwrap();
         services
             .into_iter()
             .map(|service| service.control.path)
@@ -200,10 +203,33 @@ mod tests {
             ("WANIPConnection:1", "http://localhost/name"),
             ("WANIPConnection:1", "//evil.example/"),
         ]);
-        assert_eq!(paths(&text), ["/own", "//evil.example/"]);
+        assert_eq!(paths(&text), ["/own"]);
         let base = "<URLBase>http://203.0.113.9/</URLBase><device>";
         let text = description(&[("WANIPConnection:1", "/x")]).replacen("<device>", base, 1);
         assert!(paths(&text).is_empty());
+    }
+
+    #[test]
+    fn a_path_is_tried_from_the_root_and_from_where_the_description_lies() {
+        let below = Location::parse("http://192.168.1.1:5000/upnp/root.xml").unwrap();
+        let places = |text: &str| {
+            let services = services(text, &below).unwrap().into_iter();
+            let places =
+                services.map(|Service { control, .. }| (control.address.port(), control.path));
+            places.collect::<Vec<_>>()
+        };
+        let text = description(&[("WANIPConnection:1", "ctl/WAN")]);
+        let both = [
+            (5000, "/ctl/WAN".to_owned()),
+            (5000, "/upnp/ctl/WAN".to_owned()),
+        ];
+        assert_eq!(places(&text), both);
+        let base = "<URLBase>http://192.168.1.1:80/igd/</URLBase><device>";
+        let text = text.replacen("<device>", base, 1);
+        let both = [(80, "/ctl/WAN".to_owned()), (80, "/igd/ctl/WAN".to_owned())];
+        assert_eq!(places(&text), both);
+        let text = description(&[("WANIPConnection:1", "/ctl/WAN")]);
+        assert_eq!(places(&text), [(5000, "/ctl/WAN".to_owned())]);
     }
 
     #[test]
@@ -238,12 +264,12 @@ mod tests {
     fn documents_that_mean_harm_are_refused() {
         let bomb =
             "<!DOCTYPE a [<!ENTITY b \"bbbb\"><!ENTITY c \"&b;&b;&b;&b;\">]><root>&c;</root>";
-        assert_eq!(services(bomb, device()), Err(Senseless));
+        assert_eq!(services(bomb, &device()), Err(Senseless));
         let deep = "<a>".repeat(20_000);
-        assert_eq!(services(&deep, device()), Err(Senseless));
+        assert_eq!(services(&deep, &device()), Err(Senseless));
         let wide = format!("<a>{}</a>", "<b/>".repeat(20_000));
-        assert_eq!(services(&wide, device()), Err(Senseless));
-        assert_eq!(services("", device()), Err(Senseless));
+        assert_eq!(services(&wide, &device()), Err(Senseless));
+        assert_eq!(services("", &device()), Err(Senseless));
         assert_eq!(reply("<html>401</html>", "AddPortMapping"), Err(Senseless));
         let many = description(&[("WANIPConnection:1", "/x"); 100]);
         assert_eq!(paths(&many).len(), MAX_SERVICES);

@@ -3,7 +3,9 @@
 //! The library for it (igd-next) opens sockets of its own, which an exit node in use would swallow, and fetches
 //! whatever address a device names.
 
+mod choice;
 mod igd;
+mod running;
 mod ssdp;
 mod web;
 
@@ -11,12 +13,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use rand::Rng;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 pub(super) use igd::Service;
+pub(super) use running::Running;
 pub(super) use ssdp::{Found, GROUP, Location, MAX_LEN, PORT, parse, searches};
 
 use igd::{Reply, Values};
+use web::{Http, Web};
 
 /// Name of our mappings in the router's list.
 const DESCRIPTION: &str = "tailrace-portmap";
@@ -39,27 +44,33 @@ const OTHER_CONFLICT: u16 = 729;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Order {
     /// Map a UDP port to us.
-    Map {
-        place: Place,
-        /// Our address.
-        own: Ipv4Addr,
-        /// Our port.
-        internal: u16,
-        /// The router's port that we would like.
-        external: u16,
-        lifetime: Duration,
-    },
+    Map(Map),
     /// Map it no longer.
-    Unmap { service: Service, external: u16 },
+    Unmap(Lease),
 }
 
-/// Whom to ask.
+/// What is to be mapped, and who is asked.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Place {
-    /// Whichever service of these devices is best.
-    Devices(Vec<Location>),
-    /// The one that mapped before.
-    Service(Service),
+pub(super) struct Map {
+    /// The service that mapped before is asked first.
+    pub(super) held: Option<Service>,
+    /// Their services are asked then, best first.
+    pub(super) devices: Vec<Location>,
+    /// Our address.
+    pub(super) own: Ipv4Addr,
+    /// Our port.
+    pub(super) internal: u16,
+    /// The router's port that we would like.
+    pub(super) external: u16,
+    pub(super) lifetime: Duration,
+}
+
+/// A port that a service maps, or may map.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Lease {
+    pub(super) service: Service,
+    /// The router's port.
+    pub(super) external: u16,
 }
 
 /// A mapping that was made.
@@ -92,113 +103,156 @@ pub(super) enum UpnpError {
     /// UPnP's error code.
     #[error("the router refuses with UPnP error {0}")]
     Fault(u16),
-    /// No service of it has a connection and an address.
-    #[error("the router offers no UPnP service that is connected and has an address")]
+    /// It has no service that maps ports.
+    #[error("the router offers no UPnP service that maps ports")]
     NoService,
 }
 
-/// Carries out [`Order::Map`].
-pub(super) async fn map(
-    place: Place,
-    own: Ipv4Addr,
-    (internal, external): (u16, u16),
-    lifetime: Duration,
+/// Carries out [`Order::Map`]. `begun` is told what is being asked for: it may be mapped should this be ended.
+async fn map(
+    http: &impl Http,
+    map: &Map,
+    begun: &watch::Sender<Option<Lease>>,
 ) -> Result<Mapped, UpnpError> {
     let mapping = async {
-        let (service, address) = match place {
-            Place::Devices(devices) => choose(&devices).await?,
-            Place::Service(service) => {
-                let address = external_address(&service).await?;
-                (service, address)
+        let caller = Caller { http };
+        // The first problem is the one of whom we expect most.
+        let mut problem = None;
+        if let Some(service) = &map.held {
+            match caller.map(map, service, None, begun).await {
+                Ok(mapped) => return Ok(mapped),
+                Err(error) => problem = Some(error),
             }
-        };
-        let wanted = Wanted {
-            service: &service,
-            own,
-            internal,
-        };
-        let (port, lifetime) = wanted.add(external, lifetime).await?;
-        let external = SocketAddrV4::new(address, port);
-        Ok(Mapped {
-            external,
-            lifetime: Some(lifetime).filter(|lifetime| !lifetime.is_zero()),
-            service,
-        })
+        }
+        let mut services = Vec::new();
+        for device in &map.devices {
+            match caller.describe(device).await {
+                Ok(found) => {
+                    for service in found {
+                        if !services.contains(&service) && map.held.as_ref() != Some(&service) {
+                            services.push(service);
+                        }
+                    }
+                }
+                Err(error) => problem = problem.or(Some(error)),
+            }
+        }
+        for (service, address) in choice::order(&caller, services).await {
+            match caller.map(map, &service, address, begun).await {
+                Ok(mapped) => return Ok(mapped),
+                Err(error) => problem = problem.or(Some(error)),
+            }
+        }
+        Err(problem.unwrap_or(UpnpError::NoService))
     };
     let ended = timeout(ORDER_TIMEOUT, mapping).await;
     ended.unwrap_or(Err(UpnpError::Silent))
 }
 
 /// Carries out [`Order::Unmap`].
-pub(super) async fn unmap(service: &Service, external: u16) -> Result<(), UpnpError> {
-    let port = external.to_string();
-    let arguments = [
-        ("NewRemoteHost", ""),
-        ("NewExternalPort", &port),
-        ("NewProtocol", "UDP"),
-    ];
-    done(call(service, "DeletePortMapping", &arguments).await?).map(drop)
+pub(super) async fn unmap(lease: &Lease) -> Result<(), UpnpError> {
+    Caller { http: &Web }.unmap(lease).await
 }
 
-/// Finds the best service of the devices: connected, with a public address if there is such a one.
-async fn choose(devices: &[Location]) -> Result<(Service, Ipv4Addr), UpnpError> {
-    let mut second = None;
-    let mut problem = UpnpError::NoService;
-    for device in devices {
-        let services = match describe(device).await {
-            Ok(services) => services,
-            Err(error) => {
-                problem = error;
-                continue;
-            }
+/// Calls services.
+struct Caller<'a, H> {
+    http: &'a H,
+}
+
+impl<H: Http> Caller<'_, H> {
+    /// Has `service` map; its address is asked for unless it is known.
+    async fn map(
+        &self,
+        map: &Map,
+        service: &Service,
+        address: Option<Ipv4Addr>,
+        begun: &watch::Sender<Option<Lease>>,
+    ) -> Result<Mapped, UpnpError> {
+        let address = match address {
+            Some(address) => address,
+            None => self.external_address(service).await?,
         };
-        for service in services {
-            if !is_connected(&service).await {
-                continue;
+        let wanted = Wanted {
+            caller: self,
+            map,
+            service,
+            begun,
+        };
+        let (port, lifetime) = wanted.add().await?;
+        Ok(Mapped {
+            service: service.clone(),
+            external: SocketAddrV4::new(address, port),
+            lifetime: Some(lifetime).filter(|lifetime| !lifetime.is_zero()),
+        })
+    }
+
+    async fn unmap(&self, lease: &Lease) -> Result<(), UpnpError> {
+        let port = lease.external.to_string();
+        let arguments = [
+            ("NewRemoteHost", ""),
+            ("NewExternalPort", port.as_str()),
+            ("NewProtocol", "UDP"),
+        ];
+        let reply = self.call(&lease.service, "DeletePortMapping", &arguments);
+        done(reply.await?).map(drop)
+    }
+
+    async fn describe(&self, device: &Location) -> Result<Vec<Service>, UpnpError> {
+        let text = within(self.http.get(device)).await?;
+        let services = igd::services(&text, device);
+        services.map_err(|_| UpnpError::Senseless("with no description"))
+    }
+
+    async fn is_connected(&self, service: &Service) -> bool {
+        match self.call(service, "GetStatusInfo", &[]).await {
+            Ok(Reply::Done(values)) => {
+                // The one is UPnP's word, the other that of some routers.
+                matches!(
+                    field(&values, "NewConnectionStatus"),
+                    Some("Connected" | "Up")
+                )
             }
-            match external_address(&service).await {
-                Ok(address) if is_public(address) => return Ok((service, address)),
-                Ok(address) => second = second.or(Some((service, address))),
-                Err(error) => problem = error,
-            }
+            Ok(Reply::Fault(_)) | Err(_) => false,
         }
     }
-    second.ok_or(problem)
-}
 
-async fn describe(device: &Location) -> Result<Vec<Service>, UpnpError> {
-    let text = within(web::get(device)).await?;
-    let services = igd::services(&text, device.address);
-    services.map_err(|_| UpnpError::Senseless("with no description"))
-}
+    async fn external_address(&self, service: &Service) -> Result<Ipv4Addr, UpnpError> {
+        let values = done(self.call(service, "GetExternalIPAddress", &[]).await?)?;
+        let address = field(&values, "NewExternalIPAddress").and_then(|text| text.parse().ok());
+        address
+            .filter(|address| super::is_external(*address))
+            .ok_or(UpnpError::Senseless("with no address"))
+    }
 
-async fn is_connected(service: &Service) -> bool {
-    let status = match call(service, "GetStatusInfo", &[]).await {
-        Ok(Reply::Done(values)) => field(&values, "NewConnectionStatus").map(str::to_owned),
-        Ok(Reply::Fault(_)) | Err(_) => None,
-    };
-    status.as_deref() == Some("Connected")
-}
-
-async fn external_address(service: &Service) -> Result<Ipv4Addr, UpnpError> {
-    let values = done(call(service, "GetExternalIPAddress", &[]).await?)?;
-    let address = field(&values, "NewExternalIPAddress").and_then(|text| text.parse().ok());
-    address
-        .filter(|address| super::is_external(*address))
-        .ok_or(UpnpError::Senseless("with no address"))
+    async fn call(
+        &self,
+        service: &Service,
+        action: &str,
+        arguments: &[(&str, &str)],
+    ) -> Result<Reply, UpnpError> {
+        let body = igd::call(service, action, arguments);
+        let name = format!("\"{}#{action}\"", service.kind);
+        let text = within(self.http.post(&service.control, &name, body)).await?;
+        let reply = igd::reply(&text, action);
+        reply.map_err(|_| UpnpError::Senseless("with no answer to the call"))
+    }
 }
 
 /// What a service is to map.
-struct Wanted<'a> {
+struct Wanted<'a, H> {
+    caller: &'a Caller<'a, H>,
+    map: &'a Map,
     service: &'a Service,
-    own: Ipv4Addr,
-    internal: u16,
+    begun: &'a watch::Sender<Option<Lease>>,
 }
 
-impl Wanted<'_> {
+impl<H: Http> Wanted<'_, H> {
     /// Asks for the mapping; returns the router's port, and the time it lasts: zero if for ever.
-    async fn add(&self, wish: u16, lifetime: Duration) -> Result<(u16, Duration), UpnpError> {
-        let mut lifetime = lifetime;
+    async fn add(&self) -> Result<(u16, Duration), UpnpError> {
+        let random = || rand::rng().random_range(FIRST_PORT..u16::MAX);
+        let (wish, mut lifetime) = (self.map.external, self.map.lifetime);
+        // Some map none of a system's own ports, and 0 is all ports.
+        let wish = if wish < FIRST_PORT { random() } else { wish };
         if self.service.chooses()
             && let (Reply::Done(values), lasts) =
                 self.add_for("AddAnyPortMapping", wish, lifetime).await?
@@ -207,9 +261,9 @@ impl Wanted<'_> {
             let port = port.ok_or(UpnpError::Senseless("with no port"))?;
             return Ok((port, lasts));
         }
-        let random = [(); RANDOM_PORTS].map(|()| rand::rng().random_range(FIRST_PORT..u16::MAX));
+        let others = std::iter::repeat_with(random).take(RANDOM_PORTS);
         let mut fault = CONFLICT;
-        for port in std::iter::once(wish).chain(random) {
+        for port in std::iter::once(wish).chain(others) {
             let (reply, lasts) = self.add_for("AddPortMapping", port, lifetime).await?;
             lifetime = lasts;
             match reply {
@@ -245,8 +299,13 @@ impl Wanted<'_> {
         port: u16,
         lifetime: Duration,
     ) -> Result<Reply, UpnpError> {
-        let (port, internal) = (port.to_string(), self.internal.to_string());
-        let (own, seconds) = (self.own.to_string(), lifetime.as_secs().to_string());
+        let lease = Lease {
+            service: self.service.clone(),
+            external: port,
+        };
+        self.begun.send_replace(Some(lease));
+        let (port, internal) = (port.to_string(), self.map.internal.to_string());
+        let (own, seconds) = (self.map.own.to_string(), lifetime.as_secs().to_string());
         let arguments = [
             ("NewRemoteHost", ""),
             ("NewExternalPort", port.as_str()),
@@ -257,20 +316,13 @@ impl Wanted<'_> {
             ("NewPortMappingDescription", DESCRIPTION),
             ("NewLeaseDuration", &seconds),
         ];
-        call(self.service, action, &arguments).await
+        let reply = self.caller.call(self.service, action, &arguments).await?;
+        if matches!(reply, Reply::Fault(_)) {
+            // The port may be another host's, which keeps it.
+            self.begun.send_replace(None);
+        }
+        Ok(reply)
     }
-}
-
-async fn call(
-    service: &Service,
-    action: &str,
-    arguments: &[(&str, &str)],
-) -> Result<Reply, UpnpError> {
-    let body = igd::call(service, action, arguments);
-    let name = format!("\"{}#{action}\"", service.kind);
-    let text = within(web::post(&service.control, &name, body)).await?;
-    let reply = igd::reply(&text, action);
-    reply.map_err(|_| UpnpError::Senseless("with no answer to the call"))
 }
 
 fn done(reply: Reply) -> Result<Values, UpnpError> {
@@ -292,9 +344,5 @@ async fn within<T>(request: impl Future<Output = Result<T, UpnpError>>) -> Resul
     ended.unwrap_or(Err(UpnpError::Silent))
 }
 
-/// True unless it is one of the ranges behind a NAT.
-fn is_public(address: Ipv4Addr) -> bool {
-    let [a, b, ..] = address.octets();
-    let is_shared = a == 100 && (64..128).contains(&b);
-    !address.is_private() && !address.is_link_local() && !is_shared
-}
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,58 @@ impl Location {
             path: uri.path_and_query()?.as_str().to_owned(),
         })
     }
+
+    /// What `reference` means in a document that lies here (RFC 3986 §5.2).
+    pub(crate) fn join(&self, reference: &str) -> Option<Self> {
+        let reference = reference.split('#').next().unwrap_or_default();
+        if let Some((scheme, _)) = reference.split_once("://")
+            && !scheme.contains(['/', '?'])
+        {
+            return Self::parse(reference);
+        }
+        if reference.starts_with("//") {
+            return Self::parse(&format!("http:{reference}"));
+        }
+        let (path, query) = split_query(reference);
+        let (own_path, own_query) = split_query(&self.path);
+        let (path, query) = if path.is_empty() {
+            let query = if query.is_empty() { own_query } else { query };
+            (own_path.to_owned(), query)
+        } else if path.starts_with('/') {
+            (without_dots(path), query)
+        } else {
+            let folder = own_path.rfind('/').map_or("/", |end| &own_path[..=end]);
+            (without_dots(&format!("{folder}{path}")), query)
+        };
+        Self::parse(&format!("http://{}{path}{query}", self.address))
+    }
+}
+
+/// Splits before the question mark.
+fn split_query(path: &str) -> (&str, &str) {
+    path.split_at(path.find('?').unwrap_or(path.len()))
+}
+
+/// Resolves `.` and `..` in a path that begins with a slash.
+fn without_dots(path: &str) -> String {
+    let mut parts = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    parts.pop();
+                }
+                // What it names is a folder.
+                if is_last {
+                    parts.push("");
+                }
+            }
+            _ => parts.push(segment),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]
@@ -153,6 +205,42 @@ mod tests {
         );
         let many = ANSWER.replace("EXT:\r\n", &"X: y\r\n".repeat(MAX_HEADERS));
         assert_eq!(parse(many.as_bytes()), Err(Senseless));
+    }
+
+    #[test]
+    fn references_mean_what_the_rfc_says() {
+        let at = Location::parse("http://192.168.1.1:5000/b/c/d?q").unwrap();
+        // RFC 3986 §5.4, as far as it applies.
+        let examples = [
+            ("g", "/b/c/g"),
+            ("./g", "/b/c/g"),
+            ("g/", "/b/c/g/"),
+            ("/g", "/g"),
+            ("?y", "/b/c/d?y"),
+            ("g?y", "/b/c/g?y"),
+            ("#s", "/b/c/d?q"),
+            ("g#s", "/b/c/g"),
+            ("", "/b/c/d?q"),
+            (".", "/b/c/"),
+            ("..", "/b/"),
+            ("../g", "/b/g"),
+            ("../../g", "/g"),
+            ("../../../../g", "/g"),
+            ("/./g", "/g"),
+            ("/../g", "/g"),
+            ("g/./h", "/b/c/g/h"),
+            ("g?y/../x", "/b/c/g?y/../x"),
+        ];
+        for (reference, path) in examples {
+            let found = at.join(reference).map(|found| (found.address, found.path));
+            assert_eq!(found, Some((at.address, path.to_owned())), "{reference}");
+        }
+        let other = Location::parse("http://203.0.113.9/g").unwrap();
+        assert_eq!(at.join("http://203.0.113.9/g"), Some(other.clone()));
+        assert_eq!(at.join("//203.0.113.9/g"), Some(other));
+        for nowhere in ["https://192.168.1.1/g", "//evil.example/g", "a b"] {
+            assert_eq!(at.join(nowhere), None, "{nowhere}");
+        }
     }
 
     #[test]

@@ -13,22 +13,43 @@ use crate::underlay;
 /// Longest answer that is read, bytes.
 const MAX_BODY_LEN: usize = 64 << 10;
 
-pub(super) async fn get(location: &Location) -> Result<String, UpnpError> {
-    let request = Request::builder().method(Method::GET);
-    send(location, request, String::new()).await
+/// Who is asked: routers, or those of tests.
+pub(super) trait Http: Sync {
+    /// Fetches a document.
+    fn get(&self, location: &Location) -> impl Future<Output = Result<String, UpnpError>> + Send;
+
+    /// Calls `action`; the answer to a fault is an answer, too.
+    fn post(
+        &self,
+        location: &Location,
+        action: &str,
+        body: String,
+    ) -> impl Future<Output = Result<String, UpnpError>> + Send;
 }
 
-/// Calls `action`; the answer to a fault is an answer, too.
-pub(super) async fn post(
-    location: &Location,
-    action: &str,
-    body: String,
-) -> Result<String, UpnpError> {
-    let request = Request::builder()
-        .method(Method::POST)
-        .header(header::CONTENT_TYPE, "text/xml; charset=\"utf-8\"")
-        .header("SOAPAction", action);
-    send(location, request, body).await
+/// Routers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Web;
+
+impl Http for Web {
+    async fn get(&self, location: &Location) -> Result<String, UpnpError> {
+        let request = Request::builder().method(Method::GET);
+        send(location, request, String::new()).await
+    }
+
+    async fn post(
+        &self,
+        location: &Location,
+        action: &str,
+        body: String,
+    ) -> Result<String, UpnpError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .header(header::CONTENT_TYPE, "text/xml; charset=\"utf-8\"")
+            // hyper writes `Soapaction`, and takes no spelling of ours; HTTP knows no difference.
+            .header("SOAPAction", action);
+        send(location, request, body).await
+    }
 }
 
 async fn send(
