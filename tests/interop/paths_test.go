@@ -95,6 +95,73 @@ func TestRoutersThatAllowNoDirectPath(t *testing.T) {
 	}
 }
 
+// blockDisco has a router let no disco in, whose datagrams begin with its magic; WireGuard's pass.
+const blockDisco = `table ip block {
+	chain forward { type filter hook forward priority -10
+		iifname wan meta l4proto udp @th,64,48 0x5453f09f92ac drop
+	}
+}`
+
+// countCopies counts what comes in of WireGuard's data, straight from an address and from a relay.
+const countCopies = `table ip copies {
+	counter straight { }
+	counter relayed { }
+	chain forward { type filter hook forward priority -10
+		iifname wan ip saddr %v meta l4proto udp @th,64,32 0x04000000 counter name straight
+		iifname wan ip saddr %v tcp sport %d meta length > 120 counter name relayed
+	}
+}`
+
+// TestWhatAnOfficialNodeSendsBothWaysNeverMovesTheEndpoint has an official node that does not trust its path
+// send by the relay as well, to an agent whose endpoint for it was chosen by hand.
+func TestWhatAnOfficialNodeSendsBothWaysNeverMovesTheEndpoint(t *testing.T) {
+	const enough = 5
+	relay := lab.StartOfficialDERP(t)
+	h := house(t, lab.StartControlWithMap(t, relay.Map()), lab.PortRestricted, lab.PortRestricted)
+	h.becomeDirect(t, "official")
+	endpoint := h.endpoint(t)
+	if _, err := h.agent.Run("debug", "endpoint", h.official.Addr(t).String(), endpoint); err != nil {
+		t.Fatal(err)
+	}
+	site := h.sites["agent"]
+	site.Rules(t, fmt.Sprintf(countCopies, h.sites["official"].Public, relay.Addr().Addr(), relay.Addr().Port()))
+	h.sites["official"].Rules(t, blockDisco)
+
+	// For a while it sends straight, then both ways, and when its pings are given up by the relay only.
+	both := 0
+	counted := func() (straight, relayed int) {
+		return site.Counted(t, "copies", "straight"), site.Counted(t, "copies", "relayed")
+	}
+	lab.Eventually(t, "it has sent both ways, and no longer does", func() error {
+		straight, relayed := counted()
+		if err := h.send(t, "official"); err != nil {
+			return err
+		}
+		straightAfter, relayedAfter := counted()
+		if now := h.endpoint(t); now != endpoint {
+			t.Fatalf("the official node's endpoint is %q, was %q", now, endpoint)
+		}
+		switch {
+		case straightAfter > straight && relayedAfter > relayed:
+			both++
+		case both >= enough && straightAfter == straight:
+			return nil
+		}
+		return fmt.Errorf("%d were sent both ways; straight %d, relayed %d", both, straightAfter, relayedAfter)
+	})
+	t.Logf("%d were sent both ways", both)
+}
+
+// endpoint is where the agent reaches the official node.
+func (h *housed) endpoint(t *testing.T) string {
+	t.Helper()
+	peer, err := lab.Peer(h.agent.Status(t), "official")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return peer.CurAddr
+}
+
 // knowEachOther waits until each side knows the other's relay, and that it is there.
 func (h *housed) knowEachOther(t *testing.T) {
 	t.Helper()

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -89,6 +91,8 @@ type Site struct {
 	Host *Namespace
 	// Public is the router's address, under which the host is seen.
 	Public netip.Addr
+
+	router *Namespace
 }
 
 // NewSite puts a host behind a router of a kind.
@@ -103,7 +107,7 @@ func (i *Internet) NewSite(t testing.TB, kind NAT) *Site {
 	public := internetPrefix.Addr().As4()
 	// The bridge itself has the first address.
 	public[3] = n + 1
-	site := &Site{Host: host, Public: netip.AddrFrom4(public)}
+	site := &Site{Host: host, Public: netip.AddrFrom4(public), router: router}
 	port := fmt.Sprintf("%sp%d", i.bridge, n)
 
 	do(t, "link", "add", port, "type", "veth", "peer", "name", "wan", "netns", router.name)
@@ -131,6 +135,30 @@ func (i *Internet) NewSite(t testing.TB, kind NAT) *Site {
 		t.Fatal(err, forwarding)
 	}
 	return site
+}
+
+// Rules gives the router further rules of nftables.
+func (s *Site) Rules(t testing.TB, rules string) {
+	t.Helper()
+	if _, err := run(s.router, "nft", rules); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Counted returns how many packets a named counter of the router's table has seen.
+func (s *Site) Counted(t testing.TB, table, counter string) int {
+	t.Helper()
+	listed, err := run(s.router, "nft", "list", "counter", "ip", table, counter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(listed, "packets ")
+	number, _, _ := strings.Cut(after, " ")
+	packets, err := strconv.Atoi(number)
+	if err != nil {
+		t.Fatalf("no counter in %s: %v", listed, err)
+	}
+	return packets
 }
 
 // do runs iproute2's ip and fails the test when that refuses.
