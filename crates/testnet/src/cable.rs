@@ -1,4 +1,4 @@
-//! A long cable: what goes in comes out at the other end a while later, and can be watched on its way.
+//! A long cable: what goes in comes out at the other end a while later, or gets lost, and can be watched on its way.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -22,6 +22,43 @@ const LOOK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+
+/// How frames fare on a cable.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Line {
+    /// How long each is on its way.
+    pub delay: Duration,
+    /// How many of a thousand get lost.
+    pub loss: u32,
+    /// Which: with the same seed, the same ones.
+    pub seed: u64,
+}
+
+/// Says which frames get lost: numbers of xorshift64*, so that a seed means the same everywhere.
+#[derive(Debug)]
+struct Loss {
+    state: u64,
+    per_mille: u64,
+}
+
+impl Loss {
+    fn new(line: Line) -> Loss {
+        let seed = line.seed.wrapping_add(1);
+        Loss {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            per_mille: line.loss.into(),
+        }
+    }
+
+    /// Whether the next frame does.
+    fn takes(&mut self) -> bool {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        let number = self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        (number * 1000) >> 32 < self.per_mille
+    }
+}
 
 /// What somebody waits for, and whom to tell.
 type Watcher = (Box<dyn Fn(&[u8]) -> bool + Send>, Sender<Instant>);
@@ -62,7 +99,7 @@ pub(crate) struct Cable {
 }
 
 impl Cable {
-    /// Lays it; both ends are up, without addresses. Frames take `delay` each way.
+    /// Lays it; both ends are up, without addresses. Each way frames fare as `line` says.
     ///
     /// # Errors
     ///
@@ -70,7 +107,7 @@ impl Cable {
     pub(crate) fn lay(
         a: (&Namespace, &str),
         b: (&Namespace, &str),
-        delay: Duration,
+        line: Line,
         watchers: &Watchers,
     ) -> Result<Cable> {
         let open = |(namespace, name): (&Namespace, &str)| -> Result<File> {
@@ -82,13 +119,15 @@ impl Cable {
         let cable = Cable {
             cut: Arc::default(),
         };
-        for (from, to) in [(&of_a, &of_b), (&of_b, &of_a)] {
+        for (way, [from, to]) in [(0, [&of_a, &of_b]), (1, [&of_b, &of_a])] {
             let (from, to) = (from.try_clone()?, to.try_clone()?);
+            let seed = line.seed.wrapping_add(way);
+            let line = Line { seed, ..line };
             let (enter, leave) = channel();
             let (cut, watchers) = (cable.cut.clone(), watchers.clone());
             let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
             spawn("cable-in")
-                .spawn(move || pump(from, &enter, delay, &watchers, &cut))
+                .spawn(move || pump(from, &enter, line, &watchers, &cut))
                 .context("starting a pump")?;
             spawn("cable-out")
                 .spawn(move || deliver(to, &leave))
@@ -108,16 +147,20 @@ impl Drop for Cable {
 fn pump(
     mut from: File,
     to: &Sender<(Instant, Vec<u8>)>,
-    delay: Duration,
+    line: Line,
     watchers: &Watchers,
     cut: &AtomicBool,
 ) {
     let mut frame = [0; FRAME];
+    let mut loss = Loss::new(line);
     while !cut.load(Ordering::Relaxed) {
         match from.read(&mut frame) {
             Ok(len) => {
                 watchers.tell(&frame[..len]);
-                let due = Instant::now() + delay;
+                if loss.takes() {
+                    continue;
+                }
+                let due = Instant::now() + line.delay;
                 if to.send((due, frame[..len].to_vec())).is_err() {
                     return;
                 }
@@ -137,5 +180,24 @@ fn deliver(mut to: File, from: &Receiver<(Instant, Vec<u8>)>) {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         // A device that is down, or gone, takes nothing: lost, as on any wire.
         let _ = to.write_all(&frame);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_loses_the_same_frames_again_and_as_many_as_was_asked_for() {
+        let lost = |loss, seed| -> Vec<usize> {
+            let delay = Duration::ZERO;
+            let mut loss = Loss::new(Line { delay, loss, seed });
+            (0..10_000).filter(|_| loss.takes()).collect()
+        };
+        assert_eq!(lost(20, 1), lost(20, 1));
+        assert_ne!(lost(20, 1), lost(20, 2));
+        assert!((150..250).contains(&lost(20, 1).len()));
+        assert_eq!(lost(0, 1), Vec::<usize>::new());
+        assert_eq!(lost(1000, 1).len(), 10_000);
     }
 }

@@ -1,10 +1,10 @@
 //! The standard topology: public hosts and hosts behind NAT on one internet.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cable::Line;
 use crate::link::Bridge;
 use crate::namespace::Namespace;
 use crate::nat::model::Behaviour;
@@ -167,9 +167,9 @@ impl Lab {
         })
     }
 
-    /// Gives hosts and sites that are added from now on a cable to the internet that takes `delay` each way.
-    pub fn slow(&mut self, delay: Duration) {
-        self.internet.lay_slowly(delay);
+    /// Gives hosts and sites that are added from now on a cable to the internet on which frames fare so, each way.
+    pub fn lay(&mut self, line: Line) {
+        self.internet.lay(line);
     }
 
     /// The switch that all are plugged into.

@@ -37,6 +37,7 @@ mod tun;
 mod tunnel;
 mod wait;
 
+pub use cable::Line;
 pub use firewalls::{Firewalld, Ufw, cache, firewalls_tree};
 pub use folder::Folder;
 pub use lab::{Host, Lab};

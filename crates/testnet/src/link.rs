@@ -2,11 +2,11 @@
 
 use std::process::Command;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::cable::{Cable, Watchers};
+use crate::cable::{Cable, Line, Watchers};
 use crate::namespace::Namespace;
 use crate::process::run;
 
@@ -44,8 +44,8 @@ pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
 pub struct Bridge {
     namespace: Namespace,
     ports: u32,
-    /// How long the cables are that are laid from now on; `None` is a plain one.
-    delay: Option<Duration>,
+    /// What the cables are like that are laid from now on; `None` is a plain one.
+    line: Option<Line>,
     cables: Vec<Cable>,
     watchers: Watchers,
 }
@@ -64,7 +64,7 @@ impl Bridge {
         Ok(Bridge {
             namespace,
             ports: 0,
-            delay: None,
+            line: None,
             cables: Vec::new(),
             watchers: Watchers::default(),
         })
@@ -79,10 +79,13 @@ impl Bridge {
         let port = format!("port{}", self.ports);
         self.ports += 1;
         let ends = ((host, name), (&self.namespace, port.as_str()));
-        match self.delay {
+        match self.line {
             None => veth(ends.0, ends.1)?,
-            Some(delay) => {
-                let cable = Cable::lay(ends.0, ends.1, delay, &self.watchers)?;
+            Some(line) => {
+                // Each loses frames of its own: of the two seeds a cable takes, neither is another's.
+                let seed = line.seed.wrapping_add(2 * u64::from(self.ports));
+                let line = Line { seed, ..line };
+                let cable = Cable::lay(ends.0, ends.1, line, &self.watchers)?;
                 self.cables.push(cable);
             }
         }
@@ -91,9 +94,9 @@ impl Bridge {
         Ok(())
     }
 
-    /// Has hosts that are plugged in from now on send and receive by cables that take `delay` each way.
-    pub fn lay_slowly(&mut self, delay: Duration) {
-        self.delay = Some(delay);
+    /// Has hosts that are plugged in from now on send and receive by cables like `line`.
+    pub fn lay(&mut self, line: Line) {
+        self.line = Some(line);
     }
 
     /// Tells when Ethernet frames that `likes` says yes to enter one of those cables, at either end.

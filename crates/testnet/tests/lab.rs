@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use testnet::{Lab, Namespace, run, skip_unless_available, wait_until};
+use anyhow::{Context, Result, ensure};
+use testnet::{Lab, Line, Namespace, run, skip_unless_available, wait_until};
 
 #[test]
 fn a_host_behind_nat_reaches_a_server_but_is_not_reached() -> Result<()> {
@@ -40,6 +40,30 @@ fn a_host_behind_nat_reaches_a_server_but_is_not_reached() -> Result<()> {
         ping(server.namespace(), "192.168.1.2").is_err(),
         "the NAT forwarded unasked"
     );
+    Ok(())
+}
+
+#[test]
+fn frames_take_their_time_on_a_bad_line_and_some_get_lost() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut lab = Lab::new()?;
+    // Over two cables, there and back again: two of three echoes return, 20 ms later.
+    lab.lay(Line {
+        delay: Duration::from_millis(5),
+        loss: 100,
+        seed: 7,
+    });
+    let (alice, bob) = (lab.server("alice")?, lab.server("bob")?);
+    let address = bob.address().to_string();
+    let ping = ["ping", "-n", "-c", "200", "-i", "0.01", "-W", "1", &address];
+    let said = alice.namespace().exec(&ping)?;
+    let received = said.split(" received").next();
+    let received = received.and_then(|text| text.rsplit(' ').next());
+    let received: u32 = received.context("no count")?.parse()?;
+    ensure!((80..180).contains(&received), "{said}");
+    let fastest = said.split("= ").nth(1).and_then(|t| t.split('/').next());
+    let fastest: f64 = fastest.context("no times")?.parse()?;
+    ensure!(fastest >= 20.0, "{said}");
     Ok(())
 }
 

@@ -24,11 +24,16 @@ type Agent struct {
 	args   []string
 }
 
-// StartAgent starts a daemon that is logged out.
+// StartAgent starts a daemon that is logged out, in a namespace on the lab's network.
 func StartAgent(t testing.TB) *Agent {
 	t.Helper()
-	NeedNamespaces(t)
-	a := &Agent{bin: binary(t, "tailrace"), Namespace: NewNamespace(t), state: t.TempDir()}
+	return StartAgentIn(t, NewNamespace(t))
+}
+
+// StartAgentIn is [StartAgent] in a given namespace.
+func StartAgentIn(t testing.TB, ns *Namespace) *Agent {
+	t.Helper()
+	a := &Agent{bin: binary(t, "tailrace"), Namespace: ns, state: t.TempDir()}
 	a.socket = filepath.Join(a.state, "tailrace.sock")
 	a.Local = &local.Client{Socket: a.socket, UseSocketOnly: true}
 	a.args = []string{

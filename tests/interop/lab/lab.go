@@ -8,7 +8,10 @@
 //	lab0 10.213.0.1                           10.213.N.1 <- veth -> 10.213.N.2  tailrace daemon
 //
 // Agents reach the lab's addresses through their default route. The lab does not forward, so two agents
-// have no path to each other but a relay.
+// have no path to each other but a relay. Nodes that are to meet behind routers are put on an [Internet],
+// the official one in a process of its own:
+//
+//	the lab: 203.0.113.1 <- bridge -> router 203.0.113.N, 192.168.N.1 <- veth -> 192.168.N.2 node
 package lab
 
 import (
@@ -43,6 +46,10 @@ func Addr() netip.Addr {
 // namespaces are skipped.
 func Main(m *testing.M) {
 	quietOfficialClient()
+	if told := os.Getenv(nodeEnv); told != "" {
+		fmt.Fprintf(os.Stderr, "interop: official node: %v\n", runNode(told))
+		os.Exit(1)
+	}
 	if os.Getenv(insideEnv) != "" {
 		if err := raiseLab(); err != nil {
 			fmt.Fprintf(os.Stderr, "interop: setting up the lab's namespace: %v\n", err)

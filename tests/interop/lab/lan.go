@@ -27,35 +27,27 @@ func NewLAN(t testing.TB, router *Namespace) *LAN {
 	t.Helper()
 	name := router.name + "-lan"
 	lan := &LAN{Host: &Namespace{name: name}, Outside: outside}
-	if err := ip("netns", "add", name); err != nil {
-		t.Fatal(err)
-	}
+	do(t, "netns", "add", name)
 	t.Cleanup(func() {
 		if err := ip("netns", "del", name); err != nil {
 			t.Error(err)
 		}
 	})
-	do := func(args ...string) {
-		t.Helper()
-		if err := ip(args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	do("-n", router.name, "link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", name)
+	do(t, "-n", router.name, "link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", name)
 	for i, prefix := range LANPrefixes {
 		gateway := prefix.Addr().Next()
 		host := gateway.Next()
 		lan.Addrs = append(lan.Addrs, host)
-		do("-n", router.name, "addr", "add", fmt.Sprintf("%v/%d", gateway, prefix.Bits()), "dev", "lan0", "nodad")
-		do("-n", name, "addr", "add", fmt.Sprintf("%v/%d", host, prefix.Bits()), "dev", "eth0", "nodad")
-		do("-n", name, "addr", "add", fmt.Sprintf("%v/%d", outside[i], outside[i].BitLen()), "dev", "lo", "nodad")
+		do(t, "-n", router.name, "addr", "add", fmt.Sprintf("%v/%d", gateway, prefix.Bits()), "dev", "lan0", "nodad")
+		do(t, "-n", name, "addr", "add", fmt.Sprintf("%v/%d", host, prefix.Bits()), "dev", "eth0", "nodad")
+		do(t, "-n", name, "addr", "add", fmt.Sprintf("%v/%d", outside[i], outside[i].BitLen()), "dev", "lo", "nodad")
 	}
-	do("-n", name, "link", "set", "lo", "up")
-	do("-n", name, "link", "set", "eth0", "up")
-	do("-n", router.name, "link", "set", "lan0", "up")
+	do(t, "-n", name, "link", "set", "lo", "up")
+	do(t, "-n", name, "link", "set", "eth0", "up")
+	do(t, "-n", router.name, "link", "set", "lan0", "up")
 	for i, prefix := range LANPrefixes {
-		do("-n", name, "route", "add", "default", "via", prefix.Addr().Next().String())
-		do("-n", router.name, "route", "add", outside[i].String(), "via", lan.Addrs[i].String())
+		do(t, "-n", name, "route", "add", "default", "via", prefix.Addr().Next().String())
+		do(t, "-n", router.name, "route", "add", outside[i].String(), "via", lan.Addrs[i].String())
 	}
 	lan.Host.Addr = lan.Addrs[0]
 	return lan

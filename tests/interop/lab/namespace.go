@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace joined to the lab by a veth pair; it goes with the test.
+// Namespace is a network namespace joined to the lab, by a veth pair or through a router; it goes with the test.
 type Namespace struct {
 	name string
-	// Addr is the namespace's own end of the pair.
+	// Addr is the namespace's own address on its way there.
 	Addr netip.Addr
 }
 
@@ -26,37 +26,33 @@ var namespaces atomic.Uint32
 // NewNamespace makes a namespace whose default route leads to the lab.
 func NewNamespace(t testing.TB) *Namespace {
 	t.Helper()
-	NeedNamespaces(t)
-	n := byte(namespaces.Add(1))
-	ns := &Namespace{
-		name: fmt.Sprintf("interop-%d-%d", os.Getpid(), n),
-		Addr: netip.AddrFrom4([4]byte{10, 213, n, 2}),
-	}
+	ns, n := emptyNamespace(t)
+	ns.Addr = netip.AddrFrom4([4]byte{10, 213, n, 2})
 	gateway := netip.AddrFrom4([4]byte{10, 213, n, 1})
 	outer := fmt.Sprintf("ns%d", n)
+	do(t, "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", ns.name)
+	do(t, "addr", "add", gateway.String()+"/30", "dev", outer)
+	do(t, "link", "set", outer, "up")
+	do(t, "-n", ns.name, "addr", "add", ns.Addr.String()+"/30", "dev", "eth0")
+	do(t, "-n", ns.name, "link", "set", "eth0", "up")
+	do(t, "-n", ns.name, "route", "add", "default", "via", gateway.String())
+	return ns
+}
 
-	if err := ip("netns", "add", ns.name); err != nil {
-		t.Fatal(err)
-	}
+// emptyNamespace makes a namespace with nothing but loopback, and returns its number too.
+func emptyNamespace(t testing.TB) (*Namespace, byte) {
+	t.Helper()
+	NeedNamespaces(t)
+	n := byte(namespaces.Add(1))
+	ns := &Namespace{name: fmt.Sprintf("interop-%d-%d", os.Getpid(), n)}
+	do(t, "netns", "add", ns.name)
 	t.Cleanup(func() {
 		if err := ip("netns", "del", ns.name); err != nil {
 			t.Error(err)
 		}
 	})
-	for _, args := range [][]string{
-		{"link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", ns.name},
-		{"addr", "add", gateway.String() + "/30", "dev", outer},
-		{"link", "set", outer, "up"},
-		{"-n", ns.name, "link", "set", "lo", "up"},
-		{"-n", ns.name, "addr", "add", ns.Addr.String() + "/30", "dev", "eth0"},
-		{"-n", ns.name, "link", "set", "eth0", "up"},
-		{"-n", ns.name, "route", "add", "default", "via", gateway.String()},
-	} {
-		if err := ip(args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return ns
+	do(t, "-n", ns.name, "link", "set", "lo", "up")
+	return ns, n
 }
 
 // Dial connects from inside the namespace. The address must be a literal one: name resolution would leave

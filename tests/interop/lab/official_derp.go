@@ -86,6 +86,11 @@ func (d *OfficialDERP) Region() *tailcfg.DERPRegion {
 	return region(d.addr, d.stun.Port(), d.pin)
 }
 
+// Addr returns where it speaks DERP.
+func (d *OfficialDERP) Addr() netip.AddrPort {
+	return d.addr
+}
+
 // Map returns a DERP map with this server alone.
 func (d *OfficialDERP) Map() *tailcfg.DERPMap {
 	return &tailcfg.DERPMap{

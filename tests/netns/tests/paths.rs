@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netns_tests::{CONNECT, End, both_ways, pair};
 use testnet::tailnet::{Control, ControlOptions, Node, Tailnet};
-use testnet::{Lab, scaled, skip_unless_available, wait_until};
+use testnet::{Lab, Namespace, scaled, skip_unless_available, wait_until};
 
 /// Has a router let no UDP through.
 const BLOCK: &str = "table inet block {
@@ -188,6 +188,35 @@ fn a_stream_goes_on_by_the_relay_when_udp_is_blocked_one_way() -> Result<()> {
     survives(BLOCK_INWARDS)
 }
 
+/// Counts the data that a router lets in of WireGuard's from another, and what comes of the relay's that holds
+/// as much as a ping: its own frames are shorter, and so are acknowledgements.
+fn count_copies(router: &Namespace, from: &Namespace) -> Result<()> {
+    let listed = from.ip("-o -4 address show dev wan")?;
+    let prefix = listed.split_whitespace().nth(3).context("no address")?;
+    let from = prefix.split('/').next().context("no address")?;
+    router.nft(&format!(
+        "table inet copies {{
+            counter straight {{ }}
+            counter relayed {{ }}
+            chain forward {{ type filter hook forward priority -20; policy accept
+                iifname wan ip saddr {from} meta l4proto udp @th,64,32 0x04000000 counter name straight
+                iifname wan tcp sport 3340 meta length > 150 counter name relayed
+            }}
+        }}"
+    ))
+}
+
+/// How many copies have come straight, and by the relay.
+fn copies(router: &Namespace) -> Result<[u64; 2]> {
+    let count = |name: &str| -> Result<u64> {
+        let listed = router.exec(&["nft", "list", "counter", "inet", "copies", name])?;
+        let packets = listed.split("packets ").nth(1);
+        let packets = packets.and_then(|text| text.split(' ').next());
+        Ok(packets.context("no counter")?.parse()?)
+    };
+    Ok([count("straight")?, count("relayed")?])
+}
+
 /// How often `node` said that a peer is reached this way.
 fn told(node: &Node, way: &str) -> usize {
     let lines = node.process().log();
@@ -211,7 +240,7 @@ fn untrust(alice: &Node, ping: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
+fn what_a_peer_sends_both_ways_comes_both_ways_and_never_moves_the_endpoint() -> Result<()> {
     skip_unless_available!("ping");
     let tailnet = Tailnet::new(&["alice", "bob"])?;
     let [alice, bob] = pair(&tailnet.nodes)?;
@@ -220,6 +249,8 @@ fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     let ping = address.to_string();
     let pings = ["ping", "-n", "-c", "10", "-i", "0.02", "-W", "1", &ping];
     let router = alice.host().nat().context("no router")?.namespace();
+    let other = bob.host().nat().context("no router")?.namespace();
+    count_copies(other, router)?;
     let both_direct = || -> Result<String> {
         wait_until(CONNECT * 2, "the path is direct", || {
             alice.ping(address)?;
@@ -230,12 +261,21 @@ fn what_a_peer_sends_both_ways_never_moves_the_endpoint() -> Result<()> {
     let stays = |expected: &str| -> Result<()> {
         let given_up = told(alice, "reached by relay peer");
         for round in 0..6 {
+            let before = copies(other)?;
             let said = alice.host().namespace().exec(&pings)?;
+            let after = copies(other)?;
             if told(alice, "reached by relay peer") > given_up {
                 ensure!(round > 0, "sent one way only");
                 break;
             }
             ensure!(said.contains("10 received"), "{said}");
+            // What they are about: of each packet one copy came straight, and one by the relay.
+            for (before, after) in before.iter().zip(after) {
+                ensure!(
+                    after >= before + 10,
+                    "copies were {before:?}, now {after:?}"
+                );
+            }
             let alice = bob.peer("alice")?;
             let endpoint = alice.text("CurAddr")?;
             ensure!(endpoint == expected, "{endpoint:?}, not {expected:?}");

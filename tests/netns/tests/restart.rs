@@ -19,6 +19,7 @@ fn a_killed_agent_comes_back_with_its_address_and_identity() -> Result<()> {
         anyhow::bail!("two nodes")
     };
     let before = (addresses(alice)?, identity(alice)?);
+    let disco = disco_key(alice)?;
 
     alice.kill()?;
     alice.start_again()?;
@@ -28,6 +29,7 @@ fn a_killed_agent_comes_back_with_its_address_and_identity() -> Result<()> {
         (addresses(alice)?, identity(alice)?) == before,
         "not who she was"
     );
+    keeps_disco_with_sessions(alice, &disco)?;
     alice.reach(bob.ip("-4")?, HEAL)?;
     bob.reach(before.0[1], HEAL)?;
     let list = tailnet.control.admin(&["nodes", "list"])?;
@@ -45,7 +47,7 @@ fn an_ended_agent_comes_back_and_the_kernels_tunnel_does_not_go_meanwhile() -> R
     let [alice, bob] = tailnet.nodes.as_mut_slice() else {
         anyhow::bail!("two nodes")
     };
-    let before = addresses(alice)?;
+    let (before, disco) = (addresses(alice)?, disco_key(alice)?);
 
     alice.terminate()?;
     let links = alice.host().namespace().ip("-o link")?;
@@ -60,6 +62,7 @@ fn an_ended_agent_comes_back_and_the_kernels_tunnel_does_not_go_meanwhile() -> R
         ensure!(addresses(alice)? == before, "another address");
         Ok(())
     })?;
+    keeps_disco_with_sessions(alice, &disco)?;
     alice.reach(bob.ip("-4")?, HEAL)?;
     bob.reach(before[0], HEAL)
 }
@@ -113,6 +116,25 @@ fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> 
         .and_then(Value::as_bool);
     ensure!(stale == Some(true), "the map is marked stale: {status}");
     Ok(())
+}
+
+/// Checks that a node that was started again has the disco key of `before` if the kernel has its sessions still,
+/// and another one if they went with the process: by it peers see which.
+fn keeps_disco_with_sessions(node: &Node, before: &str) -> Result<()> {
+    let kept = disco_key(node)? == before;
+    ensure!(
+        kept == (Engine::under_test() == Engine::Kernel),
+        "the disco key was kept: {kept}"
+    );
+    Ok(())
+}
+
+/// The node's disco key, as its state has it.
+fn disco_key(node: &Node) -> Result<String> {
+    let path = node.state_dir().join("identity.json");
+    let identity: Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    let key = identity.get("Disco").and_then(Value::as_str);
+    Ok(key.context("no disco key")?.to_owned())
 }
 
 /// Whether a file of the node's state holds `text`.

@@ -1,8 +1,12 @@
 //! What agents say to each other inside the tunnel.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use netns_tests::{CONNECT, addresses, connected_pair, pair};
-use testnet::{Namespace, skip_unless_available, wait_until};
+use serde_json::Value;
+use testnet::tailnet::{Control, ControlOptions, Node, Relay};
+use testnet::{Lab, Namespace, skip_unless_available, wait_until};
 
 /// Counts what a host sends into the tunnel as an answer to a protocol that it does not know.
 const UNKNOWN_PROTOCOL: &str = "table inet probe { chain c {
@@ -144,5 +148,89 @@ tell(bytes([9] * 32))"
     ensure!(said.starts_with("no answer from"), "{said}");
     alice.cli(&["ping", "--tsmp", "-c", "1", &from.to_string()])?;
     ensure!(told() == 1, "{} keys were taken over", told());
+    Ok(())
+}
+
+/// From this capability version on a peer hears disco keys inside the tunnel; ours states an older one.
+const HEARS: u64 = 144;
+
+/// How many disco keys a node has taken over that peers told it.
+fn keys_told(node: &Node) -> usize {
+    let log = node.process().log();
+    let told = |line: &&String| line.contains("tells its new disco key");
+    log.iter().filter(told).count()
+}
+
+/// Has the map that a node wrote down give its one peer a capability version, and the node a new disco key.
+fn edit_state(node: &Node, version: u64) -> Result<()> {
+    let edit = |name: &str, change: &dyn Fn(&mut Value) -> Result<()>| -> Result<()> {
+        let path = node.state_dir().join(name);
+        let mut value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        change(&mut value)?;
+        Ok(fs::write(path, value.to_string())?)
+    };
+    edit("netmap.json", &|map| {
+        let peers = map.pointer_mut("/Map/peers").and_then(Value::as_object_mut);
+        let peers = peers.context("no peers")?;
+        ensure!(peers.len() == 1, "{} peers", peers.len());
+        for peer in peers.values_mut() {
+            peer["Cap"] = version.into();
+        }
+        Ok(())
+    })?;
+    edit("identity.json", &|identity| {
+        let disco = identity["Disco"].as_str().context("no disco key")?;
+        let mut key: Vec<char> = disco.chars().collect();
+        // In the middle, where no bit is fixed: the kernel's sessions would keep the key.
+        let middle = key.len() - 30;
+        key[middle] = if key[middle] == '0' { '1' } else { '0' };
+        identity["Disco"] = key.into_iter().collect::<String>().into();
+        Ok(())
+    })
+}
+
+#[test]
+fn a_peer_to_which_the_map_gives_capability_version_144_is_told_a_new_disco_key() -> Result<()> {
+    skip_unless_available!("ping");
+    let mut lab = Lab::new()?;
+    let relay = Relay::start(lab.server("relay")?)?;
+    let options = ControlOptions {
+        derp_map: Some(relay.derp_map()?),
+        ..ControlOptions::default()
+    };
+    let mut control = Control::start(lab.server("control")?, options)?;
+    let key = control.auth_key(&["--reusable"])?;
+    let mut alice = Node::start(lab.behind_nat("alice")?)?;
+    alice.join(&control.url(), &key)?;
+    let bob = Node::start(lab.behind_nat("bob")?)?;
+    bob.join(&control.url(), &key)?;
+    let address = bob.ip("-4")?;
+    alice.reach(address, CONNECT)?;
+    wait_until(CONNECT, "alice has written down who bob is", || {
+        let map = fs::read_to_string(alice.state_dir().join("netmap.json"))?;
+        ensure!(map.contains(&address.to_string()), "not yet");
+        Ok(())
+    })?;
+    // From now on nobody else tells bob.
+    control.kill()?;
+
+    for (version, told) in [(HEARS - 1, 0), (HEARS, 1)] {
+        alice.kill()?;
+        edit_state(&alice, version)?;
+        alice.start_again()?;
+        alice.reach(address, CONNECT)?;
+        // Without her key bob cannot prove the path that they had.
+        let what = format!("version {version}: {told} keys told, and as many direct paths");
+        wait_until(CONNECT, &what, || {
+            alice.ping(address)?;
+            for (node, peer) in [(&alice, "bob"), (&bob, "alice")] {
+                let peer = node.peer(peer)?;
+                let direct = !peer.text("CurAddr")?.is_empty();
+                ensure!(direct == (told == 1), "direct: {direct}: {peer:?}");
+            }
+            ensure!(keys_told(&bob) == told, "{} keys", keys_told(&bob));
+            Ok(())
+        })?;
+    }
     Ok(())
 }

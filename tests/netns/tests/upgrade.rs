@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netns_tests::CONNECT;
 use testnet::tailnet::{Control, ControlOptions, Node};
-use testnet::{Bridge, Host, Lab, scaled, skip_unless_available, wait_until};
+use testnet::{Bridge, Host, Lab, Line, scaled, skip_unless_available, wait_until};
 
 /// Fresh pairs of nodes at each distance.
 const ROUNDS: usize = 3;
@@ -38,13 +38,20 @@ fn outside(host: &Host) -> Result<Ipv4Addr> {
     Ok(address.parse()?)
 }
 
-/// Time from the first packet until data goes straight both ways, with `round_trip` between the nodes.
-fn upgrade(round_trip: Duration) -> Result<Duration> {
+/// Two nodes behind home routers that know of each other, and have sent nothing yet.
+struct Pair {
+    alice: Node,
+    bob: Node,
+    _control: Control,
+    lab: Lab,
+}
+
+/// Starts them; between a node and the internet is such a line.
+fn pair(line: Line) -> Result<Pair> {
     let mut lab = Lab::new()?;
     let control = Control::start(lab.server("control")?, ControlOptions::default())?;
     let key = control.auth_key(&["--reusable"])?;
-    // From one node to the other and back each packet takes four cables.
-    lab.slow(round_trip / 4);
+    lab.lay(line);
     let mut join = |name: &str| -> Result<Node> {
         let node = Node::start(lab.behind_nat(name)?)?;
         node.join(&control.url(), &key)?;
@@ -63,6 +70,24 @@ fn upgrade(round_trip: Duration) -> Result<Duration> {
             Ok(())
         },
     )?;
+    Ok(Pair {
+        alice,
+        bob,
+        _control: control,
+        lab,
+    })
+}
+
+/// Time from the first packet until data goes straight both ways, with `round_trip` between the nodes.
+fn upgrade(round_trip: Duration) -> Result<Duration> {
+    // From one node to the other and back each packet takes four cables.
+    let line = Line {
+        delay: round_trip / 4,
+        ..Line::default()
+    };
+    let Pair {
+        alice, bob, lab, ..
+    } = &pair(line)?;
     let sites = [outside(alice.host())?, outside(bob.host())?];
     let there = straight(lab.internet(), sites[0], sites[1]);
     let back = straight(lab.internet(), sites[1], sites[0]);
@@ -101,5 +126,44 @@ fn a_path_is_direct_after_three_round_trips_at_any_distance() -> Result<()> {
         }
         ensure!(median <= limit, "{times:?} at {round_trip:?}");
     }
+    Ok(())
+}
+
+/// Frames in a thousand that a bad line loses.
+const LOST: u32 = 20;
+/// Within which a path over bad lines is direct: what got lost is tried again after five seconds, with luck once.
+const OVER_BAD_LINES: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_path_becomes_direct_over_lines_that_lose_every_fiftieth_frame() -> Result<()> {
+    skip_unless_available!("ping");
+    let line = Line {
+        delay: Duration::from_millis(5),
+        loss: LOST,
+        seed: 2,
+    };
+    let Pair { alice, bob, .. } = &pair(line)?;
+    let address = bob.ip("-4")?.to_string();
+    let begin = Instant::now();
+    // An echo takes four cables straight, and eight by the relay; that is TCP, and loses none of them.
+    let pings = ["ping", "-n", "-c", "250", "-i", "0.02", "-W", "2", &address];
+    let said = alice.host().namespace().exec(&pings)?;
+    let received = said.split(" received").next();
+    let received = received.and_then(|text| text.rsplit(' ').next());
+    let received: u32 = received.context("no count")?.parse()?;
+    for (node, peer) in [(alice, "bob"), (bob, "alice")] {
+        wait_until(OVER_BAD_LINES, "the path is direct", || {
+            // It may get lost itself.
+            let _ = alice.ping(bob.ip("-4")?);
+            let peer = node.peer(peer)?;
+            ensure!(!peer.text("CurAddr")?.is_empty(), "relayed");
+            Ok(())
+        })?;
+    }
+    println!(
+        "{received} of 250 pings answered; both direct within {:?}",
+        begin.elapsed()
+    );
+    ensure!(received >= 200, "{said}");
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Starts the lab, step by step, saying what it does.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testnet::tailnet::{Control, ControlOptions, Engine, Node, Tailnet};
 use testnet::{Folder, Lab, run, wait_until};
 
@@ -11,6 +11,8 @@ use super::gateways::{POLICY, Site};
 
 /// Names of the nodes.
 pub(super) const NODES: [&str; 2] = ["alice", "bob"];
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// All that the demo runs.
 ///
@@ -55,8 +57,14 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
     let routes = format!("--advertise-routes={office4},{office6}");
     let (gate, office) = gateway(&mut lab, &control, "gate", 1, &routes)?;
     let (exit, outside) = gateway(&mut lab, &control, "exit", 2, "--advertise-exit-node")?;
-    // Whoever joined first learns of the second: the tailnet is ready when they answer each other.
-    let first = Instant::now();
+    // Whoever joined first learns of the second.
+    for (from, to) in [(0, 1), (1, 0)] {
+        stop.check()?;
+        let what = format!("{} has {} on the relay", NODES[from], NODES[to]);
+        step(&what, || is_relayed(&nodes[from], NODES[to]))?;
+    }
+    // The tailnet is ready when they answer each other.
+    let first = time_of_day()?;
     for (from, to) in [(0, 1), (1, 0)] {
         stop.check()?;
         let address = nodes[to].ip("-4")?;
@@ -67,12 +75,12 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
     }
     for (from, to) in [(0, 1), (1, 0)] {
         stop.check()?;
-        let endpoint = go_direct(&nodes[from], &nodes[to], NODES[to])?;
+        let (endpoint, at) = go_direct(&nodes[from], &nodes[to], NODES[to])?;
         println!(
-            "  ok     {} → {}: from the relay to {endpoint}, {} ms after the first packet",
+            "  ok     {} → {}: from the relay to {endpoint}, {:.1} ms after the first packet",
             NODES[from],
             NODES[to],
-            first.elapsed().as_millis()
+            since(first, at).as_secs_f64() * 1e3
         );
     }
     Ok(Demo {
@@ -88,17 +96,60 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
     })
 }
 
-/// Sends until the path to a peer is direct; returns the peer's endpoint.
-fn go_direct(from: &Node, to: &Node, name: &str) -> Result<String> {
+/// Waits until a node knows a peer's relay; the path is not direct then, as nothing was sent.
+fn is_relayed(node: &Node, name: &str) -> Result<()> {
+    let what = format!("the relay of {name} is known");
+    let peer = wait_until(Duration::from_secs(20), &what, || {
+        let peer = node.peer(name)?;
+        ensure!(!peer.text("Relay")?.is_empty(), "no relay");
+        Ok(peer)
+    })?;
+    let endpoint = peer.text("CurAddr")?;
+    ensure!(endpoint.is_empty(), "{name} is at {endpoint} already");
+    Ok(())
+}
+
+/// Sends until the path to a peer is direct; returns the peer's endpoint, and the time of the day at which the
+/// agent came to use it.
+fn go_direct(from: &Node, to: &Node, name: &str) -> Result<(String, Duration)> {
     let address = to.ip("-4")?;
     let what = format!("the path to {name} is direct");
-    wait_until(Duration::from_secs(20), &what, || {
+    let peer = wait_until(Duration::from_secs(20), &what, || {
         from.ping(address)?;
         let peer = from.peer(name)?;
         let endpoint = peer.text("CurAddr")?;
         ensure!(!endpoint.is_empty(), "relayed by {}", peer.text("Relay")?);
-        Ok(endpoint.to_owned())
-    })
+        Ok(peer)
+    })?;
+    let key = peer.text("PublicKey")?;
+    let log = from.process().log();
+    let said = log
+        .iter()
+        .find(|line| line.contains("reached directly") && line.contains(key));
+    let said = said.context("the agent does not log that its path is direct")?;
+    let at = logged_at(said).with_context(|| format!("no time in {said:?}"))?;
+    Ok((peer.text("CurAddr")?.to_owned(), at))
+}
+
+/// Time of the day at which a line was logged, which begins like `2026-05-28T15:42:00.123456Z`.
+fn logged_at(line: &str) -> Option<Duration> {
+    let (_, time) = line.split_once(' ')?.0.strip_suffix('Z')?.split_once('T')?;
+    let mut parts = time.split(':');
+    let (hours, minutes) = (parts.next()?.parse::<u32>().ok()?, parts.next()?);
+    let minutes = hours * 60 + minutes.parse::<u32>().ok()?;
+    let seconds = Duration::try_from_secs_f64(parts.next()?.parse().ok()?).ok()?;
+    Some(Duration::from_secs(60) * minutes + seconds)
+}
+
+/// The same of now.
+fn time_of_day() -> Result<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(now - DAY * u32::try_from(now.as_secs() / DAY.as_secs())?)
+}
+
+/// What passed between two times of the day; midnight may be between them.
+fn since(first: Duration, later: Duration) -> Duration {
+    later.checked_sub(first).unwrap_or(later + DAY - first)
 }
 
 /// Joins a node under the tag of its name, then sets what `flags` say.
@@ -144,4 +195,20 @@ pub(super) fn step<T>(what: &str, action: impl FnOnce() -> Result<T>) -> Result<
     let mark = if result.is_ok() { "ok    " } else { "FAILED" };
     println!("  {mark} {what} ({:.1} s)", start.elapsed().as_secs_f64());
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passed_between_times_of_the_log_is_told_past_midnight_too() {
+        let line = "2026-05-28T23:59:59.990000Z  INFO agent: reached directly peer=nodekey:00";
+        let before = logged_at(line).expect("a time");
+        assert_eq!(before, DAY - Duration::from_millis(10));
+        let after = logged_at("2026-05-29T00:00:00.013500Z  INFO agent").expect("a time");
+        assert_eq!(since(before, after), Duration::from_micros(23_500));
+        assert_eq!(since(after, after), Duration::ZERO);
+        assert_eq!(logged_at("no time here"), None);
+    }
 }
