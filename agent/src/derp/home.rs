@@ -58,7 +58,7 @@ impl HomeSelector {
             (old, None) => old.or_else(|| fallback(map, measured.seed)),
             (None, Some((best, _))) => Some(best),
             (Some(old), Some((best, latency))) => {
-                let stay = old == best || stays(now, old, latency, measured);
+                let stay = old == best || stays(now, map, old, latency, measured);
                 Some(if stay { old } else { best })
             }
         };
@@ -88,21 +88,35 @@ impl HomeSelector {
             .filter_map(|region| {
                 let reports = self.history.iter();
                 let least = reports.filter_map(|(_, report)| report.get(region)).min()?;
-                let score = map.scores.get(region).copied().unwrap_or(1_000_000);
-                #[expect(clippy::cast_precision_loss, reason = "at most a thousand million")]
-                Some((*region, least.mul_f64(score as f64 / 1e6)))
+                Some((*region, weighted(map, *region, *least)))
             })
             .min_by_key(|(region, latency)| (*latency, *region))
     }
 }
 
-/// True if the old home works and `best` is not clearly faster.
-fn stays(now: Instant, old: RegionId, best: Duration, measured: &Measured<'_>) -> bool {
+/// A latency as the administrator's score of the region has it count.
+fn weighted(map: &DerpMap, region: RegionId, latency: Duration) -> Duration {
+    let score = map.scores.get(&region).copied().unwrap_or(1_000_000);
+    #[expect(clippy::cast_precision_loss, reason = "at most a thousand million")]
+    latency.mul_f64(score as f64 / 1e6)
+}
+
+/// True if the old home works and `best`, a weighted latency, is not clearly less.
+fn stays(
+    now: Instant,
+    map: &DerpMap,
+    old: RegionId,
+    best: Duration,
+    measured: &Measured<'_>,
+) -> bool {
     let heard = measured.home_heard.is_some_and(|at| {
         at >= measured.began || now.saturating_duration_since(at) < HEARD_RECENTLY
     });
     match measured.latencies.get(&old) {
-        Some(latency) => latency.saturating_sub(best) < MIN_GAIN || best > *latency * 2 / 3,
+        Some(latency) => {
+            let latency = weighted(map, old, *latency);
+            latency.saturating_sub(best) < MIN_GAIN || best > latency * 2 / 3
+        }
         None => heard,
     }
 }
@@ -195,17 +209,8 @@ mod tests {
             .entry(B)
             .and_modify(|region| region.never_home = true);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([
-            (A, Duration::from_millis(50)),
-            (B, Duration::from_millis(1)),
-        ]);
-        let now = t0();
-        let measured = Measured {
-            began: now,
-            latencies: &latencies,
-            home_heard: None,
-            seed: 7,
-        };
+        let (now, latencies) = (t0(), latencies(&[(A, 50), (B, 1)]));
+        let measured = measured(now, &latencies);
         assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
     }
 
@@ -214,18 +219,23 @@ mod tests {
         let mut map = map();
         map.scores.insert(A, 500_000);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([
-            (A, Duration::from_millis(50)),
-            (B, Duration::from_millis(30)),
-        ]);
-        let now = t0();
-        let measured = Measured {
-            began: now,
-            latencies: &latencies,
-            home_heard: None,
-            seed: 7,
-        };
+        let (now, latencies) = (t0(), latencies(&[(A, 50), (B, 30)]));
+        let measured = measured(now, &latencies);
         assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
+    }
+
+    #[test]
+    fn a_score_drains_the_home_region() {
+        let (mut selector, start) = fixture();
+        report(&mut selector, start, &[(A, 30), (B, 40)], None);
+
+        let mut drained = map();
+        drained.scores.insert(A, 10_000_000);
+        let later = start + Duration::from_secs(60);
+        let latencies = latencies(&[(A, 30), (B, 40)]);
+        let measured = measured(later, &latencies);
+        let home = selector.handle_report(later, &drained, &measured);
+        assert_eq!(home, Some(B));
     }
 
     fn report(
@@ -234,17 +244,28 @@ mod tests {
         latencies: &[(RegionId, u64)],
         home_heard: Option<Instant>,
     ) -> Option<RegionId> {
-        let latencies = latencies
-            .iter()
-            .map(|(region, ms)| (*region, Duration::from_millis(*ms)))
-            .collect();
+        let latencies = self::latencies(latencies);
         let measured = Measured {
-            began: now,
-            latencies: &latencies,
             home_heard,
-            seed: 7,
+            ..measured(now, &latencies)
         };
         selector.handle_report(now, &map(), &measured)
+    }
+
+    fn latencies(milliseconds: &[(RegionId, u64)]) -> BTreeMap<RegionId, Duration> {
+        let latencies = milliseconds.iter();
+        latencies
+            .map(|(region, ms)| (*region, Duration::from_millis(*ms)))
+            .collect()
+    }
+
+    fn measured(now: Instant, latencies: &BTreeMap<RegionId, Duration>) -> Measured<'_> {
+        Measured {
+            began: now,
+            latencies,
+            home_heard: None,
+            seed: 7,
+        }
     }
 
     fn fixture() -> (HomeSelector, Instant) {
