@@ -1,5 +1,6 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
+mod check;
 mod direct;
 mod drops;
 mod error;
@@ -30,9 +31,9 @@ use ipnet::IpNet;
 use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links};
+use node_core::Desired;
 use node_core::endpoints::Endpoints;
 use node_core::paths::Route;
-use node_core::{DerpMap, Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tunnel::{Inlet, Relaying};
@@ -40,7 +41,6 @@ use tunnel::{Inlet, Relaying};
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
-use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::portmap::{self, Mapper};
@@ -63,6 +63,7 @@ pub use crate::netcheck::Report as NetcheckReport;
 pub use crate::paths::{Junk, Kind as EndpointKind};
 pub use crate::portmap::{Services as PortMappers, State as PortMapping};
 pub use crate::shield::{ShieldMode, ShieldStatus};
+pub use check::{Checker, Netcheck};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
@@ -134,19 +135,6 @@ impl Default for Netfilter {
     }
 }
 
-/// What a check of the network found.
-#[derive(Debug)]
-pub struct Netcheck {
-    /// The relays that were measured.
-    pub map: DerpMap,
-    /// The home relay at present.
-    pub home: Option<RegionId>,
-    /// What was found.
-    pub report: NetcheckReport,
-    /// What the router can do and does for us.
-    pub port_mapping: PortMapping,
-}
-
 /// The data plane of one node.
 ///
 /// Dropping it stops its tasks and leaves the kernel's part as it is, like [`Net::detach`].
@@ -160,6 +148,7 @@ pub struct Net {
     portmap: portmap::Handle,
     assignment: watch::Sender<Option<Assignment>>,
     censuses: Censuses,
+    checks: Arc<check::Shared<Netcheck>>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -381,6 +370,7 @@ impl Net {
             portmap,
             assignment,
             censuses: Censuses::default(),
+            checks: Arc::default(),
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
         Ok((net, events))
@@ -432,25 +422,20 @@ impl Net {
         Ok(found.into_iter().map(|(_, address)| address).collect())
     }
 
-    /// Measures every relay region and how this host looks from there, now.
+    /// Returns what checks the network, without holding on to the data plane.
     ///
     /// # Errors
     ///
     /// [`NetError::Down`] while nothing is applied.
-    pub async fn netcheck(&self) -> Result<Netcheck, NetError> {
-        let (map, home, wire) = {
-            let inner = self.inner.lock().await;
-            let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
-            let map = applied.desired.derp_map.clone();
-            (map, self.relays.home(), inner.wire.clone())
-        };
-        let measuring = netcheck::run(&map, Plan::Full, &wire);
-        let (report, port_mapping) = tokio::join!(measuring, self.portmap.probe());
-        Ok(Netcheck {
-            port_mapping,
-            home: home.map(|(region, _)| region),
-            map,
-            report,
+    pub async fn checker(&self) -> Result<Checker, NetError> {
+        let inner = self.inner.lock().await;
+        let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
+        Ok(Checker {
+            map: applied.desired.derp_map.clone(),
+            home: self.relays.home().map(|(region, _)| region),
+            wire: inner.wire.clone(),
+            portmap: self.portmap.clone(),
+            last: self.checks.clone(),
         })
     }
 
