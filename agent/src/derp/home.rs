@@ -30,9 +30,19 @@ pub(crate) struct Measured<'a> {
     pub(crate) home_heard: Option<Instant>,
     /// Spreads nodes that can measure nothing over the regions.
     pub(crate) seed: u64,
+    /// Control takes a new home: nobody else tells peers of it, so that without control the old one stays.
+    pub(crate) can_tell: bool,
 }
 
 impl HomeSelector {
+    /// Begins with a home region that was chosen elsewhere.
+    pub(crate) fn at(home: Option<RegionId>) -> Self {
+        Self {
+            home,
+            ..Self::default()
+        }
+    }
+
     /// The home region, once chosen.
     pub(crate) fn home(&self) -> Option<RegionId> {
         self.home
@@ -55,6 +65,7 @@ impl HomeSelector {
         }
         let old = self.home.filter(|home| map.regions.contains_key(home));
         self.home = match (old, self.best(map, measured.latencies)) {
+            (Some(old), _) if !measured.can_tell => Some(old),
             (old, None) => old.or_else(|| fallback(map, measured.seed)),
             (None, Some((best, _))) => Some(best),
             (Some(old), Some((best, latency))) => {
@@ -238,6 +249,27 @@ mod tests {
         assert_eq!(home, Some(B));
     }
 
+    #[test]
+    fn home_stays_while_nobody_can_be_told_of_another() {
+        let (mut selector, start) = fixture();
+        let mut choose = |map: &DerpMap, ms, can_tell| {
+            let latencies = latencies(ms);
+            let measured = Measured {
+                can_tell,
+                ..measured(start, &latencies)
+            };
+            selector.handle_report(start, map, &measured)
+        };
+        assert_eq!(choose(&map(), &[(A, 30)], false), Some(A));
+        // Silent, and not heard from: peers look for us there all the same.
+        assert_eq!(choose(&map(), &[(B, 5)], false), Some(A));
+        assert_eq!(choose(&map(), &[(B, 5)], true), Some(B));
+
+        let mut without = map();
+        without.regions.remove(&B);
+        assert_eq!(choose(&without, &[(A, 30)], false), Some(A));
+    }
+
     fn report(
         selector: &mut HomeSelector,
         now: Instant,
@@ -265,6 +297,7 @@ mod tests {
             latencies,
             home_heard: None,
             seed: 7,
+            can_tell: true,
         }
     }
 

@@ -112,6 +112,8 @@ pub struct NetConfig {
     pub port_mapping: bool,
     /// Endpoints at which we can be reached, as the operator knows.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether control is connected: only then do peers learn of another home relay.
+    pub control: watch::Receiver<bool>,
 }
 
 /// What the operator wants of the host's netfilter.
@@ -300,6 +302,7 @@ impl Net {
             paths: paths.clone(),
             restun: restun.clone(),
             portmap: portmap.clone(),
+            control: config.control,
         });
         let inner = Arc::new(Mutex::new(Inner {
             netlink,

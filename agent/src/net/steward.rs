@@ -59,6 +59,8 @@ pub(super) struct Surroundings {
     /// Our own endpoints are asked for.
     pub(super) restun: Arc<Notify>,
     pub(super) portmap: portmap::Handle,
+    /// Control is connected.
+    pub(super) control: watch::Receiver<bool>,
 }
 
 /// The steward's state.
@@ -193,6 +195,7 @@ impl Steward {
             latencies: &latencies,
             home_heard,
             seed: assignment.seed,
+            can_tell: *self.with.control.borrow(),
         };
         let old = self.selector.home();
         let home = self
