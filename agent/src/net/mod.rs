@@ -59,7 +59,7 @@ use steward::{Assignment, Steward};
 use traffic::Accounts;
 use tsmp::Tsmp;
 
-pub use crate::netcheck::Report as NetcheckReport;
+pub use crate::netcheck::{Mapped, Report as NetcheckReport};
 pub use crate::paths::{Junk, Kind as EndpointKind};
 pub use crate::portmap::{Services as PortMappers, State as PortMapping};
 pub use crate::shield::{ShieldMode, ShieldStatus};

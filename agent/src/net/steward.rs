@@ -70,7 +70,7 @@ pub(super) struct Steward {
     endpoints: Endpoints,
     /// Addresses of the underlay, as last seen.
     local: Option<BTreeSet<IpAddr>>,
-    told_endpoints: Option<Vec<(SocketAddr, EndpointKind)>>,
+    told_endpoints: Option<BTreeSet<(SocketAddr, EndpointKind)>>,
     selector: HomeSelector,
     report: Report,
     last_full: Option<Instant>,
@@ -167,7 +167,9 @@ impl Steward {
         let full = self
             .last_full
             .is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
-            || self.report.latencies().is_empty();
+            || self.report.latencies().is_empty()
+            // Behind a portal there was little to see, until somebody has paid.
+            || !self.report.udp && self.report.captive_portal == Some(true);
         if full {
             self.last_full = Some(now);
         }
@@ -230,8 +232,7 @@ impl Steward {
         let found = Found {
             port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
-            // One server alone does not tell.
-            varies: self.report.mapping_varies() != Some(false),
+            varies: self.report.mapping_varies == Some(true),
             local: local.iter().copied().collect(),
             port: self.with.port,
             explicit: self.with.explicit.clone(),
@@ -240,8 +241,10 @@ impl Steward {
         let offered = self.endpoints.update(Instant::now(), &found);
         let addresses = offered.iter().map(|(address, _)| *address).collect();
         self.with.paths.tell(Event::OwnEndpoints(addresses)).await;
-        if self.told_endpoints.as_ref() != Some(&offered) {
-            self.told_endpoints = Some(offered.clone());
+        // Another order alone is no news to control.
+        let set: BTreeSet<_> = offered.iter().copied().collect();
+        if self.told_endpoints.as_ref() != Some(&set) {
+            self.told_endpoints = Some(set);
             self.tell(NetEvent::Endpoints(offered)).await;
         }
     }
@@ -269,7 +272,7 @@ impl Steward {
             upnp: services.map(|services| services.upnp),
             pmp: services.map(|services| services.pmp),
             pcp: services.map(|services| services.pcp),
-            mapping_varies_by_dest_ip: report.mapping_varies(),
+            mapping_varies_by_dest_ip: report.mapping_varies,
             working_ipv6: Some(report.udp && !report.v6.is_empty()),
             os_has_ipv6: Some(report.os_has_ipv6),
             working_udp: Some(report.udp),

@@ -49,7 +49,7 @@ pub(crate) struct Found {
     pub(crate) port_mapped: Option<SocketAddr>,
     /// Our addresses as STUN servers saw them, IPv4 first, the best first.
     pub(crate) mapped: Vec<SocketAddr>,
-    /// A NAT may give each destination another mapping.
+    /// A NAT gives each destination another mapping.
     pub(crate) varies: bool,
     /// Addresses of our interfaces, the overlay's not among them.
     pub(crate) local: Vec<IpAddr>,
