@@ -1,12 +1,15 @@
 //! A look at the network for whoever asks: [`Checker`].
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use node_core::{DerpMap, RegionId};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::{NetcheckReport, PortMapping};
+use crate::derp::Manager;
+use crate::derp::home::{HomeSelector, Measured};
 use crate::netcheck::{self, Plan};
 use crate::paths::Wire;
 use crate::portmap;
@@ -14,9 +17,11 @@ use crate::portmap;
 /// What a check of the network found.
 #[derive(Clone, Debug)]
 pub struct Netcheck {
+    /// When it was done.
+    pub now: SystemTime,
     /// The relays that were measured.
     pub map: DerpMap,
-    /// The home relay at present.
+    /// The home relay that follows from what was found; the present one if nothing was.
     pub home: Option<RegionId>,
     /// What was found.
     pub report: NetcheckReport,
@@ -28,7 +33,7 @@ pub struct Netcheck {
 #[derive(Debug)]
 pub struct Checker {
     pub(super) map: DerpMap,
-    pub(super) home: Option<RegionId>,
+    pub(super) relays: Manager,
     pub(super) wire: Arc<Wire>,
     pub(super) portmap: portmap::Handle,
     pub(super) last: Arc<Shared<Netcheck>>,
@@ -43,11 +48,29 @@ impl Checker {
     }
 
     async fn measure(self) -> Netcheck {
+        let began = std::time::Instant::now();
         let measuring = netcheck::run(&self.map, Plan::Full, &self.wire);
         let (report, port_mapping) = tokio::join!(measuring, self.portmap.probe());
+        let home = self.relays.home().map(|(region, _)| region);
+        let latencies = report.latencies();
+        let home = if latencies.is_empty() {
+            home
+        } else {
+            let measured = Measured {
+                began,
+                latencies: &latencies,
+                home_heard: home.and_then(|home| self.relays.last_heard(home)),
+                // Something answered: nothing is left to chance.
+                seed: 0,
+                can_tell: true,
+            };
+            let now = std::time::Instant::now();
+            HomeSelector::at(home).handle_report(now, &self.map, &measured)
+        };
         Netcheck {
+            now: SystemTime::now(),
             map: self.map,
-            home: self.home,
+            home,
             report,
             port_mapping,
         }

@@ -435,7 +435,7 @@ impl Net {
         let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
         Ok(Checker {
             map: applied.desired.derp_map.clone(),
-            home: self.relays.home().map(|(region, _)| region),
+            relays: self.relays.clone(),
             wire: inner.wire.clone(),
             portmap: self.portmap.clone(),
             last: self.checks.clone(),
