@@ -6,6 +6,7 @@ mod drops;
 mod error;
 pub(crate) mod filter;
 mod inner;
+mod local;
 mod measure;
 mod numbers;
 pub(crate) mod peers;

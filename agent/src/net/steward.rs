@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{self, sleep_until};
 
-use super::{EndpointKind, NetEvent, RelayStatus};
+use super::{EndpointKind, NetEvent, RelayStatus, local};
 use crate::derp::home::{HomeSelector, Measured};
 use crate::derp::{Manager, Notice};
 use crate::netcheck::{self, Plan, Report};
@@ -249,17 +249,13 @@ impl Steward {
         }
     }
 
-    /// The addresses by which others might reach this host: not the overlay's, none of one link only.
+    /// The addresses by which others might reach this host.
     async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>, netlink::Error> {
-        let overlay = links::get(&self.with.netlink, &self.with.device).await?;
-        let overlay = overlay.map_or(0, |link| link.index);
-        let found = addresses::dump_others(&self.with.netlink, overlay).await?;
-        let usable = |ip: &IpAddr| match ip {
-            IpAddr::V4(ip) => !ip.is_link_local(),
-            IpAddr::V6(ip) => !ip.is_unicast_link_local() && self.with.wire.has_ipv6(),
-        };
-        let addresses = found.into_iter().map(|(_, net)| net.addr());
-        Ok(addresses.filter(usable).collect())
+        let links = links::dump(&self.with.netlink).await?;
+        let found = addresses::dump_others(&self.with.netlink, 0).await?;
+        let mut usable = local::usable(&links, &found, &self.with.device);
+        usable.retain(|ip| ip.is_ipv4() || self.with.wire.has_ipv6());
+        Ok(usable)
     }
 
     /// Sends the network information if it changed in more than latencies.
