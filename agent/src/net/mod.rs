@@ -107,7 +107,8 @@ pub struct NetConfig {
     pub state_dir: PathBuf,
     /// Our disco key.
     pub disco: DiscoPrivate,
-    /// Direct paths are looked for; without them every peer is reached through relays.
+    /// Direct paths are looked for; without them every peer is reached through relays, and nobody is told where
+    /// this node could be reached.
     pub direct: bool,
     /// The router is asked for a port of its own that leads to ours, for direct paths.
     pub port_mapping: bool,
@@ -299,6 +300,7 @@ impl Net {
             netlink: Netlink::open()?,
             device: config.device.clone(),
             port: config.port,
+            direct: config.direct,
             explicit: config.endpoints,
             paths: paths.clone(),
             restun: restun.clone(),

@@ -53,6 +53,8 @@ pub(super) struct Surroundings {
     pub(super) device: String,
     /// WireGuard's port.
     pub(super) port: u16,
+    /// Direct paths are wanted.
+    pub(super) direct: bool,
     /// Endpoints that the operator set.
     pub(super) explicit: Vec<SocketAddr>,
     pub(super) paths: Handle,
@@ -230,6 +232,7 @@ impl Steward {
             self.with.paths.tell(Event::UnderlayChanged).await;
         }
         let found = Found {
+            direct: self.with.direct,
             port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
             varies: self.report.mapping_varies == Some(true),
