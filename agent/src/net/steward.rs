@@ -83,6 +83,38 @@ pub(super) struct Steward {
     told_unwell: Option<String>,
 }
 
+/// When to measure next, and why.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    due: time::Instant,
+    /// Time has passed, no more.
+    routine: bool,
+}
+
+impl Next {
+    fn now() -> Self {
+        Self {
+            due: time::Instant::now(),
+            routine: false,
+        }
+    }
+
+    /// As usual after a check.
+    fn routine() -> Self {
+        let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
+        Self {
+            due: time::Instant::now() + pause,
+            routine: true,
+        }
+    }
+
+    /// There is a reason to measure at `at`, if not sooner.
+    fn hasten(&mut self, at: time::Instant) {
+        self.due = self.due.min(at);
+        self.routine = false;
+    }
+}
+
 impl Steward {
     pub(super) fn new(with: Surroundings) -> Self {
         Self {
@@ -108,7 +140,7 @@ impl Steward {
         mut notices: mpsc::Receiver<Notice>,
     ) {
         let mut check: Option<(Instant, JoinHandle<Report>)> = None;
-        let mut due = time::Instant::now();
+        let mut next = Next::now();
         let mut tick = time::interval(GRACE / 4);
         let restun = self.with.restun.clone();
         let mut again = false;
@@ -123,7 +155,7 @@ impl Steward {
                         task.abort();
                     }
                     self.last_full = None;
-                    due = time::Instant::now();
+                    next = Next::now();
                     if assignments.borrow().is_none() {
                         self.forget();
                     }
@@ -132,11 +164,13 @@ impl Steward {
                     let soon = self.handle_notice(notice).await;
                     if soon && check.is_none() {
                         let earliest = self.last_check.map_or_else(Instant::now, |at| at + CHECK_GAP);
-                        due = due.min(earliest.into());
+                        next.hasten(earliest.into());
                     }
                 }
-                () = sleep_until(due), if check.is_none() && assignment.is_some() => {
-                    if let Some(Assignment { map, .. }) = assignment {
+                () = sleep_until(next.due), if check.is_none() && assignment.is_some() => {
+                    if next.routine && self.is_idle().await {
+                        next = Next::routine();
+                    } else if let Some(Assignment { map, .. }) = assignment {
                         let began = Instant::now();
                         check = Some((began, self.start_check(map)));
                     }
@@ -145,22 +179,27 @@ impl Steward {
                     // What is under way may have asked before there was a reason to.
                     again = check.is_some();
                     let earliest = self.last_check.map_or_else(Instant::now, |at| at + RESTUN_GAP);
-                    due = due.min(earliest.into());
+                    next.hasten(earliest.into());
                 }
                 report = finished(&mut check) => {
                     let began = check.take().map_or_else(Instant::now, |(began, _)| began);
                     if let (Some(report), Some(assignment)) = (report, assignment) {
                         self.handle_report(began, report, &assignment).await;
                     }
-                    let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
-                    due = time::Instant::now();
-                    if !std::mem::take(&mut again) {
-                        due += pause;
-                    }
+                    let again = std::mem::take(&mut again);
+                    next = if again { Next::now() } else { Next::routine() };
                 }
                 _ = tick.tick() => self.watch_connection(assignment.is_some()).await,
             }
         }
+    }
+
+    /// True if only time is a reason to measure, and nobody would gain by it: no peer has had traffic for a while, so
+    /// that no path needs our NAT's mapping, and the relays are known. Whoever sends asks for our endpoints anew.
+    async fn is_idle(&self) -> bool {
+        self.with.direct
+            && !self.report.latencies().is_empty()
+            && self.with.paths.active().await.is_empty()
     }
 
     fn start_check(&mut self, map: DerpMap) -> JoinHandle<Report> {
@@ -400,6 +439,18 @@ fn derp_latency(report: &Report) -> BTreeMap<String, f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_something_asked_for_is_no_routine() {
+        let mut next = Next::routine();
+        let usual = next.due;
+        assert!(next.routine);
+        next.hasten(usual + Duration::from_secs(1));
+        assert!(!next.routine && next.due == usual);
+        next.hasten(usual - Duration::from_secs(1));
+        assert_eq!(next.due, usual - Duration::from_secs(1));
+        assert!(!Next::now().routine);
+    }
 
     fn relay(region: u16, code: &str, connected: bool, problem: Option<&str>) -> RelayStatus {
         RelayStatus {
