@@ -424,3 +424,18 @@ fn is_external(address: Ipv4Addr) -> bool {
     // 0/8 is this network, 127/8 this host, from 224 on come groups and what is reserved.
     first != 0 && first != 127 && first < 224
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_wanted_of_the_router_that_the_operator_forbids() {
+        for allowed in [false, true] {
+            let netlink = Netlink::open().unwrap();
+            let (mapper, handle) = Mapper::new(netlink, 1, &Arc::default(), allowed);
+            handle.want(true);
+            assert_eq!(*mapper.wanted.borrow(), allowed);
+        }
+    }
+}
