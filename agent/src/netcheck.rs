@@ -4,6 +4,7 @@
 //! Source: protocol/disco.md §8, §9, §11.
 
 mod beside;
+mod mapped;
 #[cfg(test)]
 mod tests;
 
@@ -22,10 +23,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::derp::addresses;
 use crate::paths::Wire;
 
+pub use mapped::Mapped;
+
 /// Time for STUN.
 const STUN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for DNS, before STUN.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for a second server, once all else is known: only two show whether a NAT varies its mapping.
+const SECOND_OPINION: Duration = Duration::from_secs(1);
 /// Regions after which the rest only gets a grace period.
 const ENOUGH_REGIONS: usize = 3;
 /// Round trip assumed for a region not yet measured.
@@ -43,15 +48,33 @@ pub struct Report {
     /// Round trips over IPv6.
     pub v6: BTreeMap<RegionId, Duration>,
     /// Our address as each IPv4 STUN server saw it.
-    pub mapped: BTreeMap<SocketAddr, SocketAddr>,
-    /// Our address as an IPv6 STUN server saw it.
-    pub mapped_v6: Option<SocketAddr>,
+    pub mapped_v4: Mapped,
+    /// Our address as each IPv6 STUN server saw it.
+    pub mapped_v6: Mapped,
+    /// A NAT gives each destination another mapping; unknown as long as less than two servers answered.
+    pub mapping_varies: Option<bool>,
+    /// Something could be sent over IPv4.
+    pub v4_can_send: bool,
+    /// Something could be sent over IPv6.
+    pub v6_can_send: bool,
     /// The host has IPv6 at all.
     pub os_has_ipv6: bool,
     /// Relays answer ICMP echo; unknown while UDP works, which is better.
     pub icmp_v4: Option<bool>,
-    /// Somebody else answers for the relays; unknown if none that can be asked was reached.
+    /// Somebody else answers for the relays; unknown while UDP works, and if none that can be asked was reached.
     pub captive_portal: Option<bool>,
+    /// Whom the check asked.
+    pub(crate) asked: Asked,
+}
+
+/// Whom a check asked: what it did not hear from them is not so any more.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Asked {
+    /// Everybody.
+    #[default]
+    All,
+    /// These regions, each over one family; true is IPv6.
+    Some(BTreeSet<(RegionId, bool)>),
 }
 
 impl Report {
@@ -66,64 +89,41 @@ impl Report {
         least
     }
 
-    /// Takes a newer report; regions that it did not measure keep their last latencies.
+    /// Takes a newer report. Regions that it did not ask keep their last latencies, unless it heard nothing over a
+    /// family at all: that family does not work any more.
     pub(crate) fn merge(&mut self, newer: Self) {
-        let Self {
-            udp,
-            mut v4,
-            mut v6,
-            mut mapped,
-            mapped_v6,
-            os_has_ipv6,
-            icmp_v4,
-            captive_portal,
-        } = newer;
-        // One answer alone does not tell whether a NAT varies its mapping.
-        if udp && mapped.len() < 2 {
-            mapped.clone_from(&self.mapped);
-        }
-        if udp == self.udp && !v4.is_empty() {
-            for (region, latency) in &self.v4 {
-                v4.entry(*region).or_insert(*latency);
-            }
-            for (region, latency) in &self.v6 {
-                v6.entry(*region).or_insert(*latency);
-            }
-        }
-        *self = Self {
-            udp,
-            v4,
-            v6,
-            mapped,
-            mapped_v6,
-            os_has_ipv6,
-            icmp_v4,
-            // Only full reports look.
-            captive_portal: captive_portal.or(self.captive_portal),
+        let older = std::mem::replace(self, newer);
+        let Asked::Some(asked) = &self.asked else {
+            return;
         };
+        if self.udp != older.udp {
+            // Round trips of another kind.
+            return;
+        }
+        for (v6, latencies, old) in [
+            (false, &mut self.v4, older.v4),
+            (true, &mut self.v6, older.v6),
+        ] {
+            if latencies.is_empty() && asked.iter().any(|(_, family)| *family == v6) {
+                continue;
+            }
+            for (region, latency) in old {
+                if !asked.contains(&(region, v6)) {
+                    latencies.entry(region).or_insert(latency);
+                }
+            }
+        }
+        // One answer alone does not tell, and only full reports look for a portal.
+        self.mapping_varies = self.mapping_varies.or(older.mapping_varies);
+        self.captive_portal = self.captive_portal.or(older.captive_portal);
     }
 
-    /// Our own addresses as servers saw them: IPv4 first.
+    /// Our own addresses as servers saw them, IPv4 first, of each family the best first.
     #[must_use]
     pub fn mapped_addresses(&self) -> Vec<SocketAddr> {
-        let mut v4: Vec<SocketAddr> = Vec::new();
-        for address in self.mapped.values() {
-            if !v4.contains(address) {
-                v4.push(*address);
-            }
-        }
-        v4.extend(self.mapped_v6);
-        v4
-    }
-
-    /// True if two servers saw us under different addresses; unknown with less than two answers.
-    #[must_use]
-    pub fn mapping_varies(&self) -> Option<bool> {
-        let mut seen = self.mapped.values();
-        let first = seen.next()?;
-        let mut rest = seen.peekable();
-        rest.peek()?;
-        Some(rest.any(|address| address != first))
+        let mut addresses = self.mapped_v4.addresses();
+        addresses.extend(self.mapped_v6.addresses());
+        addresses
     }
 }
 
@@ -153,16 +153,30 @@ struct Probe {
 pub(crate) async fn run(map: &DerpMap, plan: Plan<'_>, wire: &Wire) -> Report {
     let regions = tries(map, &plan);
     let servers = resolve(map, &regions).await;
-    let mut report = measure(schedule(&regions, &servers), wire).await;
+    let probes = schedule(&regions, &servers);
+    let is_full = matches!(plan, Plan::Full);
+    let mut asked: BTreeSet<(RegionId, bool)> = probes.iter().map(Probe::family).collect();
+    let mut report = measure(probes, wire).await;
     if !report.udp {
+        // All of them now, also those without STUN.
+        asked.extend(regions.keys().map(|region| (*region, false)));
         let regions: Vec<&Region> = regions
             .keys()
             .filter_map(|id| map.regions.get(id))
             .collect();
-        beside::measure(&regions, &mut report).await;
+        let portal = async {
+            if is_full {
+                beside::find_portal(map).await
+            } else {
+                None
+            }
+        };
+        let measuring = beside::measure(&regions, &mut report);
+        let ((), portal) = tokio::join!(measuring, portal);
+        report.captive_portal = portal;
     }
-    if matches!(plan, Plan::Full) {
-        report.captive_portal = beside::find_portal(map).await;
+    if !is_full {
+        report.asked = Asked::Some(asked);
     }
     report
 }
@@ -253,6 +267,53 @@ fn schedule(regions: &BTreeMap<RegionId, Vec<Duration>>, servers: &Servers) -> V
     probes
 }
 
+impl Probe {
+    fn family(&self) -> (RegionId, bool) {
+        (self.region, self.server.is_ipv6())
+    }
+}
+
+/// What a measurement still waits for. Pure.
+#[derive(Debug)]
+struct Progress {
+    /// Regions over families that have not answered.
+    waiting: BTreeSet<(RegionId, bool)>,
+    /// IPv4 servers to ask, or asked without an answer yet.
+    others: BTreeSet<SocketAddr>,
+}
+
+impl Progress {
+    fn new(probes: &[Probe]) -> Self {
+        let servers = probes.iter().map(|probe| probe.server);
+        Self {
+            waiting: probes.iter().map(Probe::family).collect(),
+            others: servers.filter(SocketAddr::is_ipv4).collect(),
+        }
+    }
+
+    /// True if the probe's answer would tell something: one answer per region and family is enough, further tries are
+    /// for lost packets, but whether a NAT varies its mapping only a second server shows.
+    fn would_help(&self, probe: &Probe, report: &Report) -> bool {
+        self.waiting.contains(&probe.family())
+            || report.mapping_varies.is_none() && self.others.contains(&probe.server)
+    }
+
+    fn done(&mut self, probe: &Probe) {
+        self.waiting.remove(&probe.family());
+        self.others.remove(&probe.server);
+    }
+
+    /// Only a second server's answer is missing.
+    fn is_settled(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn is_over(&self, report: &Report) -> bool {
+        let varies_unknown = report.mapped_v4.first().is_some() && report.mapping_varies.is_none();
+        self.is_settled() && (self.others.is_empty() || !varies_unknown)
+    }
+}
+
 /// Sends the probes and gathers the answers.
 async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
     let (asker, mut answers) = mpsc::channel(MAX_ANSWERS);
@@ -262,47 +323,40 @@ async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
     };
     let start = Instant::now();
     let mut deadline = start + STUN_TIMEOUT;
-    let expected: BTreeSet<(RegionId, bool)> = probes
-        .iter()
-        .map(|probe| (probe.region, probe.server.is_ipv6()))
-        .collect();
-    let mut waiting: BTreeSet<(RegionId, bool)> = expected;
+    let mut progress = Progress::new(&probes);
     let mut sent: HashMap<stun::TxId, (Probe, Instant)> = HashMap::new();
     let mut probes = probes.into_iter().peekable();
-    while !waiting.is_empty() {
+    let mut settled = None;
+    while !progress.is_over(&report) {
+        if progress.is_settled() {
+            deadline = deadline.min(*settled.get_or_insert_with(Instant::now) + SECOND_OPINION);
+        }
         let next = probes.peek().map(|probe| start + probe.after);
         tokio::select! {
             () = sleep_until(deadline) => break,
             () = sleep_until(next.unwrap_or(deadline)), if next.is_some() => {
                 let Some(probe) = probes.next() else { continue };
-                // One answer per family is enough: further tries are for lost packets.
-                let family = (probe.region, probe.server.is_ipv6());
-                if !waiting.contains(&family) {
+                if !progress.would_help(&probe, &report) {
                     continue;
                 }
                 let at = Instant::now();
                 match wire.ask(probe.server, &asker).await {
                     Ok(id) => {
+                        if probe.server.is_ipv6() {
+                            report.v6_can_send = true;
+                        } else {
+                            report.v4_can_send = true;
+                        }
                         sent.insert(id, (probe, at));
                     }
                     // No route: this family will not answer.
-                    Err(_) => {
-                        waiting.remove(&family);
-                    }
+                    Err(_) => progress.done(&probe),
                 }
             }
-            Some((id, mapped, heard)) = answers.recv() => {
+            Some((id, seen, heard)) = answers.recv() => {
                 let Some((probe, at)) = sent.remove(&id) else { continue };
-                let family = (probe.region, probe.server.is_ipv6());
-                let latencies = if family.1 { &mut report.v6 } else { &mut report.v4 };
-                latencies.entry(probe.region).or_insert_with(|| heard - at);
-                if family.1 {
-                    report.mapped_v6 = Some(mapped);
-                } else {
-                    report.mapped.insert(probe.server, mapped);
-                }
-                report.udp = true;
-                waiting.remove(&family);
+                progress.done(&probe);
+                note(&mut report, &probe, seen, heard - at);
                 let latencies = report.latencies();
                 if latencies.len() >= ENOUGH_REGIONS {
                     let slowest = latencies.values().max().copied().unwrap_or_default();
@@ -312,4 +366,17 @@ async fn measure(probes: Vec<Probe>, wire: &Wire) -> Report {
         }
     }
     report
+}
+
+/// Notes one answer.
+fn note(report: &mut Report, probe: &Probe, seen: SocketAddr, took: Duration) {
+    let (latencies, mapped) = if probe.server.is_ipv6() {
+        (&mut report.v6, &mut report.mapped_v6)
+    } else {
+        (&mut report.v4, &mut report.mapped_v4)
+    };
+    latencies.entry(probe.region).or_insert(took);
+    mapped.note(probe.server, seen);
+    report.udp = true;
+    report.mapping_varies = report.mapped_v4.varies();
 }

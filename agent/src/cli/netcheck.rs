@@ -62,6 +62,7 @@ fn report(result: &NetcheckResult) -> String {
     };
     let mut lines = vec![
         "Report:".to_owned(),
+        format!("\t* Time: {}", result.now),
         format!("\t* UDP: {}", result.udp),
         format!("\t* IPv4: {}", family(result.ipv4, &result.global_v4, "no")),
         format!(
@@ -74,7 +75,7 @@ fn report(result: &NetcheckResult) -> String {
         "\t* DERP latency:".to_owned(),
     ];
     if let Some(portal) = result.captive_portal {
-        lines.insert(6, format!("\t* CaptivePortal: {portal}"));
+        lines.insert(7, format!("\t* CaptivePortal: {portal}"));
     }
     let mut regions: Vec<(Option<u64>, u16)> = result
         .regions
@@ -97,11 +98,14 @@ fn report(result: &NetcheckResult) -> String {
 
 #[cfg(test)]
 mod tests {
+    use control_proto::Timestamp;
+
     use super::*;
 
     #[test]
     fn regions_stand_in_the_order_of_their_latencies() {
         let result = NetcheckResult {
+            now: Timestamp::from_unix_seconds(1_800_000_000),
             udp: true,
             ipv4: true,
             global_v4: "198.51.100.1:41641".into(),
@@ -119,6 +123,7 @@ mod tests {
             ..NetcheckResult::default()
         };
         let expected = "Report:
+\t* Time: 2027-01-15T08:00:00Z
 \t* UDP: true
 \t* IPv4: yes, 198.51.100.1:41641
 \t* IPv6: no, nor has the host

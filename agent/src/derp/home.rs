@@ -30,9 +30,19 @@ pub(crate) struct Measured<'a> {
     pub(crate) home_heard: Option<Instant>,
     /// Spreads nodes that can measure nothing over the regions.
     pub(crate) seed: u64,
+    /// Control takes a new home: nobody else tells peers of it, so that without control the old one stays.
+    pub(crate) can_tell: bool,
 }
 
 impl HomeSelector {
+    /// Begins with a home region that was chosen elsewhere.
+    pub(crate) fn at(home: Option<RegionId>) -> Self {
+        Self {
+            home,
+            ..Self::default()
+        }
+    }
+
     /// The home region, once chosen.
     pub(crate) fn home(&self) -> Option<RegionId> {
         self.home
@@ -55,10 +65,11 @@ impl HomeSelector {
         }
         let old = self.home.filter(|home| map.regions.contains_key(home));
         self.home = match (old, self.best(map, measured.latencies)) {
+            (Some(old), _) if !measured.can_tell => Some(old),
             (old, None) => old.or_else(|| fallback(map, measured.seed)),
             (None, Some((best, _))) => Some(best),
             (Some(old), Some((best, latency))) => {
-                let stay = old == best || stays(now, old, latency, measured);
+                let stay = old == best || stays(now, map, old, latency, measured);
                 Some(if stay { old } else { best })
             }
         };
@@ -88,21 +99,35 @@ impl HomeSelector {
             .filter_map(|region| {
                 let reports = self.history.iter();
                 let least = reports.filter_map(|(_, report)| report.get(region)).min()?;
-                let score = map.scores.get(region).copied().unwrap_or(1_000_000);
-                #[expect(clippy::cast_precision_loss, reason = "at most a thousand million")]
-                Some((*region, least.mul_f64(score as f64 / 1e6)))
+                Some((*region, weighted(map, *region, *least)))
             })
             .min_by_key(|(region, latency)| (*latency, *region))
     }
 }
 
-/// True if the old home works and `best` is not clearly faster.
-fn stays(now: Instant, old: RegionId, best: Duration, measured: &Measured<'_>) -> bool {
+/// A latency as the administrator's score of the region has it count.
+fn weighted(map: &DerpMap, region: RegionId, latency: Duration) -> Duration {
+    let score = map.scores.get(&region).copied().unwrap_or(1_000_000);
+    #[expect(clippy::cast_precision_loss, reason = "at most a thousand million")]
+    latency.mul_f64(score as f64 / 1e6)
+}
+
+/// True if the old home works and `best`, a weighted latency, is not clearly less.
+fn stays(
+    now: Instant,
+    map: &DerpMap,
+    old: RegionId,
+    best: Duration,
+    measured: &Measured<'_>,
+) -> bool {
     let heard = measured.home_heard.is_some_and(|at| {
         at >= measured.began || now.saturating_duration_since(at) < HEARD_RECENTLY
     });
     match measured.latencies.get(&old) {
-        Some(latency) => latency.saturating_sub(best) < MIN_GAIN || best > *latency * 2 / 3,
+        Some(latency) => {
+            let latency = weighted(map, old, *latency);
+            latency.saturating_sub(best) < MIN_GAIN || best > latency * 2 / 3
+        }
         None => heard,
     }
 }
@@ -195,17 +220,8 @@ mod tests {
             .entry(B)
             .and_modify(|region| region.never_home = true);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([
-            (A, Duration::from_millis(50)),
-            (B, Duration::from_millis(1)),
-        ]);
-        let now = t0();
-        let measured = Measured {
-            began: now,
-            latencies: &latencies,
-            home_heard: None,
-            seed: 7,
-        };
+        let (now, latencies) = (t0(), latencies(&[(A, 50), (B, 1)]));
+        let measured = measured(now, &latencies);
         assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
     }
 
@@ -214,18 +230,44 @@ mod tests {
         let mut map = map();
         map.scores.insert(A, 500_000);
         let mut selector = HomeSelector::default();
-        let latencies = BTreeMap::from([
-            (A, Duration::from_millis(50)),
-            (B, Duration::from_millis(30)),
-        ]);
-        let now = t0();
-        let measured = Measured {
-            began: now,
-            latencies: &latencies,
-            home_heard: None,
-            seed: 7,
-        };
+        let (now, latencies) = (t0(), latencies(&[(A, 50), (B, 30)]));
+        let measured = measured(now, &latencies);
         assert_eq!(selector.handle_report(now, &map, &measured), Some(A));
+    }
+
+    #[test]
+    fn a_score_drains_the_home_region() {
+        let (mut selector, start) = fixture();
+        report(&mut selector, start, &[(A, 30), (B, 40)], None);
+
+        let mut drained = map();
+        drained.scores.insert(A, 10_000_000);
+        let later = start + Duration::from_secs(60);
+        let latencies = latencies(&[(A, 30), (B, 40)]);
+        let measured = measured(later, &latencies);
+        let home = selector.handle_report(later, &drained, &measured);
+        assert_eq!(home, Some(B));
+    }
+
+    #[test]
+    fn home_stays_while_nobody_can_be_told_of_another() {
+        let (mut selector, start) = fixture();
+        let mut choose = |map: &DerpMap, ms, can_tell| {
+            let latencies = latencies(ms);
+            let measured = Measured {
+                can_tell,
+                ..measured(start, &latencies)
+            };
+            selector.handle_report(start, map, &measured)
+        };
+        assert_eq!(choose(&map(), &[(A, 30)], false), Some(A));
+        // Silent, and not heard from: peers look for us there all the same.
+        assert_eq!(choose(&map(), &[(B, 5)], false), Some(A));
+        assert_eq!(choose(&map(), &[(B, 5)], true), Some(B));
+
+        let mut without = map();
+        without.regions.remove(&B);
+        assert_eq!(choose(&without, &[(A, 30)], false), Some(A));
     }
 
     fn report(
@@ -234,17 +276,29 @@ mod tests {
         latencies: &[(RegionId, u64)],
         home_heard: Option<Instant>,
     ) -> Option<RegionId> {
-        let latencies = latencies
-            .iter()
-            .map(|(region, ms)| (*region, Duration::from_millis(*ms)))
-            .collect();
+        let latencies = self::latencies(latencies);
         let measured = Measured {
-            began: now,
-            latencies: &latencies,
             home_heard,
-            seed: 7,
+            ..measured(now, &latencies)
         };
         selector.handle_report(now, &map(), &measured)
+    }
+
+    fn latencies(milliseconds: &[(RegionId, u64)]) -> BTreeMap<RegionId, Duration> {
+        let latencies = milliseconds.iter();
+        latencies
+            .map(|(region, ms)| (*region, Duration::from_millis(*ms)))
+            .collect()
+    }
+
+    fn measured(now: Instant, latencies: &BTreeMap<RegionId, Duration>) -> Measured<'_> {
+        Measured {
+            began: now,
+            latencies,
+            home_heard: None,
+            seed: 7,
+            can_tell: true,
+        }
     }
 
     fn fixture() -> (HomeSelector, Instant) {

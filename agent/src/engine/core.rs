@@ -59,7 +59,8 @@ pub struct Engine {
     pub(super) node_key: Arc<NodePrivate>,
 
     pub(super) control: Option<(Control, mpsc::Receiver<Event>)>,
-    pub(super) control_connected: bool,
+    /// Read by the data plane, too.
+    pub(super) control_connected: watch::Sender<bool>,
     pub(super) control_problem: Option<ControlError>,
     pub(super) key_change: Option<ControlError>,
     pub(super) auth_url: Option<String>,
@@ -167,7 +168,7 @@ impl Engine {
             log_id: identity.log_id,
             node_key: identity.node,
             control: None,
-            control_connected: false,
+            control_connected: watch::Sender::new(false),
             control_problem: None,
             key_change: None,
             auth_url: None,

@@ -62,6 +62,7 @@ impl Engine {
                     direct: self.config.direct,
                     port_mapping: self.config.port_mapping,
                     endpoints: self.config.endpoints.clone(),
+                    control: self.control_connected.subscribe(),
                 })
                 .await?;
                 self.net_events = Some(events);

@@ -321,10 +321,12 @@ impl Handle {
     ///
     /// [`Refusal::Net`] while the overlay is down.
     pub async fn netcheck(&self) -> Result<Netcheck, Refusal> {
-        match self.net.read().await.as_ref() {
-            Some(net) => Ok(net.netcheck().await?),
-            None => Err(NetError::Down.into()),
-        }
+        // Not under the lock: `down` must not wait for a measurement.
+        let checker = match self.net.read().await.as_ref() {
+            Some(net) => net.checker().await?,
+            None => return Err(NetError::Down.into()),
+        };
+        Ok(checker.run().await)
     }
 
     /// Where dropped packets are reported.

@@ -59,7 +59,7 @@ impl Engine {
             map: self.map.clone(),
             node_key: self.own_key(),
             net: None,
-            control_connected: self.control_connected,
+            control_connected: *self.control_connected.borrow(),
             map_stale: self.map_stale,
             map_age: self
                 .map_confirmed

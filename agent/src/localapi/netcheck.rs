@@ -1,18 +1,21 @@
 //! `GET netcheck`: a report under upstream's names (`net/netcheck.Report`).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use control_proto::Timestamp;
 use node_core::RegionId;
 use serde::{Deserialize, Serialize};
 
-use crate::net::Netcheck;
+use crate::net::{Mapped, Netcheck};
 
 /// `GET netcheck`. Latencies are nanoseconds by number of the region.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NetcheckResult {
+    /// When the check was done, by this host's clock.
+    pub now: Timestamp,
     /// UDP reaches the relays.
     #[serde(rename = "UDP")]
     pub udp: bool,
@@ -22,10 +25,16 @@ pub struct NetcheckResult {
     /// So it does over IPv6.
     #[serde(rename = "IPv6")]
     pub ipv6: bool,
+    /// Something could be sent to a relay over IPv4.
+    #[serde(rename = "IPv4CanSend")]
+    pub ipv4_can_send: bool,
+    /// Something could be sent to a relay over IPv6.
+    #[serde(rename = "IPv6CanSend")]
+    pub ipv6_can_send: bool,
     /// Relays answer ICMP echo; looked for only without UDP.
     #[serde(rename = "ICMPv4")]
     pub icmp_v4: bool,
-    /// Somebody else answers for the relays; unknown if none serves plain HTTP.
+    /// Somebody else answers for the relays; looked for only without UDP, unknown if none serves plain HTTP.
     pub captive_portal: Option<bool>,
     /// The host has IPv6.
     #[serde(rename = "OSHasIPv6")]
@@ -44,7 +53,7 @@ pub struct NetcheckResult {
     pub pcp: Option<bool>,
     /// Not upstream's: the router's address and port that lead to ours.
     pub port_mapped: Option<SocketAddrV4>,
-    /// The home relay; 0 if there is none.
+    /// The home relay that follows from this report; 0 if there is none.
     #[serde(rename = "PreferredDERP")]
     pub preferred_derp: u16,
     /// The least of both families.
@@ -55,10 +64,16 @@ pub struct NetcheckResult {
     /// Over IPv6.
     #[serde(rename = "RegionV6Latency")]
     pub region_v6_latency: BTreeMap<u16, u64>,
-    /// Our address as the IPv4 servers see it; empty if unknown.
+    /// How many IPv4 servers saw us under each address.
+    #[serde(rename = "GlobalV4Counters")]
+    pub global_v4_counters: BTreeMap<SocketAddr, u32>,
+    /// How many IPv6 servers saw us under each address.
+    #[serde(rename = "GlobalV6Counters")]
+    pub global_v6_counters: BTreeMap<SocketAddr, u32>,
+    /// Our address as the quickest IPv4 server saw it; empty if unknown.
     #[serde(rename = "GlobalV4")]
     pub global_v4: String,
-    /// Our address as the IPv6 servers see it; empty if unknown.
+    /// Our address as the quickest IPv6 server saw it; empty if unknown.
     #[serde(rename = "GlobalV6")]
     pub global_v6: String,
     /// Not upstream's: short and long name of each region.
@@ -68,6 +83,7 @@ pub struct NetcheckResult {
 impl From<&Netcheck> for NetcheckResult {
     fn from(check: &Netcheck) -> Self {
         let Netcheck {
+            now,
             map,
             home,
             report,
@@ -80,23 +96,22 @@ impl From<&Netcheck> for NetcheckResult {
                 .map(|(region, latency)| (region.0, latency.as_nanos() as u64))
                 .collect()
         };
-        let seen = |v6: bool| {
-            let mapped = report.mapped_addresses().into_iter();
-            mapped
-                .filter(|address| address.is_ipv6() == v6)
-                .map(|address| address.to_string())
-                .next()
-                .unwrap_or_default()
+        let first = |mapped: &Mapped| {
+            let first = mapped.first();
+            first.map(|address| address.to_string()).unwrap_or_default()
         };
         let regions = map.regions.values();
         Self {
+            now: (*now).into(),
             udp: report.udp,
             ipv4: (report.udp || report.icmp_v4 == Some(true)) && !report.v4.is_empty(),
             icmp_v4: report.icmp_v4 == Some(true),
             captive_portal: report.captive_portal,
             ipv6: report.udp && !report.v6.is_empty(),
+            ipv4_can_send: report.v4_can_send,
+            ipv6_can_send: report.v6_can_send,
             os_has_ipv6: report.os_has_ipv6,
-            mapping_varies: report.mapping_varies(),
+            mapping_varies: report.mapping_varies,
             upnp: services.map(|services| services.upnp),
             pmp: services.map(|services| services.pmp),
             pcp: services.map(|services| services.pcp),
@@ -105,11 +120,57 @@ impl From<&Netcheck> for NetcheckResult {
             region_latency: nanoseconds(&report.latencies()),
             region_v4_latency: nanoseconds(&report.v4),
             region_v6_latency: nanoseconds(&report.v6),
-            global_v4: seen(false),
-            global_v6: seen(true),
+            global_v4_counters: report.mapped_v4.counts(),
+            global_v6_counters: report.mapped_v6.counts(),
+            global_v4: first(&report.mapped_v4),
+            global_v6: first(&report.mapped_v6),
             regions: regions
                 .map(|region| (region.id.0, (region.code.clone(), region.name.clone())))
                 .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use node_core::DerpMap;
+
+    use super::*;
+    use crate::net::{NetcheckReport, PortMapping};
+
+    #[test]
+    fn a_report_has_every_name_of_upstreams() {
+        let address: SocketAddr = "198.51.100.1:7".parse().unwrap();
+        let mut report = NetcheckReport {
+            udp: true,
+            v4_can_send: true,
+            ..NetcheckReport::default()
+        };
+        for server in ["192.0.2.1:3478", "192.0.2.2:3478"] {
+            report.mapped_v4.note(server.parse().unwrap(), address);
+        }
+        let check = Netcheck {
+            now: SystemTime::UNIX_EPOCH,
+            map: DerpMap::default(),
+            home: Some(RegionId(5)),
+            report,
+            port_mapping: PortMapping::default(),
+        };
+
+        let json = serde_json::to_value(NetcheckResult::from(&check)).unwrap();
+
+        assert_eq!(json["Now"], "1970-01-01T00:00:00Z");
+        assert_eq!(json["PreferredDERP"], 5);
+        assert_eq!(json["GlobalV4"], "198.51.100.1:7");
+        assert_eq!(json["GlobalV4Counters"]["198.51.100.1:7"], 2);
+        // `net/netcheck.Report`, as of 1.98.
+        let names = "Now UDP IPv6 IPv4 IPv6CanSend IPv4CanSend OSHasIPv6 ICMPv4 MappingVariesByDestIP UPnP PMP PCP \
+            PreferredDERP RegionLatency RegionV4Latency RegionV6Latency GlobalV4Counters GlobalV6Counters GlobalV4 \
+            GlobalV6 CaptivePortal";
+        for name in names.split_whitespace() {
+            assert!(json.get(name).is_some(), "{name}");
         }
     }
 }

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netlink::routes::{self, Way};
 use netlink::{Netlink, addresses, links};
 
+use super::local;
+
 /// The way out is the way to these addresses, which are nobody's (RFC 5737, RFC 3849): there is no other route
 /// to them.
 const OUTSIDE: [IpAddr; 2] = [
@@ -16,8 +18,10 @@ const OUTSIDE: [IpAddr; 2] = [
 /// The host's side of the underlay.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Host {
-    /// Addresses of its interfaces but the overlay device, without those of one link only.
+    /// Addresses of its interfaces but the overlay device.
     pub(super) addresses: BTreeSet<IpAddr>,
+    /// Those by which others may reach it.
+    pub(super) local: BTreeSet<IpAddr>,
     /// The ways out, by IPv4 and by IPv6.
     pub(super) ways: [Option<Way>; 2],
 }
@@ -29,16 +33,17 @@ impl Host {
     ///
     /// Whatever the kernel answered.
     pub(super) async fn look(netlink: &Netlink, device: &str) -> Result<Self, netlink::Error> {
-        let overlay = links::get(netlink, device).await?;
+        let links = links::dump(netlink).await?;
+        let overlay = links.iter().find(|link| link.name == device);
         let overlay = overlay.map_or(0, |link| link.index);
         let found = addresses::dump_others(netlink, overlay).await?;
-        let addresses = found.into_iter().map(|(_, net)| net.addr());
         let mut ways = [None; 2];
         for (way, outside) in ways.iter_mut().zip(OUTSIDE) {
             *way = routes::way_to(netlink, outside).await?;
         }
         Ok(Self {
-            addresses: addresses.filter(is_far).collect(),
+            local: local::usable(&links, &found, device),
+            addresses: found.into_iter().map(|(_, net)| net.addr()).collect(),
             ways,
         })
     }
@@ -53,13 +58,5 @@ impl Host {
     pub(super) fn sources(&self) -> BTreeSet<IpAddr> {
         let ways = self.ways.iter().flatten();
         ways.filter_map(|way| way.source).collect()
-    }
-}
-
-/// An address that others than the neighbours on one link can use.
-fn is_far(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's data plane behind one facade: [`Net`] owns tunnel, router, relay connections, counters.
 
+mod check;
 mod claims;
 mod direct;
 mod drops;
@@ -7,6 +8,7 @@ mod error;
 pub(crate) mod filter;
 mod host;
 mod inner;
+mod local;
 mod measure;
 mod numbers;
 pub(crate) mod peers;
@@ -32,9 +34,9 @@ use ipnet::IpNet;
 use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links};
+use node_core::Desired;
 use node_core::endpoints::Endpoints;
 use node_core::paths::Route;
-use node_core::{DerpMap, Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tunnel::{Inlet, Relaying};
@@ -42,7 +44,6 @@ use tunnel::{Inlet, Relaying};
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
-use crate::netcheck::{self, Plan};
 use crate::offload;
 use crate::paths::{self, Core, Surroundings, Wire};
 use crate::portmap::{self, Mapper};
@@ -63,10 +64,11 @@ use steward::{Assignment, Steward};
 use traffic::Accounts;
 use tsmp::Tsmp;
 
-pub use crate::netcheck::Report as NetcheckReport;
+pub use crate::netcheck::{Mapped, Report as NetcheckReport};
 pub use crate::paths::{Junk, Kind as EndpointKind};
 pub use crate::portmap::{Services as PortMappers, State as PortMapping};
 pub use crate::shield::{ShieldMode, ShieldStatus};
+pub use check::{Checker, Netcheck};
 pub use drops::Reports;
 pub use error::NetError;
 pub use filter::{FilterPlace, FilterStatus, PacketFilter, Restriction};
@@ -109,12 +111,15 @@ pub struct NetConfig {
     pub state_dir: PathBuf,
     /// Our disco key.
     pub disco: DiscoPrivate,
-    /// Direct paths are looked for; without them every peer is reached through relays.
+    /// Direct paths are looked for; without them every peer is reached through relays, and nobody is told where
+    /// this node could be reached.
     pub direct: bool,
     /// The router is asked for a port of its own that leads to ours, for direct paths.
     pub port_mapping: bool,
     /// Endpoints at which we can be reached, as the operator knows.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether control is connected: only then do peers learn of another home relay.
+    pub control: watch::Receiver<bool>,
 }
 
 /// What the operator wants of the host's netfilter.
@@ -138,19 +143,6 @@ impl Default for Netfilter {
     }
 }
 
-/// What a check of the network found.
-#[derive(Debug)]
-pub struct Netcheck {
-    /// The relays that were measured.
-    pub map: DerpMap,
-    /// The home relay at present.
-    pub home: Option<RegionId>,
-    /// What was found.
-    pub report: NetcheckReport,
-    /// What the router can do and does for us.
-    pub port_mapping: PortMapping,
-}
-
 /// The data plane of one node.
 ///
 /// Dropping it stops its tasks and leaves the kernel's part as it is, like [`Net::detach`].
@@ -164,6 +156,7 @@ pub struct Net {
     portmap: portmap::Handle,
     assignment: watch::Sender<Option<Assignment>>,
     censuses: Censuses,
+    checks: Arc<check::Shared<Netcheck>>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -309,10 +302,12 @@ impl Net {
             events: events_sender.clone(),
             wire: wire.clone(),
             port: config.port,
+            direct: config.direct,
             explicit: config.endpoints,
             paths: paths.clone(),
             restun: restun.clone(),
             portmap: portmap.clone(),
+            control: config.control,
         });
         let host = Host::look(&netlink, &config.device).await?;
         let inner = Arc::new(Mutex::new(Inner {
@@ -387,6 +382,7 @@ impl Net {
             portmap,
             assignment,
             censuses: Censuses::default(),
+            checks: Arc::default(),
             tasks: tasks.map(|task| task.abort_handle()).into(),
         };
         Ok((net, events))
@@ -438,25 +434,20 @@ impl Net {
         Ok(found.into_iter().map(|(_, address)| address).collect())
     }
 
-    /// Measures every relay region and how this host looks from there, now.
+    /// Returns what checks the network, without holding on to the data plane.
     ///
     /// # Errors
     ///
     /// [`NetError::Down`] while nothing is applied.
-    pub async fn netcheck(&self) -> Result<Netcheck, NetError> {
-        let (map, home, wire) = {
-            let inner = self.inner.lock().await;
-            let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
-            let map = applied.desired.derp_map.clone();
-            (map, self.relays.home(), inner.wire.clone())
-        };
-        let measuring = netcheck::run(&map, Plan::Full, &wire);
-        let (report, port_mapping) = tokio::join!(measuring, self.portmap.probe());
-        Ok(Netcheck {
-            port_mapping,
-            home: home.map(|(region, _)| region),
-            map,
-            report,
+    pub async fn checker(&self) -> Result<Checker, NetError> {
+        let inner = self.inner.lock().await;
+        let applied = inner.applied.as_ref().ok_or(NetError::Down)?;
+        Ok(Checker {
+            map: applied.desired.derp_map.clone(),
+            relays: self.relays.clone(),
+            wire: inner.wire.clone(),
+            portmap: self.portmap.clone(),
+            last: self.checks.clone(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! The task that keeps the home region right and tells what changed: netcheck, selection, events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,12 +49,16 @@ pub(super) struct Surroundings {
     pub(super) wire: Arc<Wire>,
     /// WireGuard's port.
     pub(super) port: u16,
+    /// Direct paths are wanted.
+    pub(super) direct: bool,
     /// Endpoints that the operator set.
     pub(super) explicit: Vec<SocketAddr>,
     pub(super) paths: Handle,
     /// Our own endpoints are asked for.
     pub(super) restun: Arc<Notify>,
     pub(super) portmap: portmap::Handle,
+    /// Control is connected.
+    pub(super) control: watch::Receiver<bool>,
 }
 
 /// The steward's state.
@@ -64,7 +68,7 @@ pub(super) struct Steward {
     endpoints: Endpoints,
     /// The host's side of the underlay.
     host: Host,
-    told_endpoints: Option<Vec<(SocketAddr, EndpointKind)>>,
+    told_endpoints: Option<BTreeSet<(SocketAddr, EndpointKind)>>,
     selector: HomeSelector,
     report: Report,
     last_full: Option<Instant>,
@@ -73,6 +77,38 @@ pub(super) struct Steward {
     unconnected_since: Option<Instant>,
     told_unconnected: bool,
     told_unwell: Option<String>,
+}
+
+/// When to measure next, and why.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    due: time::Instant,
+    /// Time has passed, no more.
+    routine: bool,
+}
+
+impl Next {
+    fn now() -> Self {
+        Self {
+            due: time::Instant::now(),
+            routine: false,
+        }
+    }
+
+    /// As usual after a check.
+    fn routine() -> Self {
+        let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
+        Self {
+            due: time::Instant::now() + pause,
+            routine: true,
+        }
+    }
+
+    /// There is a reason to measure at `at`, if not sooner.
+    fn hasten(&mut self, at: time::Instant) {
+        self.due = self.due.min(at);
+        self.routine = false;
+    }
 }
 
 impl Steward {
@@ -102,7 +138,7 @@ impl Steward {
     ) {
         self.host = hosts.borrow_and_update().clone();
         let mut check: Option<(Instant, JoinHandle<Report>)> = None;
-        let mut due = time::Instant::now();
+        let mut next = Next::now();
         let mut tick = time::interval(GRACE / 4);
         let restun = self.with.restun.clone();
         let mut again = false;
@@ -117,7 +153,7 @@ impl Steward {
                         task.abort();
                     }
                     self.last_full = None;
-                    due = time::Instant::now();
+                    next = Next::now();
                     if assignments.borrow().is_none() {
                         self.forget();
                     }
@@ -126,11 +162,13 @@ impl Steward {
                     let soon = self.handle_notice(notice).await;
                     if soon && check.is_none() {
                         let earliest = self.last_check.map_or_else(Instant::now, |at| at + CHECK_GAP);
-                        due = due.min(earliest.into());
+                        next.hasten(earliest.into());
                     }
                 }
-                () = sleep_until(due), if check.is_none() && assignment.is_some() => {
-                    if let Some(Assignment { map, .. }) = assignment {
+                () = sleep_until(next.due), if check.is_none() && assignment.is_some() => {
+                    if next.routine && self.is_idle().await {
+                        next = Next::routine();
+                    } else if let Some(Assignment { map, .. }) = assignment {
                         let began = Instant::now();
                         check = Some((began, self.start_check(map)));
                     }
@@ -150,22 +188,27 @@ impl Steward {
                     // What is under way may have asked before there was a reason to.
                     again = check.is_some();
                     let earliest = self.last_check.map_or_else(Instant::now, |at| at + RESTUN_GAP);
-                    due = due.min(earliest.into());
+                    next.hasten(earliest.into());
                 }
                 report = finished(&mut check) => {
                     let began = check.take().map_or_else(Instant::now, |(began, _)| began);
                     if let (Some(report), Some(assignment)) = (report, assignment) {
                         self.handle_report(began, report, &assignment).await;
                     }
-                    let pause = rand::rng().random_range(CHECK_EVERY.0..CHECK_EVERY.1);
-                    due = time::Instant::now();
-                    if !std::mem::take(&mut again) {
-                        due += pause;
-                    }
+                    let again = std::mem::take(&mut again);
+                    next = if again { Next::now() } else { Next::routine() };
                 }
                 _ = tick.tick() => self.watch_connection(assignment.is_some()).await,
             }
         }
+    }
+
+    /// True if only time is a reason to measure, and nobody would gain by it: no peer has had traffic for a while, so
+    /// that no path needs our NAT's mapping, and the relays are known. Whoever sends asks for our endpoints anew.
+    async fn is_idle(&self) -> bool {
+        self.with.direct
+            && !self.report.latencies().is_empty()
+            && self.with.paths.active().await.is_empty()
     }
 
     fn start_check(&mut self, map: DerpMap) -> JoinHandle<Report> {
@@ -174,7 +217,9 @@ impl Steward {
         let full = self
             .last_full
             .is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
-            || self.report.latencies().is_empty();
+            || self.report.latencies().is_empty()
+            // Behind a portal there was little to see, until somebody has paid.
+            || !self.report.udp && self.report.captive_portal == Some(true);
         if full {
             self.last_full = Some(now);
         }
@@ -202,6 +247,7 @@ impl Steward {
             latencies: &latencies,
             home_heard,
             seed: assignment.seed,
+            can_tell: *self.with.control.borrow(),
         };
         let old = self.selector.home();
         let home = self
@@ -240,10 +286,10 @@ impl Steward {
     /// Tells the path machine where we can be reached, and control if that is news.
     async fn tell_endpoints(&mut self, mapped: Vec<SocketAddr>) {
         let found = Found {
+            direct: self.with.direct,
             port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
-            // One server alone does not tell.
-            varies: self.report.mapping_varies() != Some(false),
+            varies: self.report.mapping_varies == Some(true),
             local: self.local_addresses(),
             port: self.with.port,
             explicit: self.with.explicit.clone(),
@@ -251,8 +297,10 @@ impl Steward {
         let offered = self.endpoints.update(Instant::now(), &found);
         let addresses = offered.iter().map(|(address, _)| *address).collect();
         self.with.paths.tell(Event::OwnEndpoints(addresses)).await;
-        if self.told_endpoints.as_ref() != Some(&offered) {
-            self.told_endpoints = Some(offered.clone());
+        // Another order alone is no news to control.
+        let set: BTreeSet<_> = offered.iter().copied().collect();
+        if self.told_endpoints.as_ref() != Some(&set) {
+            self.told_endpoints = Some(set);
             self.tell(NetEvent::Endpoints(offered)).await;
         }
     }
@@ -260,7 +308,7 @@ impl Steward {
     /// The addresses by which others might reach this host.
     fn local_addresses(&self) -> Vec<IpAddr> {
         let usable = |ip: &&IpAddr| ip.is_ipv4() || self.with.wire.has_ipv6();
-        self.host.addresses.iter().filter(usable).copied().collect()
+        self.host.local.iter().filter(usable).copied().collect()
     }
 
     /// Sends the network information if it changed in more than latencies.
@@ -273,7 +321,7 @@ impl Steward {
             upnp: services.map(|services| services.upnp),
             pmp: services.map(|services| services.pmp),
             pcp: services.map(|services| services.pcp),
-            mapping_varies_by_dest_ip: report.mapping_varies(),
+            mapping_varies_by_dest_ip: report.mapping_varies,
             working_ipv6: Some(report.udp && !report.v6.is_empty()),
             os_has_ipv6: Some(report.os_has_ipv6),
             working_udp: Some(report.udp),
@@ -402,6 +450,18 @@ fn derp_latency(report: &Report) -> BTreeMap<String, f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_check_that_something_asked_for_is_no_routine() {
+        let mut next = Next::routine();
+        let usual = next.due;
+        assert!(next.routine);
+        next.hasten(usual + Duration::from_secs(1));
+        assert!(!next.routine && next.due == usual);
+        next.hasten(usual - Duration::from_secs(1));
+        assert_eq!(next.due, usual - Duration::from_secs(1));
+        assert!(!Next::now().routine);
+    }
 
     fn relay(region: u16, code: &str, connected: bool, problem: Option<&str>) -> RelayStatus {
         RelayStatus {

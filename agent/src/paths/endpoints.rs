@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use control_proto::tailcfg::endpoint_type;
+use disco_proto::disco::MAX_ENDPOINTS;
 
 /// How long an endpoint that was seen is still offered.
 const REMEMBERED: Duration = Duration::from_secs(5 * 60 + 10);
@@ -45,11 +46,13 @@ impl Kind {
 /// What was found out about ourselves.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
+    /// Direct paths are wanted: without them peers would ping in vain what is offered.
+    pub(crate) direct: bool,
     /// The router's address and port that lead to ours.
     pub(crate) port_mapped: Option<SocketAddr>,
     /// Our addresses as STUN servers saw them, IPv4 first, the best first.
     pub(crate) mapped: Vec<SocketAddr>,
-    /// A NAT may give each destination another mapping.
+    /// A NAT gives each destination another mapping.
     pub(crate) varies: bool,
     /// Addresses of our interfaces, the overlay's not among them.
     pub(crate) local: Vec<IpAddr>,
@@ -66,8 +69,11 @@ pub(crate) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Returns what to offer, in order, each endpoint once.
+    /// Returns what to offer, in order, each endpoint once, and no more than peers read.
     pub(crate) fn update(&mut self, now: Instant, found: &Found) -> Vec<(SocketAddr, Kind)> {
+        if !found.direct {
+            return Vec::new();
+        }
         let mut offered: Vec<(SocketAddr, Kind)> = Vec::new();
         let mut offer = |address: SocketAddr, kind: Kind| {
             if offered.iter().all(|(known, _)| *known != address) {
@@ -105,6 +111,7 @@ impl Endpoints {
         for address in &found.mapped {
             self.remember(now, *address);
         }
+        offered.truncate(MAX_ENDPOINTS);
         offered
     }
 
@@ -139,6 +146,7 @@ mod tests {
 
     fn found(mapped: &[&str]) -> Found {
         Found {
+            direct: true,
             port_mapped: None,
             mapped: mapped.iter().map(|text| address(text)).collect(),
             varies: false,
@@ -179,6 +187,7 @@ mod tests {
     #[test]
     fn loopback_is_better_than_nothing() {
         let found = Found {
+            direct: true,
             local: vec!["127.0.0.1".parse().unwrap()],
             port: 1,
             ..Found::default()
@@ -208,6 +217,27 @@ mod tests {
         assert_eq!(offered[0].0, address("198.51.100.1:8"));
         let offered = endpoints.update(later + REMEMBERED, &found(&[]));
         assert!(!offered.contains(&(address("198.51.100.1:7"), Kind::Stun)));
+    }
+
+    #[test]
+    fn who_wants_no_direct_paths_offers_nothing() {
+        let found = Found {
+            direct: false,
+            ..found(&["198.51.100.1:7"])
+        };
+        assert_eq!(Endpoints::default().update(Instant::now(), &found), []);
+    }
+
+    #[test]
+    fn no_more_are_offered_than_peers_read() {
+        let local = (0..=255).map(|last| IpAddr::from([10, 0, 0, last]));
+        let many = Found {
+            local: local.collect(),
+            ..found(&["198.51.100.1:7"])
+        };
+        let offered = Endpoints::default().update(Instant::now(), &many);
+        assert_eq!(offered.len(), MAX_ENDPOINTS);
+        assert_eq!(offered[0], (address("198.51.100.1:7"), Kind::Stun));
     }
 
     #[test]

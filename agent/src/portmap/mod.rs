@@ -441,4 +441,14 @@ mod tests {
             assert!(!is_asked(address), "{address}");
         }
     }
+
+    #[tokio::test]
+    async fn nothing_is_wanted_of_the_router_that_the_operator_forbids() {
+        for allowed in [false, true] {
+            let netlink = Netlink::open().unwrap();
+            let (mapper, handle) = Mapper::new(netlink, 1, &Arc::default(), allowed);
+            handle.want(true);
+            assert_eq!(*mapper.wanted.borrow(), allowed);
+        }
+    }
 }

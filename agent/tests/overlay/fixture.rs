@@ -449,6 +449,7 @@ fn config(disco: DiscoPrivate, engine: EngineChoice) -> NetConfig {
         direct: false,
         port_mapping: false,
         endpoints: Vec::new(),
+        control: tokio::sync::watch::Sender::new(true).subscribe(),
     }
 }
 

@@ -127,14 +127,16 @@ fn a_mapping_outlives_the_router_and_ends_with_the_agent() -> Result<()> {
 #[test]
 fn nothing_is_mapped_against_the_operators_will() -> Result<()> {
     skip_unless_available!("miniupnpd");
-    let mut lab = Lab::new()?;
-    let control = Control::start(lab.server("control")?, ControlOptions::default())?;
-    let key = control.auth_key(&["--reusable"])?;
-    let alice = Node::start_relayed(lab.behind("alice", NatKind::Symmetric)?)?;
-    let mapper = PortMapper::start(nat(&alice)?, Speaks::All)?;
-    alice.join(&control.url(), &key)?;
-    let text = alice.cli(&["netcheck"])?;
-    ensure!(text.contains("PortMapping: not checked"), "{text}");
-    ensure!(mapper.mappings(nat(&alice)?)?.is_empty(), "mapped");
+    for start in [Node::start_unmapped, Node::start_relayed] {
+        let mut lab = Lab::new()?;
+        let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+        let key = control.auth_key(&["--reusable"])?;
+        let alice = start(lab.behind("alice", NatKind::Symmetric)?)?;
+        let mapper = PortMapper::start(nat(&alice)?, Speaks::All)?;
+        alice.join(&control.url(), &key)?;
+        let text = alice.cli(&["netcheck"])?;
+        ensure!(text.contains("PortMapping: not checked"), "{text}");
+        ensure!(mapper.mappings(nat(&alice)?)?.is_empty(), "mapped");
+    }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub struct Peer(Value);
 pub struct Node {
     process: Process,
     engine: Engine,
-    direct: bool,
+    flags: &'static [&'static str],
     host: Host,
     state: Folder,
 }
@@ -59,7 +59,7 @@ impl Node {
     ///
     /// When it does not answer.
     pub fn start_on(host: Host, engine: Engine) -> Result<Node> {
-        Node::start_with(host, engine, true)
+        Node::start_with(host, engine, &[])
     }
 
     /// As [`start`](Self::start), but peers are reached through relays only.
@@ -68,16 +68,25 @@ impl Node {
     ///
     /// When it does not answer.
     pub fn start_relayed(host: Host) -> Result<Node> {
-        Node::start_with(host, Engine::under_test(), false)
+        Node::start_with(host, Engine::under_test(), &["--direct=false"])
     }
 
-    fn start_with(host: Host, engine: Engine, direct: bool) -> Result<Node> {
+    /// As [`start`](Self::start), but the router is not asked for a port.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn start_unmapped(host: Host) -> Result<Node> {
+        Node::start_with(host, Engine::under_test(), &["--port-mapping=false"])
+    }
+
+    fn start_with(host: Host, engine: Engine, flags: &'static [&'static str]) -> Result<Node> {
         let state = Folder::new("node")?;
-        let process = daemon(&host, state.path(), engine, direct)?;
+        let process = daemon(&host, state.path(), engine, flags)?;
         let mut node = Node {
             process,
             engine,
-            direct,
+            flags,
             host,
             state,
         };
@@ -91,7 +100,7 @@ impl Node {
     ///
     /// When it does not answer.
     pub fn start_again(&mut self) -> Result<()> {
-        self.process = daemon(&self.host, self.state.path(), self.engine, self.direct)?;
+        self.process = daemon(&self.host, self.state.path(), self.engine, self.flags)?;
         self.wait_answering()
     }
 
@@ -389,7 +398,7 @@ fn socket(state: &Path) -> PathBuf {
 }
 
 /// The daemon's command line, as [`Node::start`] uses it.
-fn daemon(host: &Host, state: &Path, engine: Engine, direct: bool) -> Result<Process> {
+fn daemon(host: &Host, state: &Path, engine: Engine, flags: &[&str]) -> Result<Process> {
     let mut command = host.namespace().command(program("tailrace")?);
     command
         .arg("daemon")
@@ -398,7 +407,7 @@ fn daemon(host: &Host, state: &Path, engine: Engine, direct: bool) -> Result<Pro
         .arg("--socket")
         .arg(socket(state))
         .args(["--wireguard", engine.word()])
-        .arg(format!("--direct={direct}"))
+        .args(flags)
         .args(["--metrics", &format!("127.0.0.1:{METRICS}")]);
     Process::spawn("tailrace daemon", command)
 }
