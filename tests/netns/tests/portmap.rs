@@ -125,6 +125,25 @@ fn a_mapping_outlives_the_router_and_ends_with_the_agent() -> Result<()> {
 }
 
 #[test]
+fn a_restart_that_the_router_announces_is_heard() -> Result<()> {
+    skip_unless_available!("miniupnpd");
+    let mut lab = Lab::new()?;
+    let control = Control::start(lab.server("control")?, ControlOptions::default())?;
+    let key = control.auth_key(&["--reusable"])?;
+    let alice = Node::start(lab.behind("alice", NatKind::Symmetric)?)?;
+    let mut mapper = PortMapper::start(nat(&alice)?, Speaks::NatPmp)?;
+    alice.join(&control.url(), &key)?;
+    wait_mapped(&mapper, &alice)?;
+    wait_until(UPGRADE, "the router is a while up", || {
+        ensure!(mapper.up_for() > Duration::from_secs(8), "not yet");
+        Ok(())
+    })?;
+    // By itself the agent looks once a minute.
+    mapper.restart(nat(&alice)?)?;
+    wait_mapped(&mapper, &alice)
+}
+
+#[test]
 fn nothing_is_mapped_against_the_operators_will() -> Result<()> {
     skip_unless_available!("miniupnpd");
     for start in [Node::start_unmapped, Node::start_relayed] {
