@@ -46,17 +46,6 @@ fn tell_path(peer: NodePublic, route: Route) {
     }
 }
 
-/// What was to be done and failed; it is tried until it works.
-#[derive(Debug, Default)]
-pub(super) struct Owed {
-    /// Peers that restarted, and whose sessions have to go.
-    restarts: BTreeSet<NodePublic>,
-    /// Peers may be missing whose sessions went.
-    pub(super) reapply: bool,
-    /// The host's netfilter may not know all detours.
-    pub(super) netfilter: bool,
-}
-
 /// What becomes of detours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Turn {
@@ -138,7 +127,7 @@ impl Inner {
                     }
                 }
                 Order::Reset(peer) => {
-                    self.owed.restarts.insert(peer);
+                    self.owed.restart(peer);
                     restarted = true;
                 }
             }
@@ -174,10 +163,10 @@ impl Inner {
     /// Does what was to be done earlier and failed.
     pub(super) async fn make_up(&mut self) -> Vec<NetError> {
         let mut problems = Vec::new();
-        if self.owed.netfilter {
+        if self.owed.netfilter() {
             problems.extend(self.arrange_netfilter().await.err());
         }
-        if self.owed.reapply || !self.owed.restarts.is_empty() {
+        if self.owed.peers() {
             problems.extend(self.restart_sessions().await.err());
         }
         problems
@@ -185,13 +174,11 @@ impl Inner {
 
     /// Has peers begin anew that restarted.
     async fn restart_sessions(&mut self) -> Result<(), NetError> {
-        let peers = self.owed.restarts.iter().copied();
-        let changes = peers.map(Change::RemovePeer).collect();
-        // Some may go even if not all do.
-        self.owed.reapply = true;
-        let removed = self.tunnel.change(changes).await;
+        let removals = self.owed.removals().into_iter();
+        let removals = removals.map(Change::RemovePeer).collect();
+        let removed = self.tunnel.change(removals).await;
         if removed.is_ok() {
-            self.owed.restarts.clear();
+            self.owed.removed();
         }
         let added = self.reapply().await;
         removed.and(added)

@@ -20,10 +20,11 @@ use tokio::sync::watch;
 use tunnel::Relaying;
 
 use super::claims::{Arrangement, Claims};
-use super::direct::{Owed, Pins};
+use super::direct::Pins;
 use super::filter::{Guard, Orders, PacketFilter, Restriction, hosts};
 use super::host::Host;
 use super::numbers::{Numbers, peer_index};
+use super::owed::Owed;
 use super::peers::{Peer, Peers};
 use super::traffic::Accounts;
 use super::tsmp::Tsmp;
@@ -192,7 +193,7 @@ impl Inner {
             operation: "setting the host's forwarding sysctls",
             source,
         })?;
-        self.owed.reapply = false;
+        self.owed.applied();
         Ok(())
     }
 
@@ -221,9 +222,9 @@ impl Inner {
     /// Puts our rules into the host's netfilter, or takes them out if the operator wants none there.
     pub(super) async fn arrange_netfilter(&mut self) -> Result<(), NetError> {
         self.arrange_detours();
-        self.owed.netfilter = true;
+        self.owed.detour();
         self.set_netfilter().await?;
-        self.owed.netfilter = false;
+        self.owed.detoured();
         Ok(())
     }
 
@@ -415,6 +416,7 @@ impl Inner {
         self.direct.retain(|key, _| present.contains(key));
         self.routes.retain(|key, _| present.contains(key));
         self.claims.retain(&present);
+        self.owed.retain(&present);
         self.mtus.retain(&present);
         let mut table = Vec::with_capacity(present.len());
         for (key, peer) in &desired.peers {
