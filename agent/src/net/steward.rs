@@ -63,6 +63,8 @@ pub(super) struct Surroundings {
     pub(super) portmap: portmap::Handle,
     /// Control is connected.
     pub(super) control: watch::Receiver<bool>,
+    /// Where peers look for us, as control told a former process.
+    pub(super) home: Option<RegionId>,
 }
 
 /// The steward's state.
@@ -118,11 +120,11 @@ impl Next {
 impl Steward {
     pub(super) fn new(with: Surroundings) -> Self {
         Self {
+            selector: HomeSelector::at(with.home),
             with,
             endpoints: Endpoints::default(),
             local: None,
             told_endpoints: None,
-            selector: HomeSelector::default(),
             report: Report::default(),
             last_full: None,
             last_check: None,
@@ -143,6 +145,7 @@ impl Steward {
         let mut next = Next::now();
         let mut tick = time::interval(GRACE / 4);
         let restun = self.with.restun.clone();
+        let mut control = self.with.control.clone();
         let mut again = false;
         loop {
             let assignment = assignments.borrow().clone();
@@ -175,6 +178,11 @@ impl Steward {
                         check = Some((began, self.start_check(map)));
                     }
                 }
+                Ok(()) = control.changed() => if *control.borrow() {
+                    // What was found meanwhile may be told, and acted upon, now.
+                    let earliest = self.last_check.map_or_else(Instant::now, |at| at + CHECK_GAP);
+                    next.hasten(earliest.into());
+                },
                 () = restun.notified() => {
                     // What is under way may have asked before there was a reason to.
                     again = check.is_some();
