@@ -265,6 +265,16 @@ mod tests {
         assert_eq!(choose(&map(), &[(B, 5)], false), Some(A));
         assert_eq!(choose(&map(), &[(B, 5)], true), Some(B));
 
+        // As a former process was at home.
+        let (now, nearer) = (start, latencies(&[(A, 30), (B, 5)]));
+        let without_control = Measured {
+            can_tell: false,
+            ..measured(now, &nearer)
+        };
+        let mut selector = HomeSelector::at(Some(A));
+        let home = selector.handle_report(now, &map(), &without_control);
+        assert_eq!(home, Some(A));
+
         let mut without = map();
         without.regions.remove(&B);
         assert_eq!(choose(&without, &[(A, 30)], false), Some(A));

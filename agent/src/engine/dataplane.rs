@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use control_proto::netmap::NetMap;
-use node_core::Desired;
+use node_core::{Desired, RegionId};
 use tokio::time::Instant;
 
 use super::core::Engine;
@@ -63,6 +63,10 @@ impl Engine {
                     port_mapping: self.config.port_mapping,
                     endpoints: self.config.endpoints.clone(),
                     control: self.control_connected.subscribe(),
+                    home: map
+                        .node
+                        .home_derp()
+                        .and_then(|home| u16::try_from(home).ok().map(RegionId)),
                 })
                 .await?;
                 self.net_events = Some(events);

@@ -152,7 +152,7 @@ impl Engine {
             }
         }
         self.answer_logout(Err(Refusal::CutShort));
-        self.control_connected.send_replace(false);
+        self.set_control_connected(false);
         self.control_problem = None;
         self.key_change = None;
         self.auth_url = None;
@@ -200,7 +200,7 @@ impl Engine {
             Event::KeyChanged(change) => self.key_change = Some(change),
             Event::LoginUrl(url) => {
                 tracing::info!(url, "a person has to log this node in");
-                self.control_connected.send_replace(true);
+                self.set_control_connected(true);
                 self.control_problem = None;
                 self.auth_url = Some(url);
             }
@@ -213,7 +213,7 @@ impl Engine {
                 ));
             }
             Event::Authorised => {
-                self.control_connected.send_replace(true);
+                self.set_control_connected(true);
                 self.control_problem = None;
                 self.auth_url = None;
                 self.login_under_way = false;
@@ -232,7 +232,7 @@ impl Engine {
                 if *self.control_connected.borrow() || self.control_problem.is_none() {
                     tracing::warn!(%problem, "no connection to the coordination server");
                 }
-                self.control_connected.send_replace(false);
+                self.set_control_connected(false);
                 if matches!(problem, ControlError::KeyChanged { .. }) {
                     self.error = Some(problem.to_string());
                 }
@@ -332,8 +332,17 @@ impl Engine {
         }
     }
 
+    /// Tells the data plane, too, if that is news.
+    fn set_control_connected(&self, connected: bool) {
+        self.control_connected.send_if_modified(|old| {
+            let changed = *old != connected;
+            *old = connected;
+            changed
+        });
+    }
+
     pub(super) fn confirm_map(&mut self) {
-        self.control_connected.send_replace(true);
+        self.set_control_connected(true);
         self.control_problem = None;
         self.map_stale = false;
         self.map_confirmed = Some(SystemTime::now());

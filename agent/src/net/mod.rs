@@ -35,9 +35,9 @@ use ipnet::IpNet;
 use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links};
-use node_core::Desired;
 use node_core::endpoints::Endpoints;
 use node_core::paths::Route;
+use node_core::{Desired, RegionId};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tunnel::{Inlet, Relaying};
@@ -122,6 +122,8 @@ pub struct NetConfig {
     pub endpoints: Vec<SocketAddr>,
     /// Whether control is connected: only then do peers learn of another home relay.
     pub control: watch::Receiver<bool>,
+    /// Our home relay as control last told it: without control it stays.
+    pub home: Option<RegionId>,
 }
 
 /// What the operator wants of the host's netfilter.
@@ -310,6 +312,7 @@ impl Net {
             restun: restun.clone(),
             portmap: portmap.clone(),
             control: config.control,
+            home: config.home,
         });
         let host = Host::look(&netlink, &config.device).await?;
         let inner = Arc::new(Mutex::new(Inner {

@@ -59,6 +59,8 @@ pub(super) struct Surroundings {
     pub(super) portmap: portmap::Handle,
     /// Control is connected.
     pub(super) control: watch::Receiver<bool>,
+    /// Where peers look for us, as control told a former process.
+    pub(super) home: Option<RegionId>,
 }
 
 /// The steward's state.
@@ -114,11 +116,11 @@ impl Next {
 impl Steward {
     pub(super) fn new(with: Surroundings) -> Self {
         Self {
+            selector: HomeSelector::at(with.home),
             with,
             endpoints: Endpoints::default(),
             host: Host::default(),
             told_endpoints: None,
-            selector: HomeSelector::default(),
             report: Report::default(),
             last_full: None,
             last_check: None,
@@ -141,6 +143,7 @@ impl Steward {
         let mut next = Next::now();
         let mut tick = time::interval(GRACE / 4);
         let restun = self.with.restun.clone();
+        let mut control = self.with.control.clone();
         let mut again = false;
         loop {
             let assignment = assignments.borrow().clone();
@@ -184,6 +187,11 @@ impl Steward {
                     }
                     restun.notify_one();
                 }
+                Ok(()) = control.changed() => if *control.borrow() {
+                    // What was found meanwhile may be told, and acted upon, now.
+                    let earliest = self.last_check.map_or_else(Instant::now, |at| at + CHECK_GAP);
+                    next.hasten(earliest.into());
+                },
                 () = restun.notified() => {
                     // What is under way may have asked before there was a reason to.
                     again = check.is_some();

@@ -450,6 +450,7 @@ fn config(disco: DiscoPrivate, engine: EngineChoice) -> NetConfig {
         port_mapping: false,
         endpoints: Vec::new(),
         control: tokio::sync::watch::Sender::new(true).subscribe(),
+        home: None,
     }
 }
 
