@@ -34,6 +34,8 @@ pub(crate) enum Kept {
     Icount { value: f64 },
     /// Memory: less is better.
     Memory { value: f64 },
+    /// Processor time, in percent of a core: less is better.
+    Cpu { value: f64 },
     /// How often ours is another's of the same round: more is better.
     Ratio { median: f64, least: f64, most: f64 },
 }

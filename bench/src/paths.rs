@@ -3,7 +3,8 @@
 //! A lab of real agents behind home routers, and simulated nodes that only registered, with endpoints and
 //! disco keys. One agent sends to the real ones; its CPU time and memory are read from `/proc`, and
 //! its router counts what it sends to endpoints of nodes that it has nothing to tell. The baseline is
-//! the same lab without the simulated nodes.
+//! the same lab without the simulated nodes. One such packet, or more than a thousand peers may cost, and the
+//! bench fails.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,8 +15,14 @@ use testnet::tailnet::{Control, ControlOptions, Node};
 use testnet::{Lab, Process, wait_until};
 
 use crate::control::client::{self, Client, Identity};
-use crate::figures::counted;
+use crate::figures::{Kept, KeptFigures, counted};
 use agent::bench::process::{cpu_time, resident_kib};
+
+/// Peers, and active ones among them, that must not cost more than what follows.
+const PROMISED: [usize; 2] = [1000, 10];
+const MOST_CPU_PERCENT: f64 = 1.0;
+/// 40 MB.
+const MOST_RESIDENT_MIB: f64 = 40e6 / (1 << 20) as f64;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Endpoints of simulated nodes: the prefix for benchmarks (RFC 2544), counted by the router.
@@ -52,38 +59,101 @@ struct Cost {
 }
 
 #[derive(Debug, Serialize)]
-struct Figures {
+struct Report {
     active: usize,
     seconds: u64,
     all: Cost,
     active_only: Cost,
+    /// What later runs are held against.
+    figures: KeptFigures,
+}
+
+impl Cost {
+    fn kept(&self) -> [(String, Kept); 2] {
+        let name = |what| format!("{} peers, {what}", self.peers);
+        let (cpu, memory) = (self.cpu_percent, self.resident_mib);
+        [
+            (name("CPU, % of a core"), Kept::Cpu { value: cpu }),
+            (name("MiB"), Kept::Memory { value: memory }),
+        ]
+    }
+}
+
+impl Report {
+    /// Checks what has to be so on any machine.
+    fn check(&self) -> Result<()> {
+        for cost in [&self.all, &self.active_only] {
+            let Cost {
+                peers,
+                cpu_percent,
+                resident_mib,
+                direct,
+                idle_packets,
+            } = *cost;
+            ensure!(
+                idle_packets == 0,
+                "{idle_packets} packets went to idle peers of {peers}"
+            );
+            ensure!(
+                direct == self.active,
+                "{direct} of {} paths are direct",
+                self.active
+            );
+            let [most, most_active] = PROMISED;
+            if peers > most || self.active > most_active {
+                continue;
+            }
+            ensure!(
+                cpu_percent < MOST_CPU_PERCENT,
+                "{peers} peers cost {cpu_percent:.2} % of a core: it may be {MOST_CPU_PERCENT}"
+            );
+            ensure!(
+                resident_mib <= MOST_RESIDENT_MIB,
+                "with {peers} peers {resident_mib:.1} MiB are resident: it may be {MOST_RESIDENT_MIB:.1}"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Measures and prints a table, or JSON.
 ///
 /// # Errors
 ///
-/// Without root, or if a daemon does not do its part.
+/// Without root, or if a daemon does not do its part, or costs more than it may.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.active <= args.peers, "--active is more than --peers");
     ensure!(args.active > 0 && args.seconds > 0, "nothing to measure");
     let active_only = measure(args, 0).context("active peers alone")?;
     let idle = args.peers - args.active;
     let all = measure(args, idle).with_context(|| format!("and {idle} idle ones"))?;
-    let figures = Figures {
+    let report = Report {
         active: args.active,
         seconds: args.seconds,
+        figures: [&all, &active_only]
+            .into_iter()
+            .flat_map(Cost::kept)
+            .collect(),
         all,
         active_only,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
-        return Ok(());
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
     }
-    let Figures {
-        all, active_only, ..
-    } = &figures;
-    println!("{} active peers, {} s:", args.active, args.seconds);
+    report.check()
+}
+
+fn print(report: &Report) {
+    let Report {
+        active,
+        seconds,
+        all,
+        active_only,
+        ..
+    } = report;
+    println!("{active} active peers, {seconds} s:");
     println!("{:26}{:>10}{:>10}", "", all.peers, active_only.peers);
     let row = |name: &str, all: String, alone: String| println!("{name:26}{all:>10}{alone:>10}");
     let percent = |cost: &Cost| format!("{:.2}", cost.cpu_percent);
@@ -94,7 +164,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     row("direct paths", direct(all), direct(active_only));
     let idle = |cost: &Cost| cost.idle_packets.to_string();
     row("packets to idle peers", idle(all), idle(active_only));
-    Ok(())
 }
 
 /// Resident MiB of an agent with `active` peers that it sends to and `idle` ones beside them.

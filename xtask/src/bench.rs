@@ -28,7 +28,7 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
     /// Hold the figures against those in bench/figures.json; fail if instructions or memory are more than a tenth
-    /// more, or a median ratio lies below the committed rounds.
+    /// more, processor time more than twice as much, or a median ratio lies below the committed rounds.
     #[arg(long, conflicts_with_all = ["json", "record", "rest"])]
     check: bool,
     /// Write the figures to bench/figures.json.

@@ -13,6 +13,8 @@ use serde_json::Value;
 const FILE: &str = "bench/figures.json";
 /// Instructions and memory may be so many times what was committed.
 const WORSE: f64 = 1.1;
+/// Processor time may be so many times that: it varies with what else the machine does.
+const WORSE_CPU: f64 = 2.0;
 
 /// What one run of a bench found.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -32,6 +34,8 @@ pub(super) enum Figure {
     Icount { value: f64 },
     /// Memory: less is better.
     Memory { value: f64 },
+    /// Processor time, in percent of a core: less is better.
+    Cpu { value: f64 },
     /// How often ours is another's of the same round: more is better.
     Ratio { median: f64, least: f64, most: f64 },
 }
@@ -41,6 +45,7 @@ impl fmt::Display for Figure {
         match self {
             Self::Icount { value } => write!(f, "{value:.0}"),
             Self::Memory { value } => write!(f, "{value:.1}"),
+            Self::Cpu { value } => write!(f, "{value:.2}"),
             Self::Ratio {
                 median,
                 least,
@@ -56,6 +61,7 @@ impl Figure {
         match (self, now) {
             (Self::Icount { value }, Self::Icount { value: now })
             | (Self::Memory { value }, Self::Memory { value: now }) => Some(now <= value * WORSE),
+            (Self::Cpu { value }, Self::Cpu { value: now }) => Some(now <= value * WORSE_CPU),
             (Self::Ratio { least, .. }, Self::Ratio { median, .. }) => Some(median >= least),
             _ => None,
         }
@@ -69,6 +75,9 @@ impl Figure {
                 value: value.round(),
             },
             Self::Memory { value } => Self::Memory {
+                value: round(value),
+            },
+            Self::Cpu { value } => Self::Cpu {
                 value: round(value),
             },
             Self::Ratio {
@@ -275,6 +284,15 @@ mod tests {
             Some(false)
         );
         assert_eq!(before.is_kept_by(Figure::Memory { value: 1.0 }), None);
+    }
+
+    #[test]
+    fn twice_the_processor_time_is_kept_and_more_is_not() {
+        let before = Figure::Cpu { value: 0.4 };
+        for (now, kept) in [(0.8, true), (0.81, false), (0.1, true)] {
+            assert_eq!(before.is_kept_by(Figure::Cpu { value: now }), Some(kept));
+        }
+        assert_eq!(before.is_kept_by(Figure::Memory { value: 0.4 }), None);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(super) fn start(stop: &Stop) -> Result<Demo> {
     // Whoever joined first learns of the second.
     for (from, to) in [(0, 1), (1, 0)] {
         stop.check()?;
-        let what = format!("{} has {} on the relay", NODES[from], NODES[to]);
+        let what = format!("{} has {} by the relay only", NODES[from], NODES[to]);
         step(&what, || is_relayed(&nodes[from], NODES[to]))?;
     }
     // The tailnet is ready when they answer each other.
