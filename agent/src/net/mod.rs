@@ -24,7 +24,7 @@ mod switch;
 pub(crate) mod traffic;
 mod tsmp;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,36 +35,22 @@ use ipnet::IpNet;
 use keys::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use netlink::rules::UNDERLAY_MARK;
 use netlink::{Netlink, addresses, links};
-use node_core::endpoints::Endpoints;
-use node_core::paths::Route;
 use node_core::{Desired, RegionId};
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
-use tunnel::{Inlet, Relaying};
 
 use crate::derp::Manager;
 use crate::error_text::error_text;
 use crate::firewall::Firewall;
-use crate::offload;
-use crate::paths::{self, Core, Surroundings, Wire};
-use crate::portmap::{self, Mapper};
-use crate::relayed::{InProcess, Inbound, Outbound, Relayed};
-use crate::router::{self, Mtus, forwarding};
-use crate::shield::{self, Shields};
+use crate::paths;
+use crate::portmap;
+use crate::router::{self, forwarding};
+use crate::shield;
 use crate::tunnel::Kernel;
-use claims::{Arrangement, Claims};
-use direct::Pins;
-use filter::Guard;
-use host::Host;
 use inner::Inner;
 use measure::Censuses;
-use numbers::Numbers;
-use owed::Owed;
 use peers::Peers;
-use start::{adopt, check_permission, check_port, choose_engine};
-use steward::{Assignment, Steward};
-use traffic::Accounts;
-use tsmp::Tsmp;
+use steward::Assignment;
 
 pub use crate::netcheck::{Mapped, Report as NetcheckReport};
 pub use crate::paths::{Junk, Kind as EndpointKind};
@@ -191,206 +177,6 @@ impl Net {
             return false;
         }
         start::outlived(device).await
-    }
-
-    /// Picks the engine and starts the tasks. The overlay device appears with the first [`Net::apply`].
-    ///
-    /// A WireGuard device that a former agent left is taken over with its sessions.
-    ///
-    /// # Errors
-    ///
-    /// [`NetError::NotPermitted`] without root; [`NetError::NoKernelWireGuard`] if demanded and
-    /// missing; [`NetError::PortInUse`].
-    pub async fn start(config: NetConfig) -> Result<(Self, mpsc::Receiver<NetEvent>), NetError> {
-        check_permission()?;
-        let netlink = Arc::new(Netlink::open()?);
-        let reports = Reports::default();
-        let (mut tunnel, engine_reason) =
-            choose_engine(&netlink, &config.device, config.engine, &reports).await?;
-        let leftover = Kernel::leftover(&netlink, &config.device).await?;
-        let mut endpoints = Endpoints::default();
-        let mut former = BTreeMap::new();
-        let mut relay_port = None;
-        match &leftover {
-            Some(device) if tunnel.engine() == Engine::Kernel => {
-                relay_port = adopt(device, &mut endpoints, &mut former);
-                tracing::info!(
-                    device = config.device,
-                    peers = device.peers.len(),
-                    "device taken over"
-                );
-            }
-            // The operator changed the engine: the kernel's device stands in the way.
-            Some(_) => links::delete(&netlink, &config.device).await?,
-            None => {}
-        }
-        let adopted_device = leftover.is_some() && tunnel.engine() == Engine::Kernel;
-        if leftover.is_none_or(|device| device.listen_port != config.port) {
-            check_port(config.port)?;
-        }
-        let inlet = Inlet::default();
-        let relayed = Relayed::bind(relay_port, config.port, inlet.clone());
-        let relayed = relayed.map_err(|source| NetError::Socket {
-            operation: "opening the relay socket on lo",
-            source,
-        })?;
-        let relayed = Arc::new(relayed);
-        let peers = Peers::default();
-        let wire = Wire::open(config.port).map_err(|source| NetError::Socket {
-            operation: "opening the agent's UDP sockets",
-            source,
-        })?;
-        let wire = Arc::new(wire);
-        let (paths, path_events) = paths::channel();
-        let inbound = Inbound {
-            relayed: relayed.clone(),
-            peers: peers.clone(),
-            paths: paths.clone(),
-            junk: wire.junk.clone(),
-        };
-        let (relays, notices) = Manager::new(inbound.clone());
-        let device = config.device.clone();
-        let tsmp = Tsmp::new(device, config.disco.public(), reports.clone());
-        let (orders, order_receiver) = mpsc::unbounded_channel();
-        let restun = Arc::new(Notify::new());
-        let allowed = config.direct && config.port_mapping;
-        let (mapper, portmap) = Mapper::new(Netlink::open()?, config.port, &restun, allowed);
-        let core = Core::new(Surroundings {
-            disco: config.disco,
-            direct: config.direct,
-            wire: wire.clone(),
-            relays: relays.clone(),
-            orders,
-            restun: restun.clone(),
-        });
-        let outbound = Outbound {
-            peers: peers.clone(),
-            relays: relays.clone(),
-            paths: paths.clone(),
-            wire: wire.clone(),
-        };
-        let relaying = Relaying {
-            relay: Arc::new(InProcess {
-                relayed: relayed.clone(),
-                outbound: outbound.clone(),
-            }),
-            inlet,
-        };
-        tunnel.set_relaying(relaying.clone());
-        // What a former agent chose is taken over, and proved anew; without a search for paths it stays as
-        // if set by hand.
-        let (direct, routes, adopted) = if config.direct {
-            let routes = former.iter().map(|(key, at)| (*key, Route::Direct(*at)));
-            (BTreeMap::new(), routes.collect(), former)
-        } else {
-            (former, BTreeMap::new(), BTreeMap::new())
-        };
-        let (events_sender, events) = mpsc::channel(MAX_EVENTS);
-        let (assignment, assignments) = watch::channel(None);
-        let firewall = match Firewall::new() {
-            Ok(firewall) => Some(firewall),
-            Err(error) => {
-                let reason = error_text(&error);
-                tracing::warn!(
-                    reason,
-                    "the host's netfilter cannot be used: no masquerading"
-                );
-                None
-            }
-        };
-        let trouble = firewall.as_ref().map(Firewall::trouble);
-        let (offload, offloads) = watch::channel(offload::Config::default());
-        let obstacles = firewall.as_ref().map(Firewall::obstacles);
-        let steward = Steward::new(steward::Surroundings {
-            relays: relays.clone(),
-            events: events_sender.clone(),
-            wire: wire.clone(),
-            port: config.port,
-            direct: config.direct,
-            explicit: config.endpoints,
-            paths: paths.clone(),
-            restun: restun.clone(),
-            portmap: portmap.clone(),
-            control: config.control,
-            home: config.home,
-        });
-        let host = Host::look(&netlink, &config.device).await?;
-        let inner = Arc::new(Mutex::new(Inner {
-            netlink,
-            tunnel,
-            engine_reason,
-            device: config.device.clone(),
-            port: config.port,
-            state_dir: config.state_dir,
-            endpoints,
-            numbers: Numbers::default(),
-            direct,
-            routes,
-            mtus: Mtus::default(),
-            outgrown: BTreeSet::new(),
-            claims: Claims::default(),
-            detoured: Arrangement::default(),
-            owed: Owed::default(),
-            adopted,
-            wants_direct: config.direct,
-            pinning: Pins::Untried,
-            relaying,
-            paths: paths.clone(),
-            wire: wire.clone(),
-            peers: peers.clone(),
-            relayed: relayed.clone(),
-            relays: relays.clone(),
-            portmap: portmap.clone(),
-            guard: Guard::default(),
-            shields: Shields::new(config.shield, config.port),
-            reports: reports.clone(),
-            tsmp: tsmp.clone(),
-            firewall,
-            filter_serial: 0,
-            filter_problem: None,
-            offload,
-            accounts: Accounts::new(adopted_device),
-            offloaded: 0,
-            applied: None,
-        }));
-        let watcher = links::Watcher::open()?;
-        let (host, hosts) = watch::channel(host);
-        let tasks = [
-            tokio::spawn(tell("firewall", trouble, events_sender.clone())),
-            tokio::spawn(rejects::run(tsmp.clone(), reports.clone())),
-            tokio::spawn(tsmp::run(tsmp, peers.clone(), events_sender.clone())),
-            tokio::spawn(tell("host-firewall", obstacles, events_sender.clone())),
-            tokio::spawn(steward.run(assignments, notices, hosts)),
-            tokio::spawn(carry(relayed, outbound)),
-            tokio::spawn(core.run(path_events)),
-            tokio::spawn(mapper.run()),
-            tokio::spawn(async move { wire.listen(inbound).await }),
-            tokio::spawn(reroute::run(
-                Arc::downgrade(&inner),
-                order_receiver,
-                paths.clone(),
-            )),
-            tokio::spawn(repair::run(
-                Arc::downgrade(&inner),
-                watcher,
-                events_sender,
-                host,
-            )),
-            tokio::spawn(offload::run(Arc::downgrade(&inner), offloads)),
-        ];
-        let net = Self {
-            inner,
-            relays,
-            peers,
-            reports,
-            paths,
-            portmap,
-            assignment,
-            censuses: Censuses::default(),
-            checks: Arc::default(),
-            tasks: tasks.map(|task| task.abort_handle()).into(),
-        };
-        Ok((net, events))
     }
 
     /// Makes this host look as `desired` says, guarded by `filter`; applying the same again changes
@@ -639,30 +425,6 @@ fn restore_forwarding(state_dir: &Path) -> Result<(), NetError> {
         operation: "putting the forwarding sysctls back",
         source,
     })
-}
-
-/// Carries packets between WireGuard and the relays, whatever happens to the socket.
-async fn carry(relayed: Arc<Relayed>, to: Outbound) {
-    loop {
-        let error = relayed.serve(&to).await;
-        tracing::warn!(%error, "relay socket failed, going on");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Tells of what is wrong with the firewall, and that it is no more.
-async fn tell(
-    key: &'static str,
-    trouble: Option<watch::Receiver<Option<String>>>,
-    events: mpsc::Sender<NetEvent>,
-) {
-    let Some(mut trouble) = trouble else { return };
-    while trouble.changed().await.is_ok() {
-        let text = trouble.borrow_and_update().clone();
-        if events.send(NetEvent::Health { key, text }).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// A number out of our key that spreads nodes over regions.
