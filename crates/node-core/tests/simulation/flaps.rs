@@ -5,7 +5,7 @@ use std::time::Duration;
 use node_core::RegionId;
 
 use crate::net::Realm;
-use crate::predict::certain;
+use crate::predict::{certain, wavering};
 use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
 use testnet::nat_model::{Behaviour, Dependence};
@@ -13,8 +13,8 @@ use testnet::nat_model::{Behaviour, Dependence};
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).
 const REGRESSIONS: [u64; 1] = [1002];
-/// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss: of the
-/// seeds 1000 to 1099, 20 see more, 11 more than 4 s, none more than 6.6 s.
+/// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss; of the seeds
+/// 1000 to 1099 none sees more than this.
 const SILENCE: Duration = Duration::from_secs(7);
 const NODES: usize = 8;
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -75,24 +75,28 @@ fn flap(world: &mut World) {
         2 | 3 => world.block_udp(node, false),
         4 => {
             let realm = world.nodes[node].realm;
-            world.net.reboot(realm);
+            if world.random.per_mille(500) {
+                world.net.reboot(realm);
+            } else {
+                world.net.exchange(realm);
+            }
         }
         5 => {
             let realm = somewhere(world);
             world.roam(node, realm);
             // Everybody else has to hear of it over the relays.
-            world.excuse(world.now + SECOND);
+            world.excuse(node, world.now + SECOND);
         }
         6 => {
             let realm = world.nodes[node].realm;
             world.roam(node, realm);
-            world.excuse(world.now + SECOND);
+            world.excuse(node, world.now + SECOND);
         }
         7 => {
             let away = world.random.millis(200, 2000);
             let keeps_key = world.random.per_mille(300);
             world.restart(node, away, keeps_key);
-            world.excuse(world.now + away + SECOND);
+            world.excuse(node, world.now + away + SECOND);
         }
         _ => {
             let region = RegionId(u16::try_from(world.random.below(2) + 1).unwrap());
@@ -119,9 +123,7 @@ fn an_hour(seed: u64) {
         let mut passed = Duration::ZERO;
         while passed < pause {
             // Without the relay there is nothing to fall back on.
-            if !world.relays_up() {
-                world.excuse(world.now + INTERVAL * 2);
-            }
+            world.excuse_cut_off(world.now + INTERVAL * 2);
             world.run(INTERVAL);
             passed += INTERVAL;
         }
@@ -153,12 +155,12 @@ fn an_hour(seed: u64) {
     for (number, flow) in world.flows.iter().enumerate() {
         let (requests, replies) = before[number];
         let (requests, replies) = (flow.requests - requests, flow.replies - replies);
+        let (a, b) = (&world.nodes[flow.from], &world.nodes[flow.to]);
         assert!(
-            requests.abs_diff(replies) <= 2,
+            requests.abs_diff(replies) <= 2 || wavering(&world.net, a, b),
             "seed {seed}: flow {number} lost {} of {requests} packets",
             requests - replies
         );
-        let (a, b) = (&world.nodes[flow.from], &world.nodes[flow.to]);
         if certain(&world.net, a, b) {
             let direct = [
                 world.is_direct(flow.from, flow.to),
