@@ -188,7 +188,6 @@ impl World {
             disco: Some(disco),
             home: Some(home),
             endpoints: Vec::new(),
-            expired: false,
         });
         self.later(SECOND + Duration::from_millis(3), Event::Tick(number));
         number
@@ -562,7 +561,6 @@ impl World {
             disco: Some(node.disco),
             home: Some(node.home),
             endpoints: told.copied().collect(),
-            expired: false,
         };
         for other in 0..self.nodes.len() {
             if other != number && self.nodes[other].running {
