@@ -84,7 +84,7 @@ fn every_pair_of_nats_ends_as_the_table_predicts() {
 }
 
 #[test]
-fn the_upgrade_loses_no_packet_and_takes_three_round_trips() {
+fn the_upgrade_loses_no_packet_and_takes_a_quarter_of_a_second() {
     let usual = Some(Behaviour {
         mapping: Dependence::Independent,
         filtering: Dependence::AddressAndPort,
@@ -98,10 +98,9 @@ fn the_upgrade_loses_no_packet_and_takes_three_round_trips() {
         world.run(SECOND);
         let flow = &world.flows[0];
         assert_eq!(flow.requests, flow.replies);
-        let round_trip = Duration::from_millis(26);
-        let limit = round_trip * 3 + Duration::from_millis(50);
+        // Three round trips, up to 50 ms to the first packet and up to 100 ms to the next one.
         let took = flow.direct_after.unwrap();
-        assert!(took <= limit + TENTH, "{took:?} with {a:?} and {b:?}");
+        assert!(took <= SECOND / 4, "{took:?} with {a:?} and {b:?}");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
 use testnet::nat_model::{Behaviour, Dependence};
 
-const SEEDS: [u64; 4] = [1, 2, 3, 4];
+const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 /// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).
 const REGRESSIONS: [u64; 1] = [1002];
 /// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss; of the seeds

@@ -29,8 +29,6 @@ pub(crate) struct Tunnel {
     pub(crate) last_sent: Option<Duration>,
     /// Since when packets have gone out and none came in.
     pub(crate) unanswered: Option<Duration>,
-    /// Since when packets have gone where nobody chose.
-    pub(crate) astray: Option<Duration>,
     seen: BTreeSet<u64>,
 }
 
@@ -40,6 +38,8 @@ pub(crate) struct Way {
     pub(crate) straight: Option<SocketAddr>,
     /// Through the agent, to the relay of this peer.
     pub(crate) relayed: Option<usize>,
+    /// Where nobody chose.
+    pub(crate) strays: bool,
 }
 
 impl Tunnel {
@@ -50,7 +50,6 @@ impl Tunnel {
             endpoint: Endpoint::Synthetic(peer),
             last_sent: None,
             unanswered: None,
-            astray: None,
             seen: BTreeSet::new(),
         }
     }
@@ -98,7 +97,6 @@ impl Tunnel {
             Endpoint::Straight(address) if self.is_direct() => Some(address),
             _ => None,
         };
-        self.astray = None;
         self.set_route(Route::Relayed);
         direct
     }
@@ -163,15 +161,12 @@ impl Tunnels {
         let tunnel = self.of(to);
         tunnel.last_sent = Some(now);
         tunnel.unanswered.get_or_insert(now);
-        if tunnel.endpoint == tunnel.chosen() {
-            tunnel.astray = None;
-        } else {
-            tunnel.astray.get_or_insert(now);
-        }
+        let strays = tunnel.endpoint != tunnel.chosen();
         match tunnel.endpoint {
             Endpoint::Straight(address) => Way {
                 straight: Some(address),
                 relayed: None,
+                strays,
             },
             Endpoint::Synthetic(peer) => Way {
                 straight: match self.of(peer).route {
@@ -179,6 +174,7 @@ impl Tunnels {
                     Route::Relayed | Route::Direct(_) => None,
                 },
                 relayed: Some(peer),
+                strays,
             },
         }
     }
