@@ -12,6 +12,8 @@ mod flaps;
 mod flow;
 #[path = "simulation/net.rs"]
 mod net;
+#[path = "simulation/places.rs"]
+mod places;
 #[path = "simulation/predict.rs"]
 mod predict;
 #[path = "simulation/random.rs"]

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use node_core::RegionId;
 
-use crate::net::Realm;
+use crate::places::{populated, somewhere};
 use crate::predict::{certain, wavering};
 use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
-use testnet::nat_model::{Behaviour, Dependence};
 
 const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 /// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).
@@ -19,48 +18,9 @@ const SILENCE: Duration = Duration::from_secs(7);
 const NODES: usize = 8;
 const INTERVAL: Duration = Duration::from_millis(250);
 
-pub(crate) fn behaviour(world: &mut World) -> Behaviour {
-    Behaviour {
-        mapping: world.random.pick(&[
-            Dependence::Independent,
-            Dependence::Independent,
-            Dependence::Address,
-            Dependence::AddressAndPort,
-        ]),
-        filtering: world.random.pick(&Dependence::ALL),
-        lifetime: SECOND * world.random.pick(&[30, 30, 120]),
-        hairpin: world.random.per_mille(500),
-    }
-}
-
-/// A network of any kind: the internet, a home, a home behind a carrier's NAT.
-pub(crate) fn somewhere(world: &mut World) -> Realm {
-    let behaviour = behaviour(world);
-    match world.random.below(5) {
-        0 => Realm::Internet,
-        1 => {
-            let carrier = world.net.gateway(Realm::Internet, behaviour);
-            world.net.gateway(carrier, behaviour)
-        }
-        _ => world.net.gateway(Realm::Internet, behaviour),
-    }
-}
-
 fn build(seed: u64) -> World {
-    let mut world = World::new(seed);
-    for number in 0..NODES {
-        // Now and then two at home in one network.
-        let realm = match number {
-            1 | 5 => world.nodes[number - 1].realm,
-            _ => somewhere(&mut world),
-        };
-        let delay = world.random.millis(1, 60);
-        world.node(realm, delay);
-        if world.random.per_mille(250) {
-            world.give_v6(number);
-        }
-    }
-    world.introduce();
+    // Now and then two at home in one network.
+    let mut world = populated(seed, NODES, 60, 250, |_, number| matches!(number, 1 | 5));
     for number in 0..NODES {
         world.flow(number, (number + 1) % NODES, INTERVAL);
         world.flow(number, (number + 3) % NODES, INTERVAL);
