@@ -86,7 +86,6 @@ impl Inner {
                     disco: peer.disco,
                     home: peer.home_derp.or(ours),
                     endpoints: peer.endpoints.clone(),
-                    expired: false,
                 };
                 (*key, paths)
             })

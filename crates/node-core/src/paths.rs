@@ -55,8 +55,6 @@ pub struct PeerPaths {
     pub home: Option<RegionId>,
     /// Its endpoints, the map's and configured ones.
     pub endpoints: Vec<SocketAddr>,
-    /// Its key has expired: nothing is sent to it.
-    pub expired: bool,
 }
 
 /// Where a disco datagram came from, or goes to.
@@ -146,6 +144,8 @@ pub struct Ignored {
     pub unknown_sender: u64,
     /// A pong that no outstanding ping waits for: late, repeated or forged.
     pub unmatched_pong: u64,
+    /// A ping that came from the same address before.
+    pub repeated_ping: u64,
     /// A CallMeMaybe by UDP, or not from the node's current disco key.
     pub misplaced: u64,
     /// A message of a type unknown here.
@@ -262,6 +262,11 @@ impl Paths {
             .pings_asked()
             .map(|ping| Command::PingExpired { ping, peer: key });
         self.commands.extend(expired);
+        if peer.is_detoured() {
+            let sources = Vec::new();
+            let command = Command::Detour { peer: key, sources };
+            self.commands.push_back(command);
+        }
     }
 
     /// Every peer's key.
@@ -444,6 +449,14 @@ impl Paths {
             Via::Udp(source) => source,
             Via::Derp(region, _) => SocketAddr::from(([127, 3, 3, 40], region.0)),
         };
+        // Who asks again makes a new ping: this one was recorded and sent once more, or the network doubled it.
+        let mut known = owners.iter().filter_map(|key| self.peers.get(key));
+        if let Via::Udp(source) = via
+            && known.any(|peer| peer.was_pinged(source, id))
+        {
+            self.ignored.repeated_ping += 1;
+            return;
+        }
         self.commands.push_back(Command::Send {
             via,
             disco: sender,

@@ -55,7 +55,6 @@ fn an_hour_with_ten_active_peers_of_a_thousand_costs_what_ten_cost() {
             disco: Some(disco(number)),
             home: Some(RegionId(1)),
             endpoints: vec![SocketAddr::from(([192, 0, high, low], 41641))],
-            expired: false,
         };
         paths.set_peer(Now::default(), node(number), peer);
     }
@@ -110,7 +109,7 @@ fn an_hour_with_ten_active_peers_of_a_thousand_costs_what_ten_cost() {
 #[derive(Clone, Debug)]
 enum Event {
     Wait(Duration),
-    SetPeer(u32, Option<u32>, bool, Vec<SocketAddr>, bool),
+    SetPeer(u32, Option<u32>, bool, Vec<SocketAddr>),
     RemovePeer(u32),
     Told(u32, u32),
     Message(Via, u32, Message),
@@ -168,8 +167,8 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         4 => pause.prop_map(Event::Wait),
-        2 => (0..4u32, prop::option::of(0..4u32), any::<bool>(), few(), prop::bool::weighted(0.1))
-            .prop_map(|(n, d, home, e, expired)| Event::SetPeer(n, d, home, e, expired)),
+        2 => (0..4u32, prop::option::of(0..4u32), any::<bool>(), few())
+            .prop_map(|(n, d, home, e)| Event::SetPeer(n, d, home, e)),
         1 => (0..5u32).prop_map(Event::RemovePeer),
         1 => (0..5u32, 0..4u32).prop_map(|(n, d)| Event::Told(n, d)),
         6 => (via(), 0..5u32, message()).prop_map(|(v, d, m)| Event::Message(v, d, m)),
@@ -199,12 +198,11 @@ fn tell(paths: &mut Paths, now: Duration, event: Event, sent: &[(DiscoPublic, Tx
     let now = Now(now);
     match event {
         Event::Wait(_) => {}
-        Event::SetPeer(number, key, home, endpoints, expired) => {
+        Event::SetPeer(number, key, home, endpoints) => {
             let peer = PeerPaths {
                 disco: key.map(disco),
                 home: home.then_some(RegionId(1)),
                 endpoints,
-                expired,
             };
             paths.set_peer(now, node(number), peer);
         }

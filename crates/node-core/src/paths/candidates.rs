@@ -118,6 +118,16 @@ impl Candidates {
         !repeated
     }
 
+    /// Says whether this ping was heard from there already.
+    pub(super) fn was_heard(&self, address: SocketAddr, id: TxId) -> bool {
+        let heard = self.0.get(&address).and_then(|c| c.got_ping);
+        heard.is_some_and(|(_, last)| last == Some(id))
+    }
+
+    pub(super) fn contains(&self, address: SocketAddr) -> bool {
+        self.0.contains_key(&address)
+    }
+
     pub(super) fn expire(&mut self, now: Now) {
         self.0.retain(|_, c| c.stays(now));
     }

@@ -27,7 +27,8 @@ const ROUND_INTERVAL: Duration = Duration::from_secs(60);
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 /// How long a ping that somebody asked for may take.
 const ASKED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Trust left to a path that is sent to without an answer: a few round trips, within these bounds.
+/// Trust left to a path that is sent to without an answer: three round trips, within these bounds; of
+/// a slow path the upper one is two.
 const SUSPICION: (Duration, Duration) = (Duration::from_millis(400), Duration::from_secs(1));
 /// A round trip over a relay is told for so long: nothing measures it again by itself.
 const RELAYED_FRESH: Duration = Duration::from_secs(60);
@@ -67,7 +68,6 @@ pub(super) struct Peer {
     key: NodePublic,
     disco: Option<DiscoPublic>,
     home: Option<RegionId>,
-    expired: bool,
     candidates: Candidates,
     best: Option<Proved>,
     trust_until: Now,
@@ -101,7 +101,6 @@ impl Peer {
             key,
             disco: None,
             home: None,
-            expired: false,
             candidates: Candidates::default(),
             best: None,
             trust_until: Now::default(),
@@ -159,15 +158,8 @@ impl Peer {
 
     pub(super) fn configure(&mut self, context: &mut Context<'_>, peer: PeerPaths) {
         self.home = peer.home;
-        self.expired = peer.expired;
-        self.candidates.set_map(&peer.endpoints);
+        self.change_candidates(context, |all| all.set_map(&peer.endpoints));
         self.set_disco(context, peer.disco);
-        if self.expired {
-            self.forget();
-            self.heartbeat = None;
-            self.counted = None;
-            self.detour(context);
-        }
     }
 
     pub(super) fn set_disco(&mut self, context: &mut Context<'_>, disco: Option<DiscoPublic>) {
@@ -198,7 +190,7 @@ impl Peer {
 
     pub(super) fn active(&mut self, context: &mut Context<'_>, sent: Now) {
         self.last_sent = self.last_sent.max(Some(sent));
-        if self.heartbeat.is_some() || self.expired || context.now.since(sent) > ACTIVE {
+        if self.heartbeat.is_some() || context.now.since(sent) > ACTIVE {
             return;
         }
         self.heartbeat = Some(context.now + HEARTBEAT);
@@ -215,7 +207,9 @@ impl Peer {
         if self.heartbeat.is_none() || self.reprobe.is_some() {
             return;
         }
-        let grace = (best.latency * 3).clamp(SUSPICION.0, SUSPICION.1);
+        // An answer must have had the time to come.
+        let longest = SUSPICION.1.max(best.latency * 2);
+        let grace = (best.latency * 3).clamp(SUSPICION.0, longest);
         self.trust_until = self.trust_until.min(context.now + grace);
         // Twice, so that one lost probe does not condemn the path.
         self.reprobe = Some(context.now + grace / 2);
@@ -223,7 +217,7 @@ impl Peer {
     }
 
     pub(super) fn adopt(&mut self, context: &mut Context<'_>, address: SocketAddr) {
-        if self.expired || self.disco.is_none() || !usable(address) {
+        if self.disco.is_none() || !usable(address) {
             return;
         }
         self.candidates.heard(context.now, address, None);
@@ -241,6 +235,15 @@ impl Peer {
         self.heartbeat.is_some() || self.counted.is_some()
     }
 
+    /// Says whether this ping came from there before.
+    pub(super) fn was_pinged(&self, source: SocketAddr, id: TxId) -> bool {
+        self.candidates.was_heard(source, id)
+    }
+
+    pub(super) fn is_detoured(&self) -> bool {
+        !self.detoured.is_empty()
+    }
+
     pub(super) fn pinged(
         &mut self,
         context: &mut Context<'_>,
@@ -248,7 +251,7 @@ impl Peer {
         (id, padding): (TxId, u16),
         is_it: bool,
     ) {
-        if is_it && !self.expired {
+        if is_it {
             self.counted = Some(context.now + ACTIVE);
         }
         if self.candidates.heard(context.now, source, Some(id)) && is_it {
@@ -274,8 +277,21 @@ impl Peer {
         }
     }
 
+    /// Trusts the best address no more if the change removes it: the peer has left it out, and does not ping from
+    /// there. It is used beside the relay then, and trusted again if it answers once more.
+    fn change_candidates(&mut self, context: &Context<'_>, change: impl FnOnce(&mut Candidates)) {
+        let address = self.best.map(|best| best.address);
+        let is_known = |all: &Candidates| address.is_some_and(|best| all.contains(best));
+        let was_known = is_known(&self.candidates);
+        change(&mut self.candidates);
+        if was_known && !is_known(&self.candidates) {
+            self.trust_until = self.trust_until.min(context.now);
+        }
+    }
+
     pub(super) fn called(&mut self, context: &mut Context<'_>, endpoints: &[SocketAddr]) {
-        self.candidates.set_called(context.now, endpoints);
+        let now = context.now;
+        self.change_candidates(context, |all| all.set_called(now, endpoints));
         // Who calls may have moved: our packets would go nowhere while its own arrive over the relay.
         self.suspect(context);
         self.round(context, false);
@@ -307,8 +323,11 @@ impl Peer {
         if sent.padding > 0 {
             self.size_answered(context.now, address, sent.padding);
         }
-        if let Some(candidate) = self.candidates.get_mut(address) {
-            candidate.answers(context.now);
+        match self.candidates.get_mut(address) {
+            Some(candidate) => candidate.answers(context.now),
+            None if self.best.is_some_and(|best| best.address == address) => {}
+            // It was removed since.
+            None => return,
         }
         let proved = Proved { address, latency };
         let current = self.best.filter(|best| {
@@ -326,7 +345,7 @@ impl Peer {
     }
 
     pub(super) fn ping_asked(&mut self, context: &mut Context<'_>, ping: u64, size: u16) {
-        if self.expired || self.disco.is_none() || self.asked.len() >= MAX_ASKED {
+        if self.disco.is_none() || self.asked.len() >= MAX_ASKED {
             let peer = self.key;
             context
                 .commands
@@ -375,6 +394,11 @@ impl Peer {
         });
         if self.counted.is_some_and(|until| until <= now) {
             self.counted = None;
+            if self.heartbeat.is_none() {
+                // No heartbeat has moved the endpoint back from where the peer's packets came from, and what
+                // goes there is not seen any more.
+                self.say_route(context);
+            }
         }
         if self.reprobe.is_some_and(|at| at <= now) {
             self.reprobe = None;
@@ -395,14 +419,14 @@ impl Peer {
             // What is sent next is seen, and takes both ways.
             self.trust_until = self.trust_until.min(now);
             self.detour(context);
+            if !matches!(self.route, Route::Direct(_)) {
+                self.say_route(context);
+            }
             return;
         }
         self.heartbeat = Some(now + HEARTBEAT);
         self.detour(context);
-        context.commands.push_back(Command::SetRoute {
-            peer: self.key,
-            route: self.route,
-        });
+        self.say_route(context);
         if let Some(best) = self.best {
             self.probe(context, Via::Udp(best.address), None, 0);
         }
@@ -426,11 +450,11 @@ impl Peer {
     /// Pings every candidate that was not pinged lately; our pings leave before the CallMeMaybe, so
     /// that our NAT is open when the peer answers it.
     fn round(&mut self, context: &mut Context<'_>, call: bool) {
-        if self.expired || self.disco.is_none() {
+        if self.disco.is_none() {
             return;
         }
         let now = context.now;
-        self.candidates.expire(now);
+        self.change_candidates(context, |all| all.expire(now));
         self.last_round = Some(now);
         let due = self.candidates.due(now, PING_INTERVAL);
         for address in &due {
@@ -449,7 +473,7 @@ impl Peer {
 
     /// Offers our endpoints to the peer, after a re-STUN if they are not fresh.
     pub(super) fn call_me_maybe(&mut self, context: &mut Context<'_>) {
-        let (Some(home), Some(disco), false) = (self.home, self.disco, self.expired) else {
+        let (Some(home), Some(disco)) = (self.home, self.disco) else {
             return;
         };
         let now = context.now;
@@ -474,7 +498,7 @@ impl Peer {
 
     fn probe(&mut self, context: &mut Context<'_>, via: Via, asked: Option<u64>, padding: u16) {
         let Some(disco) = self.disco else { return };
-        if self.expired || self.sent.len() >= MAX_SENT {
+        if self.sent.len() >= MAX_SENT {
             return;
         }
         if let Via::Udp(address) = via {
@@ -528,10 +552,7 @@ impl Peer {
             }
             self.route = route;
             self.detour(context);
-            context.commands.push_back(Command::SetRoute {
-                peer: self.key,
-                route,
-            });
+            self.say_route(context);
         }
         // What goes by a relay beside fits there too.
         let mtu = match route {
@@ -545,6 +566,13 @@ impl Peer {
                 mtu,
             });
         }
+    }
+
+    fn say_route(&self, context: &mut Context<'_>) {
+        context.commands.push_back(Command::SetRoute {
+            peer: self.key,
+            route: self.route,
+        });
     }
 
     /// Tells whose packets must not move the endpoint, if that has changed: while there is traffic, what

@@ -4,63 +4,23 @@ use std::time::Duration;
 
 use node_core::RegionId;
 
-use crate::net::Realm;
-use crate::predict::certain;
+use crate::places::{populated, somewhere};
+use crate::predict::{certain, wavering};
 use crate::world::{Weather, World};
 use crate::{SECOND, more_seeds};
-use testnet::nat_model::{Behaviour, Dependence};
 
-const SEEDS: [u64; 4] = [1, 2, 3, 4];
+const SEEDS: [u64; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 /// Seeds that once failed: two NATs by port, whose packets moved each other's endpoint on and on (1002).
 const REGRESSIONS: [u64; 1] = [1002];
-/// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss: of the
-/// seeds 1000 to 1099, 20 see more, 11 more than 4 s, none more than 6.6 s.
+/// Trust, and half a second more. Three seconds are the aim, which several troubles at once miss; of the seeds
+/// 1000 to 1099 none sees more than this.
 const SILENCE: Duration = Duration::from_secs(7);
 const NODES: usize = 8;
 const INTERVAL: Duration = Duration::from_millis(250);
 
-pub(crate) fn behaviour(world: &mut World) -> Behaviour {
-    Behaviour {
-        mapping: world.random.pick(&[
-            Dependence::Independent,
-            Dependence::Independent,
-            Dependence::Address,
-            Dependence::AddressAndPort,
-        ]),
-        filtering: world.random.pick(&Dependence::ALL),
-        lifetime: SECOND * world.random.pick(&[30, 30, 120]),
-        hairpin: world.random.per_mille(500),
-    }
-}
-
-/// A network of any kind: the internet, a home, a home behind a carrier's NAT.
-pub(crate) fn somewhere(world: &mut World) -> Realm {
-    let behaviour = behaviour(world);
-    match world.random.below(5) {
-        0 => Realm::Internet,
-        1 => {
-            let carrier = world.net.gateway(Realm::Internet, behaviour);
-            world.net.gateway(carrier, behaviour)
-        }
-        _ => world.net.gateway(Realm::Internet, behaviour),
-    }
-}
-
 fn build(seed: u64) -> World {
-    let mut world = World::new(seed);
-    for number in 0..NODES {
-        // Now and then two at home in one network.
-        let realm = match number {
-            1 | 5 => world.nodes[number - 1].realm,
-            _ => somewhere(&mut world),
-        };
-        let delay = world.random.millis(1, 60);
-        world.node(realm, delay);
-        if world.random.per_mille(250) {
-            world.give_v6(number);
-        }
-    }
-    world.introduce();
+    // Now and then two at home in one network.
+    let mut world = populated(seed, NODES, 60, 250, |_, number| matches!(number, 1 | 5));
     for number in 0..NODES {
         world.flow(number, (number + 1) % NODES, INTERVAL);
         world.flow(number, (number + 3) % NODES, INTERVAL);
@@ -75,24 +35,28 @@ fn flap(world: &mut World) {
         2 | 3 => world.block_udp(node, false),
         4 => {
             let realm = world.nodes[node].realm;
-            world.net.reboot(realm);
+            if world.random.per_mille(500) {
+                world.net.reboot(realm);
+            } else {
+                world.net.exchange(realm);
+            }
         }
         5 => {
             let realm = somewhere(world);
             world.roam(node, realm);
             // Everybody else has to hear of it over the relays.
-            world.excuse(world.now + SECOND);
+            world.excuse(node, world.now + SECOND);
         }
         6 => {
             let realm = world.nodes[node].realm;
             world.roam(node, realm);
-            world.excuse(world.now + SECOND);
+            world.excuse(node, world.now + SECOND);
         }
         7 => {
             let away = world.random.millis(200, 2000);
             let keeps_key = world.random.per_mille(300);
             world.restart(node, away, keeps_key);
-            world.excuse(world.now + away + SECOND);
+            world.excuse(node, world.now + away + SECOND);
         }
         _ => {
             let region = RegionId(u16::try_from(world.random.below(2) + 1).unwrap());
@@ -119,9 +83,7 @@ fn an_hour(seed: u64) {
         let mut passed = Duration::ZERO;
         while passed < pause {
             // Without the relay there is nothing to fall back on.
-            if !world.relays_up() {
-                world.excuse(world.now + INTERVAL * 2);
-            }
+            world.excuse_cut_off(world.now + INTERVAL * 2);
             world.run(INTERVAL);
             passed += INTERVAL;
         }
@@ -153,12 +115,12 @@ fn an_hour(seed: u64) {
     for (number, flow) in world.flows.iter().enumerate() {
         let (requests, replies) = before[number];
         let (requests, replies) = (flow.requests - requests, flow.replies - replies);
+        let (a, b) = (&world.nodes[flow.from], &world.nodes[flow.to]);
         assert!(
-            requests.abs_diff(replies) <= 2,
+            requests.abs_diff(replies) <= 2 || wavering(&world.net, a, b),
             "seed {seed}: flow {number} lost {} of {requests} packets",
             requests - replies
         );
-        let (a, b) = (&world.nodes[flow.from], &world.nodes[flow.to]);
         if certain(&world.net, a, b) {
             let direct = [
                 world.is_direct(flow.from, flow.to),

@@ -88,6 +88,13 @@ impl Net {
         }
     }
 
+    /// Lets the NAT of a network give each port to another host.
+    pub(crate) fn exchange(&mut self, realm: Realm) {
+        if let Realm::Behind(number) = realm {
+            self.gateways[number].nat.exchange();
+        }
+    }
+
     /// Takes a datagram as far up as it has to go; `None` if a NAT drops it.
     pub(crate) fn send(
         &mut self,

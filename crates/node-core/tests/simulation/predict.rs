@@ -1,6 +1,6 @@
 //! Which pairs of nodes find a direct path.
 
-use testnet::nat_model::{Behaviour, are_direct};
+use testnet::nat_model::{Behaviour, Dependence, are_direct};
 
 use crate::net::Net;
 use crate::world::Node;
@@ -18,6 +18,16 @@ pub(crate) fn certain(net: &Net, a: &Node, b: &Node) -> bool {
     let shared = way_a.iter().find(|one| way_b.contains(one));
     let hairpin = shared.is_none_or(|(_, nat)| nat.hairpin);
     hairpin && are_direct(a, b)
+}
+
+/// Says whether a path between two nodes ends by itself: where each NAT gives every remote end another port, pings
+/// come in at ports from which nothing goes out, and whose mappings nobody keeps alive.
+pub(crate) fn wavering(net: &Net, a: &Node, b: &Node) -> bool {
+    let stable = |node: &Node| {
+        let nat = combined(&net.way_out(node.realm));
+        nat.is_none_or(|nat| nat.mapping == Dependence::Independent)
+    };
+    !stable(a) && !stable(b)
 }
 
 /// NATs behind each other depend on what any of them depends on.

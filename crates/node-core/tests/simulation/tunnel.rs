@@ -1,6 +1,6 @@
-//! One peer of a node's WireGuard: where its endpoint is, and what the data plane counts.
+//! A node's WireGuard: where each peer's endpoint is, what moves it, and what the data plane counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,81 +9,65 @@ use node_core::paths::Route;
 /// Numbers that the replay window remembers.
 const WINDOW: usize = 256;
 
+/// The kernel's endpoint of a peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Endpoint {
+    /// The synthetic one of this peer, which need not be the same: a detour hands over what comes from an
+    /// address as that of one peer, whoever sent it.
+    Synthetic(usize),
+    Straight(SocketAddr),
+}
+
 /// A peer as kernel WireGuard and the data plane see it.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
+    peer: usize,
     /// As the path machine chose.
     route: Route,
-    /// The kernel's endpoint, if it is not the synthetic one; packets may have moved it.
-    endpoint: Option<SocketAddr>,
-    /// Straight packets from here pass the agent, and do not move the endpoint.
-    pub(crate) detoured: Vec<SocketAddr>,
+    /// Packets may have moved it.
+    endpoint: Endpoint,
     pub(crate) last_sent: Option<Duration>,
     /// Since when packets have gone out and none came in.
     pub(crate) unanswered: Option<Duration>,
-    /// Since when packets have gone to an address that nobody chose.
-    pub(crate) astray: Option<Duration>,
     seen: BTreeSet<u64>,
 }
 
 /// Where a packet goes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Way {
     pub(crate) straight: Option<SocketAddr>,
-    pub(crate) relayed: bool,
-}
-
-impl Default for Tunnel {
-    fn default() -> Self {
-        Self {
-            route: Route::Relayed,
-            endpoint: None,
-            detoured: Vec::new(),
-            last_sent: None,
-            unanswered: None,
-            astray: None,
-            seen: BTreeSet::new(),
-        }
-    }
+    /// Through the agent, to the relay of this peer.
+    pub(crate) relayed: Option<usize>,
+    /// Where nobody chose.
+    pub(crate) strays: bool,
 }
 
 impl Tunnel {
-    pub(crate) fn set_route(&mut self, route: Route) {
+    fn new(peer: usize) -> Self {
+        Self {
+            peer,
+            route: Route::Relayed,
+            endpoint: Endpoint::Synthetic(peer),
+            last_sent: None,
+            unanswered: None,
+            seen: BTreeSet::new(),
+        }
+    }
+
+    fn chosen(&self) -> Endpoint {
+        match self.route {
+            Route::Direct(address) => Endpoint::Straight(address),
+            Route::Relayed | Route::Both(_) => Endpoint::Synthetic(self.peer),
+        }
+    }
+
+    fn set_route(&mut self, route: Route) {
         self.route = route;
-        self.endpoint = match route {
-            Route::Direct(address) => Some(address),
-            Route::Relayed | Route::Both(_) => None,
-        };
+        self.endpoint = self.chosen();
     }
 
-    /// Sends a packet; the agent sees only what goes to the synthetic endpoint.
-    pub(crate) fn send(&mut self, now: Duration) -> Way {
-        self.last_sent = Some(now);
-        self.unanswered.get_or_insert(now);
-        if self.endpoint.is_some() && self.route != Route::Direct(self.endpoint.unwrap()) {
-            self.astray.get_or_insert(now);
-        } else {
-            self.astray = None;
-        }
-        match (self.endpoint, self.route) {
-            (Some(address), _) => Way {
-                straight: Some(address),
-                relayed: false,
-            },
-            (None, Route::Both(address)) => Way {
-                straight: Some(address),
-                relayed: true,
-            },
-            (None, Route::Relayed | Route::Direct(_)) => Way {
-                straight: None,
-                relayed: true,
-            },
-        }
-    }
-
-    /// Takes an authenticated packet, which moves the endpoint to its source; from a relay, that is the
-    /// chosen one. False if it came before: repetitions move nothing.
-    pub(crate) fn receive(&mut self, number: u64, source: Option<SocketAddr>) -> bool {
+    /// False if this packet came before, or may have: repetitions move nothing.
+    fn is_new(&mut self, number: u64) -> bool {
         let full = self.seen.len() >= WINDOW;
         let too_old = full && self.seen.first().is_some_and(|first| number < *first);
         if too_old || !self.seen.insert(number) {
@@ -92,11 +76,6 @@ impl Tunnel {
         if full {
             self.seen.pop_first();
         }
-        self.unanswered = None;
-        match source.filter(|source| !self.detoured.contains(source)) {
-            Some(source) => self.endpoint = Some(source),
-            None => self.set_route(self.route),
-        }
         true
     }
 
@@ -104,13 +83,126 @@ impl Tunnel {
         matches!(self.route, Route::Direct(_))
     }
 
-    /// What a new process of the agent finds in the kernel.
-    pub(crate) fn inherit(&mut self) -> Option<SocketAddr> {
-        let direct = self.endpoint.filter(|_| self.is_direct());
-        self.route = Route::Relayed;
-        if direct.is_none() {
-            self.endpoint = None;
+    /// The address on the way that was chosen.
+    fn address(&self) -> Option<SocketAddr> {
+        match self.route {
+            Route::Direct(address) | Route::Both(address) => Some(address),
+            Route::Relayed => None,
         }
+    }
+
+    /// What a new process of the agent finds in the kernel.
+    fn inherit(&mut self) -> Option<SocketAddr> {
+        let direct = match self.endpoint {
+            Endpoint::Straight(address) if self.is_direct() => Some(address),
+            _ => None,
+        };
+        self.set_route(Route::Relayed);
         direct
+    }
+}
+
+/// All peers of a node, and its detours: one table, by source address alone, as netfilter has it.
+#[derive(Debug, Default)]
+pub(crate) struct Tunnels {
+    peers: BTreeMap<usize, Tunnel>,
+    /// Whose unproved addresses these are said to be; the latest claim is the last.
+    detours: BTreeMap<SocketAddr, Vec<usize>>,
+}
+
+impl Tunnels {
+    pub(crate) fn get(&self, peer: usize) -> Option<&Tunnel> {
+        self.peers.get(&peer)
+    }
+
+    /// The peer's, a new one if need be.
+    pub(crate) fn of(&mut self, peer: usize) -> &mut Tunnel {
+        self.peers.entry(peer).or_insert_with(|| Tunnel::new(peer))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Tunnel)> {
+        self.peers.iter().map(|(peer, tunnel)| (*peer, tunnel))
+    }
+
+    pub(crate) fn set_route(&mut self, peer: usize, route: Route) {
+        self.of(peer).set_route(route);
+    }
+
+    pub(crate) fn set_detours(&mut self, peer: usize, sources: &[SocketAddr]) {
+        for (source, claims) in &mut self.detours {
+            claims.retain(|claim| *claim != peer || sources.contains(source));
+        }
+        for source in sources {
+            let claims = self.detours.entry(*source).or_default();
+            if !claims.contains(&peer) {
+                claims.push(peer);
+            }
+        }
+    }
+
+    /// The agent is gone.
+    pub(crate) fn end_detours(&mut self) {
+        self.detours.clear();
+    }
+
+    /// Whose packets those from `source` are taken for, on their detour. Another peer's endpoint is no
+    /// detour of this one; of two unproved claims the latest counts.
+    fn detour(&self, source: SocketAddr) -> Option<usize> {
+        let is_others = |claim: usize| {
+            let mut others = self.peers.values().filter(|other| other.peer != claim);
+            others.any(|other| other.address() == Some(source))
+        };
+        let claims = self.detours.get(&source)?.iter().rev();
+        claims.copied().find(|claim| !is_others(*claim))
+    }
+
+    /// Sends a packet; the agent sees only what goes to a synthetic endpoint.
+    pub(crate) fn send(&mut self, now: Duration, to: usize) -> Way {
+        let tunnel = self.of(to);
+        tunnel.last_sent = Some(now);
+        tunnel.unanswered.get_or_insert(now);
+        let strays = tunnel.endpoint != tunnel.chosen();
+        match tunnel.endpoint {
+            Endpoint::Straight(address) => Way {
+                straight: Some(address),
+                relayed: None,
+                strays,
+            },
+            Endpoint::Synthetic(peer) => Way {
+                straight: match self.of(peer).route {
+                    Route::Both(address) => Some(address),
+                    Route::Relayed | Route::Direct(_) => None,
+                },
+                relayed: Some(peer),
+                strays,
+            },
+        }
+    }
+
+    /// Takes an authenticated packet, which moves the sender's endpoint to its source: to the chosen one if
+    /// it came from a relay, to that of whom it was taken for if it came by a detour. False if it came before.
+    pub(crate) fn receive(&mut self, from: usize, number: u64, source: Option<SocketAddr>) -> bool {
+        if !self.of(from).is_new(number) {
+            return false;
+        }
+        let by_agent = match source {
+            Some(source) => self.detour(source),
+            None => Some(from),
+        };
+        let source = match (by_agent, source) {
+            (None, Some(source)) => Endpoint::Straight(source),
+            (peer, _) => self.of(peer.unwrap_or(from)).chosen(),
+        };
+        let tunnel = self.of(from);
+        tunnel.unanswered = None;
+        tunnel.endpoint = source;
+        true
+    }
+
+    /// What a new process of the agent finds in the kernel.
+    pub(crate) fn inherit(&mut self) -> Vec<(usize, SocketAddr)> {
+        let peers = self.peers.iter_mut();
+        let found = peers.filter_map(|(peer, tunnel)| Some((*peer, tunnel.inherit()?)));
+        found.collect()
     }
 }

@@ -1,16 +1,22 @@
 //! What must hold at every moment, whatever happens to the world.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use disco_proto::disco::TxId;
+
+use crate::tunnel::Way;
 
 /// A peer that was sent nothing for longer is idle: 45 s, and a heartbeat until it shows.
 const IDLE: Duration = Duration::from_secs(48);
 const TRUST: Duration = Duration::from_millis(6500);
 /// Pings outstanding longer than this are forgotten.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// WireGuard's endpoint, which packets move, is set again with each heartbeat. At the first of them the address that
+/// they come from may not have pinged yet, so that there is no detour.
+const ASTRAY: Duration = Duration::from_secs(3 + 3);
 
 /// What one node did and was told, kept apart from the machine that is watched.
 #[derive(Debug, Default)]
@@ -21,7 +27,9 @@ pub(crate) struct Watch {
     proved: BTreeMap<(usize, SocketAddr), Duration>,
     adopted: BTreeMap<(usize, SocketAddr), Duration>,
     called: BTreeMap<usize, Duration>,
-    heard: BTreeSet<usize>,
+    heard: BTreeMap<usize, Duration>,
+    /// To whom packets go where nobody chose and nothing was proved: since when, and when last.
+    astray: BTreeMap<usize, (Duration, Duration)>,
     pub(crate) pings: u64,
 }
 
@@ -30,13 +38,16 @@ impl Watch {
         self.called.insert(peer, now);
     }
 
-    pub(crate) fn heard(&mut self, peer: usize) {
-        self.heard.insert(peer);
+    pub(crate) fn heard(&mut self, now: Duration, peer: usize) {
+        self.heard.insert(peer, now);
     }
 
-    /// How many peers ever said something.
-    pub(crate) fn talkers(&self) -> usize {
-        self.heard.len()
+    /// Says whether there may be something to do for a peer to which data went last at `last_sent`.
+    pub(crate) fn is_busy(&self, now: Duration, peer: usize, last_sent: Option<Duration>) -> bool {
+        let adopted = self.adopted.iter().filter(|(key, _)| key.0 == peer);
+        let all = adopted.map(|(_, at)| *at).chain(last_sent);
+        let mut all = all.chain(self.heard.get(&peer).copied());
+        all.any(|at| now.saturating_sub(at) <= IDLE + PATIENCE)
     }
 
     pub(crate) fn adopted(&mut self, now: Duration, peer: usize, address: SocketAddr) {
@@ -91,6 +102,37 @@ impl Watch {
         );
     }
 
+    /// A packet for `peer` leaves. The way that was chosen was proved; one to which packets moved the endpoint
+    /// need not be, for a moment.
+    pub(crate) fn sent(&mut self, now: Duration, peer: usize, way: Way) {
+        let Way {
+            straight, strays, ..
+        } = way;
+        let known = straight
+            .map(|address| (peer, address))
+            .map(|key| self.proved.contains_key(&key) || self.adopted.contains_key(&key));
+        if !strays {
+            assert!(
+                known != Some(false),
+                "{straight:?} of peer {peer} never answered"
+            );
+        }
+        if !strays || known == Some(true) {
+            self.astray.remove(&peer);
+            return;
+        }
+        let (since, last) = self.astray.entry(peer).or_insert((now, now));
+        if now - *last > ASTRAY {
+            *since = now;
+        }
+        *last = now;
+        let time = now - *since;
+        assert!(
+            time <= ASTRAY,
+            "packets for peer {peer} go astray for {time:?}"
+        );
+    }
+
     /// What was proved of a peer means nothing any longer.
     pub(crate) fn forget(&mut self, peer: usize) {
         self.asked.retain(|_, asked| asked.0 != peer);
@@ -103,6 +145,7 @@ impl Watch {
         self.asked.clear();
         self.order.clear();
         self.proved.clear();
+        self.astray.clear();
         self.adopted.clear();
     }
 }

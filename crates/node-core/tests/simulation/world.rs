@@ -9,9 +9,11 @@ use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
 use node_core::paths::{Command, MAX_CANDIDATES, Now, Paths, PeerPaths, Route, Via};
 
+use crate::flow::Flow;
 use crate::net::{Flight, Net, Realm};
+use crate::predict::wavering;
 use crate::random::Random;
-use crate::tunnel::Tunnel;
+use crate::tunnel::Tunnels;
 use crate::watch::Watch;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,23 +78,6 @@ enum Event {
     Back(usize),
 }
 
-/// Requests in one direction, each of which is replied to.
-#[derive(Debug)]
-pub(crate) struct Flow {
-    pub(crate) from: usize,
-    pub(crate) to: usize,
-    interval: Duration,
-    running: bool,
-    pub(crate) requests: u64,
-    pub(crate) replies: u64,
-    last_reply: Duration,
-    /// Longest time without a reply, excused times aside, and when it ended.
-    pub(crate) longest: (Duration, Duration),
-    /// When requests first went straight both ways.
-    pub(crate) direct_after: Option<Duration>,
-    began: Duration,
-}
-
 pub(crate) struct Node {
     pub(crate) paths: Paths,
     disco: DiscoPublic,
@@ -107,7 +92,7 @@ pub(crate) struct Node {
     pub(crate) udp_blocked: bool,
     endpoints: Vec<SocketAddr>,
     last_stun: Duration,
-    tunnels: BTreeMap<usize, Tunnel>,
+    tunnels: Tunnels,
     watch: Watch,
     armed: Option<Duration>,
 }
@@ -124,8 +109,6 @@ pub(crate) struct World {
     /// The network map tells nobody's endpoints.
     pub(crate) silent_map: bool,
     map: Vec<PeerPaths>,
-    /// Silence before this is nobody's fault.
-    excused: Duration,
     count: u64,
     events: BTreeMap<(Duration, u64), Event>,
     timers: BTreeSet<(Duration, usize)>,
@@ -174,7 +157,6 @@ impl World {
             relays_down: BTreeSet::new(),
             silent_map: false,
             map: Vec::new(),
-            excused: Duration::ZERO,
             count: 0,
             events: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -199,7 +181,7 @@ impl World {
             udp_blocked: false,
             endpoints: Vec::new(),
             last_stun: Duration::ZERO,
-            tunnels: BTreeMap::new(),
+            tunnels: Tunnels::default(),
             watch: Watch::default(),
             armed: None,
         });
@@ -207,7 +189,6 @@ impl World {
             disco: Some(disco),
             home: Some(home),
             endpoints: Vec::new(),
-            expired: false,
         });
         self.later(SECOND + Duration::from_millis(3), Event::Tick(number));
         number
@@ -227,18 +208,7 @@ impl World {
     /// Starts a flow, one packet each `interval`, until [`World::set_flow`] says otherwise.
     pub(crate) fn flow(&mut self, from: usize, to: usize, interval: Duration) -> usize {
         let number = self.flows.len();
-        self.flows.push(Flow {
-            from,
-            to,
-            interval,
-            running: true,
-            requests: 0,
-            replies: 0,
-            last_reply: self.now,
-            longest: (Duration::ZERO, self.now),
-            direct_after: None,
-            began: self.now,
-        });
+        self.flows.push(Flow::new(self.now, from, to, interval));
         let first = self.random.millis(0, 50);
         self.later(first, Event::Flow(number));
         number
@@ -246,7 +216,7 @@ impl World {
 
     pub(crate) fn set_flow(&mut self, flow: usize, running: bool) {
         if running && !self.flows[flow].running {
-            self.flows[flow].last_reply = self.now;
+            self.flows[flow].resume(self.now);
             self.later(Duration::ZERO, Event::Flow(flow));
         }
         self.flows[flow].running = running;
@@ -268,9 +238,27 @@ impl World {
         self.relays_down.is_empty()
     }
 
-    /// No silence up to then counts.
-    pub(crate) fn excuse(&mut self, until: Duration) {
-        self.excused = self.excused.max(until);
+    /// No silence up to then counts of flows that begin or end at this node.
+    pub(crate) fn excuse(&mut self, node: usize, until: Duration) {
+        for flow in &mut self.flows {
+            if flow.from == node || flow.to == node {
+                flow.excuse(self.now, until);
+            }
+        }
+    }
+
+    /// No silence up to then counts of flows that have nothing but a relay that is down.
+    pub(crate) fn excuse_cut_off(&mut self, until: Duration) {
+        for number in 0..self.flows.len() {
+            let (from, to) = (self.flows[number].from, self.flows[number].to);
+            if self.is_cut_off(from, to) || self.is_cut_off(to, from) {
+                self.flows[number].excuse(self.now, until);
+            }
+        }
+    }
+
+    fn is_cut_off(&self, from: usize, to: usize) -> bool {
+        self.relays_down.contains(&self.nodes[to].home) && !self.is_direct(from, to)
     }
 
     /// Moves a node into another network, or to another address of its own.
@@ -303,9 +291,7 @@ impl World {
         }
         node.paths = new_paths(number, node.life);
         node.watch.forget_all();
-        for tunnel in node.tunnels.values_mut() {
-            tunnel.detoured.clear();
-        }
+        node.tunnels.end_detours();
         self.arm(number);
         self.later(away, Event::Back(number));
     }
@@ -405,7 +391,7 @@ impl World {
                     return;
                 }
                 let peer = index(sender.as_bytes());
-                receiver.watch.heard(peer);
+                receiver.watch.heard(self.now, peer);
                 match message {
                     Message::Pong { id, .. } => receiver.watch.pong(self.now, id, peer),
                     Message::CallMeMaybe { .. } => receiver.watch.called(self.now, peer),
@@ -428,8 +414,8 @@ impl World {
                     Via::Udp(source) => Some(source),
                     Via::Derp(..) => None,
                 };
-                let tunnel = self.nodes[node].tunnels.entry(from).or_default();
-                if !tunnel.receive(number, source) {
+                let tunnels = &mut self.nodes[node].tunnels;
+                if !tunnels.receive(from, number, source) {
                     return;
                 }
                 if reply {
@@ -446,24 +432,13 @@ impl World {
             let flow = &self.flows[number];
             self.is_direct(flow.from, flow.to) && self.is_direct(flow.to, flow.from)
         };
-        let flow = &mut self.flows[number];
-        flow.replies += 1;
-        let silent = self
-            .now
-            .saturating_sub(flow.last_reply.max(self.excused).max(flow.began));
-        flow.longest = flow.longest.max((silent, self.now));
-        flow.last_reply = self.now;
-        if direct && flow.direct_after.is_none() {
-            flow.direct_after = Some(self.now - flow.began);
-        }
+        self.flows[number].replied(self.now, direct);
     }
 
     /// Counts the silence that has not ended.
     pub(crate) fn settle_silence(&mut self) {
-        for flow in self.flows.iter_mut().filter(|flow| flow.running) {
-            let since = flow.last_reply.max(self.excused).max(flow.began);
-            let silent = self.now.saturating_sub(since);
-            flow.longest = flow.longest.max((silent, self.now));
+        for flow in &mut self.flows {
+            flow.settle(self.now);
         }
     }
 
@@ -489,18 +464,25 @@ impl World {
             reply,
         };
         let now = self.now;
+        let walks = wavering(&self.net, &self.nodes[from], &self.nodes[to]);
         let node = &mut self.nodes[from];
-        let way = node.tunnels.entry(to).or_default().send(now);
-        // What takes the synthetic endpoint goes through the agent.
-        let agent = node.running && way.relayed;
-        if agent {
-            node.paths.activity(Now(now), node_key(to), Now(now));
+        let way = node.tunnels.send(now, to);
+        // Two NATs by port give each packet that is answered another port: nobody pings from all of them.
+        if node.running && !(way.strays && walks) {
+            node.watch.sent(now, to, way);
         }
-        if let Some(address) = way.straight.filter(|_| agent || !way.relayed) {
+        // What takes a synthetic endpoint goes through the agent.
+        let agent = way.relayed.filter(|_| node.running);
+        if let Some(peer) = agent {
+            node.paths.activity(Now(now), node_key(peer), Now(now));
+        }
+        if let Some(address) = way.straight
+            && agent == way.relayed
+        {
             self.udp(from, address, payload.clone());
         }
-        if agent {
-            self.relay(from, to, payload);
+        if let Some(peer) = agent {
+            self.relay(from, peer, payload);
             self.carry_out(from);
         }
     }
@@ -585,7 +567,6 @@ impl World {
             disco: Some(node.disco),
             home: Some(node.home),
             endpoints: told.copied().collect(),
-            expired: false,
         };
         for other in 0..self.nodes.len() {
             if other != number && self.nodes[other].running {
@@ -615,15 +596,13 @@ impl World {
         self.nodes[number].running = true;
         self.read_map(number);
         let node = &mut self.nodes[number];
-        for (peer, tunnel) in &mut node.tunnels {
-            if let Some(address) = tunnel.inherit() {
-                node.watch.adopted(self.now, *peer, address);
-                let paths = &mut node.paths;
-                paths.adopt(Now(self.now), node_key(*peer), address);
-            }
+        for (peer, address) in node.tunnels.inherit() {
+            node.watch.adopted(self.now, peer, address);
+            let paths = &mut node.paths;
+            paths.adopt(Now(self.now), node_key(peer), address);
         }
         let life = node.life;
-        let peers: Vec<usize> = node.tunnels.keys().copied().collect();
+        let peers: Vec<usize> = node.tunnels.iter().map(|(peer, _)| peer).collect();
         self.later(LAN_DELAY * 40, Event::Stun { node: number, life });
         let lag = self.random.millis(200, 5000);
         self.later(lag, Event::Map(number));
@@ -645,7 +624,7 @@ impl World {
         let active: Vec<NodePublic> = node.paths.active().collect();
         for key in &active {
             let peer = index(key.as_bytes());
-            let tunnel = node.tunnels.entry(peer).or_default();
+            let tunnel = node.tunnels.of(peer);
             if let Some(sent) = tunnel.last_sent
                 && now - sent < SECOND
             {
@@ -662,8 +641,10 @@ impl World {
         if now.as_secs().is_multiple_of(10) {
             let load = node.paths.load();
             let bounded = load.candidates <= MAX_CANDIDATES && load.pings <= 256;
-            let idle = load.timers <= node.tunnels.len() + node.watch.talkers();
-            assert!(bounded && idle && load.commands <= 1000, "{load:?}");
+            let last_sent = |peer| node.tunnels.get(peer).and_then(|t| t.last_sent);
+            let busy = |peer: &usize| node.watch.is_busy(now, *peer, last_sent(*peer));
+            let busy = (0..self.map.len()).filter(busy).count();
+            assert!(bounded && load.timers <= busy, "{busy} busy, {load:?}");
         }
         if !active.is_empty() && now - node.last_stun > RESTUN {
             let life = node.life;
@@ -685,7 +666,7 @@ impl World {
                 } => {
                     let peer = index(disco.as_bytes());
                     if let (Message::Ping { id, .. }, Via::Udp(address)) = (&message, via) {
-                        let last_sent = node.tunnels.get(&peer).and_then(|t| t.last_sent);
+                        let last_sent = node.tunnels.get(peer).and_then(|t| t.last_sent);
                         node.watch.ping(now, (*id, peer, address), last_sent);
                     }
                     let sender = node.disco;
@@ -704,11 +685,11 @@ impl World {
                     if let Route::Direct(address) = route {
                         node.watch.direct(now, peer, address);
                     }
-                    node.tunnels.entry(peer).or_default().set_route(route);
+                    node.tunnels.set_route(peer, route);
                 }
                 Command::Detour { peer, sources } => {
                     let peer = index(peer.as_bytes());
-                    node.tunnels.entry(peer).or_default().detoured = sources;
+                    node.tunnels.set_detours(peer, &sources);
                 }
                 Command::ReStun => {
                     let life = node.life;

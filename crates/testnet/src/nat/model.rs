@@ -167,6 +167,21 @@ impl Nat {
         self.next_port = self.next_port.wrapping_add(1013).max(1024);
     }
 
+    /// Gives every port to another host, as by a power cut after which they ask in another order.
+    pub fn exchange(&mut self) {
+        let mut insides: Vec<SocketAddr> = self.mappings.values().map(|m| m.inside).collect();
+        insides.sort_unstable();
+        insides.dedup();
+        let next = |inside| {
+            let at = insides.iter().position(|other| *other == inside)?;
+            Some(insides[(at + 1) % insides.len()])
+        };
+        for mapping in self.mappings.values_mut() {
+            mapping.inside = next(mapping.inside).unwrap_or(mapping.inside);
+            mapping.sent.clear();
+        }
+    }
+
     fn expire(&mut self, now: Duration) {
         let lifetime = self.behaviour.lifetime;
         let lives = |at: Duration| now.saturating_sub(at) < lifetime;
