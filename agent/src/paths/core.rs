@@ -319,7 +319,6 @@ mod tests {
             disco: Some(theirs),
             home: None,
             endpoints: Vec::new(),
-            expired: false,
         };
         let node = NodePublic::from_bytes([1; 32]);
         core.set_peers(core.now(), node, vec![(PEER, peer)]);
