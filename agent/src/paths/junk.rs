@@ -20,6 +20,8 @@ pub struct Junk {
     pub unknown_type: u64,
     /// A pong that no ping waits for: late, repeated or forged.
     pub unmatched_pong: u64,
+    /// A ping that came from the same address before.
+    pub repeated_ping: u64,
     /// A call for a path that did not come by a relay from the peer itself.
     pub misplaced: u64,
     /// More than could be handled.
@@ -29,7 +31,7 @@ pub struct Junk {
 impl Junk {
     /// How many there were by reason, each with its word in metrics and one for people.
     #[must_use]
-    pub fn reasons(self) -> [(&'static str, &'static str, u64); 8] {
+    pub fn reasons(self) -> [(&'static str, &'static str, u64); 9] {
         let Self {
             foreign,
             stun,
@@ -37,6 +39,7 @@ impl Junk {
             unopened,
             unknown_type,
             unmatched_pong,
+            repeated_ping,
             misplaced,
             overrun,
         } = self;
@@ -55,6 +58,7 @@ impl Junk {
                 "a pong that no ping waits for",
                 unmatched_pong,
             ),
+            ("repeated_ping", "a ping that came before", repeated_ping),
             (
                 "misplaced",
                 "a call for a path, not by the peer's relay",
@@ -77,7 +81,7 @@ struct Counters {
     unopened: AtomicU64,
     overrun: AtomicU64,
     /// What the path machine has counted.
-    ignored: [AtomicU64; 4],
+    ignored: [AtomicU64; 5],
 }
 
 impl Tally {
@@ -106,10 +110,17 @@ impl Tally {
         let Ignored {
             unknown_sender,
             unmatched_pong,
+            repeated_ping,
             misplaced,
             unknown_type,
         } = ignored;
-        let counted = [unknown_sender, unmatched_pong, misplaced, unknown_type];
+        let counted = [
+            unknown_sender,
+            unmatched_pong,
+            repeated_ping,
+            misplaced,
+            unknown_type,
+        ];
         for (counter, count) in self.0.ignored.iter().zip(counted) {
             counter.store(count, Ordering::Relaxed);
         }
@@ -126,7 +137,13 @@ impl Tally {
             overrun,
             ignored,
         } = &*self.0;
-        let [unknown_node, unmatched_pong, misplaced, unknown_type] = ignored.each_ref().map(read);
+        let [
+            unknown_node,
+            unmatched_pong,
+            repeated_ping,
+            misplaced,
+            unknown_type,
+        ] = ignored.each_ref().map(read);
         Junk {
             foreign: read(foreign),
             stun: read(stun),
@@ -134,6 +151,7 @@ impl Tally {
             unopened: read(unopened),
             unknown_type,
             unmatched_pong,
+            repeated_ping,
             misplaced,
             overrun: read(overrun),
         }
