@@ -168,14 +168,19 @@ impl Tunnels {
                 relayed: None,
                 strays,
             },
-            Endpoint::Synthetic(peer) => Way {
-                straight: match self.of(peer).route {
-                    Route::Both(address) => Some(address),
-                    Route::Relayed | Route::Direct(_) => None,
-                },
-                relayed: Some(peer),
-                strays,
-            },
+            Endpoint::Synthetic(peer) => {
+                let taken_for = self.of(peer);
+                // The agent cannot tell that it is for somebody else.
+                taken_for.last_sent = Some(now);
+                Way {
+                    straight: match taken_for.route {
+                        Route::Both(address) => Some(address),
+                        Route::Relayed | Route::Direct(_) => None,
+                    },
+                    relayed: Some(peer),
+                    strays,
+                }
+            }
         }
     }
 

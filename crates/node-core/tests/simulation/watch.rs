@@ -26,6 +26,8 @@ pub(crate) struct Watch {
     /// When a peer's address was proved last.
     proved: BTreeMap<(usize, SocketAddr), Duration>,
     adopted: BTreeMap<(usize, SocketAddr), Duration>,
+    /// When a path to a peer was adopted, whose heartbeats go on though the path be forgotten.
+    roused: BTreeMap<usize, Duration>,
     called: BTreeMap<usize, Duration>,
     heard: BTreeMap<usize, Duration>,
     /// To whom packets go where nobody chose and nothing was proved: since when, and when last.
@@ -44,14 +46,16 @@ impl Watch {
 
     /// Says whether there may be something to do for a peer to which data went last at `last_sent`.
     pub(crate) fn is_busy(&self, now: Duration, peer: usize, last_sent: Option<Duration>) -> bool {
-        let adopted = self.adopted.iter().filter(|(key, _)| key.0 == peer);
-        let all = adopted.map(|(_, at)| *at).chain(last_sent);
-        let mut all = all.chain(self.heard.get(&peer).copied());
-        all.any(|at| now.saturating_sub(at) <= IDLE + PATIENCE)
+        let roused = self.roused.get(&peer).copied();
+        let all = [last_sent, roused, self.heard.get(&peer).copied()];
+        all.into_iter()
+            .flatten()
+            .any(|at| now.saturating_sub(at) <= IDLE + PATIENCE)
     }
 
     pub(crate) fn adopted(&mut self, now: Duration, peer: usize, address: SocketAddr) {
         self.adopted.insert((peer, address), now);
+        self.roused.insert(peer, now);
     }
 
     /// A ping leaves for an address of `peer`, to which data went last at `last_sent`.
@@ -63,10 +67,7 @@ impl Watch {
     ) {
         self.pings += 1;
         let recent = |at: Duration| now.saturating_sub(at) <= IDLE;
-        let adopted = self
-            .adopted
-            .iter()
-            .any(|(k, at)| k.0 == peer && recent(*at));
+        let adopted = self.roused.get(&peer).is_some_and(|at| recent(*at));
         let answers = self.called.get(&peer) == Some(&now);
         assert!(
             last_sent.is_some_and(recent) || adopted || answers,
