@@ -347,13 +347,14 @@ mod tests {
             endpoints: Vec::new(),
         });
         let cut = &ping[..ping.len() - 1];
-        // A ping that is repeated is answered once more: the first answer may be lost.
+        // A ping that is repeated is answered once.
         for datagram in [&ping, &ping, &garbage, cut, &pong, &pong, &pong, &call] {
             core.open(core.now(), Via::Udp(from), datagram);
         }
         let expected = Junk {
             unopened: 2,
             unmatched_pong: 3,
+            repeated_ping: 1,
             misplaced: 1,
             ..Junk::default()
         };

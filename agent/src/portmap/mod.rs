@@ -45,6 +45,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// For a mapping to be given back; the router forgets it anyway.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Ports that a router may have mapped, which are remembered to be given back.
+const MAX_DOUBTFUL: usize = 8;
 /// Wishes that may wait.
 const MAX_REQUESTS: usize = 16;
 
@@ -154,7 +156,7 @@ pub(crate) struct Mapper {
     /// The order under way.
     order: Option<Running>,
     /// What the last one may have mapped though it failed.
-    doubtful: Option<Lease>,
+    doubtful: Vec<Lease>,
     /// Mappings that are being given back.
     farewells: JoinSet<()>,
     probing: Vec<oneshot::Sender<()>>,
@@ -183,7 +185,7 @@ impl Mapper {
             machine: Machine::new(port, rand::rng().random(), time.now()),
             sockets: None,
             order: None,
-            doubtful: None,
+            doubtful: Vec::new(),
             farewells: JoinSet::new(),
             probing: Vec::new(),
         };
@@ -226,9 +228,7 @@ impl Mapper {
                     self.handle_news(received.map(|(len, from)| (&news[..len], from)));
                 }
                 ended = ended(&mut self.order) => {
-                    let order = self.order.take();
-                    self.doubtful = order.filter(|_| ended.is_err()).and_then(|order| order.begun());
-                    self.machine.handle_upnp(self.time.now(), ended);
+                    self.end_order(ended);
                 }
                 Some(_) = self.farewells.join_next() => {}
                 () = sleep(wait.unwrap_or_default()), if wait.is_some() => {
@@ -277,7 +277,7 @@ impl Mapper {
         self.machine.handle_site(now, None);
         self.carry_out().await;
         // What is being asked for is not held yet.
-        if self.order.is_some() || self.doubtful.is_some() {
+        if self.order.is_some() || !self.doubtful.is_empty() {
             self.give_back(None);
         }
         self.sockets = None;
@@ -347,22 +347,51 @@ impl Mapper {
             Order::Map(map) => {
                 if let Some(old) = self.order.replace(Running::start(map)) {
                     old.abort();
+                    self.doubt(old.begun());
                 }
             }
             Order::Unmap(lease) => self.give_back(Some(lease)),
         }
     }
 
+    /// Takes the end of the order under way.
+    fn end_order(&mut self, ended: Result<Mapped, UpnpError>) {
+        let begun = self.order.take().map(|order| order.begun());
+        self.doubt(begun.unwrap_or_default());
+        let made = ended
+            .as_ref()
+            .ok()
+            .map(|made| (made.lease(), made.external));
+        self.machine.handle_upnp(self.time.now(), ended);
+        if let Some((lease, external)) = made {
+            self.doubtful.retain(|known| *known != lease);
+            // It may have come too late.
+            if self.machine.external() != Some(external) {
+                self.doubt(vec![lease]);
+            }
+        }
+    }
+
+    /// Notes what may be mapped though nobody holds it; the newest if there is much.
+    fn doubt(&mut self, leases: Vec<Lease>) {
+        for lease in leases {
+            self.doubtful.retain(|known| *known != lease);
+            self.doubtful.push(lease);
+        }
+        let surplus = self.doubtful.len().saturating_sub(MAX_DOUBTFUL);
+        self.doubtful.drain(..surplus);
+    }
+
     /// Ends the order under way, and gives back what it maps and what is `held`.
     fn give_back(&mut self, held: Option<Lease>) {
-        let (running, doubtful) = (self.order.take(), self.doubtful.take());
+        let (running, mut leases) = (self.order.take(), std::mem::take(&mut self.doubtful));
         self.farewells.spawn(async move {
-            let begun = match running {
-                Some(running) => running.stop().await,
-                None => doubtful,
-            };
-            let begun = begun.filter(|begun| held.as_ref() != Some(begun));
-            for lease in [held, begun].into_iter().flatten() {
+            if let Some(running) = running {
+                leases.extend(running.stop().await);
+            }
+            leases.retain(|lease| held.as_ref() != Some(lease));
+            leases.dedup();
+            for lease in held.into_iter().chain(leases) {
                 if let Err(error) = upnp::unmap(&lease).await {
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(error, "port mapping not given back");

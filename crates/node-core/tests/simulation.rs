@@ -86,7 +86,7 @@ fn every_pair_of_nats_ends_as_the_table_predicts() {
 }
 
 #[test]
-fn the_upgrade_loses_no_packet_and_takes_a_quarter_of_a_second() {
+fn the_upgrade_loses_no_packet_and_takes_three_round_trips_and_two_packets() {
     let usual = Some(Behaviour {
         mapping: Dependence::Independent,
         filtering: Dependence::AddressAndPort,
@@ -100,9 +100,10 @@ fn the_upgrade_loses_no_packet_and_takes_a_quarter_of_a_second() {
         world.run(SECOND);
         let flow = &world.flows[0];
         assert_eq!(flow.requests, flow.replies);
-        // Three round trips, up to 50 ms to the first packet and up to 100 ms to the next one.
+        // A round trip of 26 ms at most; up to 50 ms to the first packet, and up to 100 ms to the next one.
+        let limit = SECOND * 26 / 1000 * 3 + SECOND * 3 / 20;
         let took = flow.direct_after.unwrap();
-        assert!(took <= SECOND / 4, "{took:?} with {a:?} and {b:?}");
+        assert!(took <= limit, "{took:?} with {a:?} and {b:?}");
     }
 }
 

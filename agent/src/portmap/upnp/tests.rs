@@ -113,7 +113,7 @@ fn order(held: Option<Service>, devices: &[&str]) -> Map {
 
 /// Returns the path of the service that maps, and the address that it tells.
 async fn mapped(router: &Router, order: &Map) -> Result<(String, String), UpnpError> {
-    let mapped = map(router, order, &watch::channel(None).0).await?;
+    let mapped = map(router, order, &watch::channel(Vec::new()).0).await?;
     Ok((mapped.service.control.path, mapped.external.to_string()))
 }
 
@@ -180,7 +180,7 @@ async fn no_system_port_is_asked_for() {
             external: wish,
             ..order(Some(service("/ip")), &[])
         };
-        let mapped = map(&ready(), &order, &watch::channel(None).0)
+        let mapped = map(&ready(), &order, &watch::channel(Vec::new()).0)
             .await
             .unwrap();
         assert!(mapped.external.port() >= FIRST_PORT, "{mapped:?}");
@@ -195,11 +195,11 @@ async fn what_is_wrong_with_the_best_is_told() {
     assert!(matches!(gone, Err(UpnpError::Fault(401))), "{gone:?}");
 }
 
-fn lease(path: &str) -> Option<Lease> {
-    Some(Lease {
+fn lease(path: &str) -> [Lease; 1] {
+    [Lease {
         service: service(path),
         external: 41642,
-    })
+    }]
 }
 
 fn ready() -> Router {
@@ -235,9 +235,16 @@ async fn an_order_that_is_ended_tells_what_it_may_have_mapped() {
     let mut garbled = run(garbled).await;
     assert!(garbled.ended().await.is_err());
     assert_eq!(garbled.begun(), lease("/ip"));
+    // Nor is what one service may have mapped forgotten over the next one's mapping.
+    let mut second = Router::with(&[("/d", &["/ip", "/other"])])
+        .maps("/ip", "Connected", "198.51.100.7")
+        .maps("/other", "Connected", "10.0.0.1");
+    second.answers.insert(key, "<html>".to_owned());
+    let begun = [lease("/ip"), lease("/other")].concat();
+    assert_eq!(run(second).await.stop().await, begun);
     // It has not come to that.
     let early = run(hangs_at("GetExternalIPAddress")).await;
-    assert_eq!(early.stop().await, None);
+    assert_eq!(early.stop().await, []);
     let refused = ready().without("/ip", "AddPortMapping");
-    assert_eq!(run(refused).await.stop().await, None);
+    assert_eq!(run(refused).await.stop().await, []);
 }
