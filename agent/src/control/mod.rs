@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use control_proto::tailcfg::{Hostinfo, MapResponse, NetInfo};
 use keys::{DiscoPublic, NodePrivate};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::net::EndpointKind;
@@ -115,7 +115,6 @@ pub(crate) enum Command {
     Login(Login),
     Logout,
     Reconnect(ControlError),
-    Moved,
 }
 
 /// News about this host, sent as lite updates.
@@ -131,6 +130,7 @@ struct HostState {
 pub struct Control {
     commands: mpsc::Sender<Command>,
     host: watch::Sender<HostState>,
+    moved: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -150,6 +150,7 @@ impl Control {
             disco,
             endpoints: config.endpoints,
         });
+        let moved = Arc::new(Notify::new());
         let session = session::Session::new(
             config.server,
             config.accept_new_key,
@@ -159,11 +160,13 @@ impl Control {
             host_receiver,
             events,
             command_receiver,
+            Arc::clone(&moved),
         );
         (
             Self {
                 commands,
                 host,
+                moved,
                 task: tokio::spawn(session.run()),
             },
             event_receiver,
@@ -194,11 +197,10 @@ impl Control {
         self.commands.try_send(Command::Reconnect(why)).is_ok()
     }
 
-    /// Connects again: the connection may have died with the host's way out, and would take a quarter of a minute
-    /// to notice. False if the client is too busy to hear.
-    #[must_use]
-    pub fn handle_move(&self) -> bool {
-        self.commands.try_send(Command::Moved).is_ok()
+    /// Connects again at once: the connection may have died with the host's way out, and would take a quarter of a
+    /// minute to notice.
+    pub fn handle_move(&self) {
+        self.moved.notify_one();
     }
 
     /// Tells the server about this host, now and after every reconnect. What it knows of the network stays.

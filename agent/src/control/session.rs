@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use control_proto::tailcfg::MapResponse;
 use http::StatusCode;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::connection::Connection;
@@ -43,6 +43,8 @@ pub(super) struct Session {
     host: watch::Receiver<HostState>,
     events: mpsc::Sender<Event>,
     commands: mpsc::Receiver<Command>,
+    /// Packets leave the host another way.
+    moved: Arc<Notify>,
     goal: Goal,
     backoff: Backoff,
     pings: Arc<Semaphore>,
@@ -85,6 +87,7 @@ impl Session {
         host: watch::Receiver<HostState>,
         events: mpsc::Sender<Event>,
         commands: mpsc::Receiver<Command>,
+        moved: Arc<Notify>,
     ) -> Self {
         Self {
             server,
@@ -94,6 +97,7 @@ impl Session {
             host,
             events,
             commands,
+            moved,
             goal: Goal::Authorise(start),
             backoff: Backoff::default(),
             pings: Arc::new(Semaphore::new(MAX_PINGS)),
@@ -127,6 +131,11 @@ impl Session {
         loop {
             tokio::select! {
                 () = &mut wait => return End::Again,
+                // What failed by the old way may go by the new one.
+                () = self.moved.notified() => {
+                    self.backoff.reset();
+                    return End::Again;
+                }
                 command = self.commands.recv() => match command {
                     None => return End::Done,
                     Some(Command::Login(login)) => {
@@ -136,11 +145,6 @@ impl Session {
                     Some(Command::Logout) => return self.log_out(None).await,
                     // About a stream that ended by itself meanwhile.
                     Some(Command::Reconnect(_)) => {}
-                    Some(Command::Moved) => {
-                        // What failed by the old way may go by the new one.
-                        self.backoff.reset();
-                        return End::Again;
-                    }
                 },
             }
         }
@@ -153,10 +157,14 @@ impl Session {
                 None => return Ok(End::Done),
                 Some(Command::Login(login)) => self.goal = Goal::Authorise(login),
                 Some(Command::Logout) => return Ok(self.log_out(None).await),
-                Some(Command::Reconnect(_) | Command::Moved) => return Ok(End::Again),
+                Some(Command::Reconnect(_)) => return Ok(End::Again),
             }
         }
-        let connection = self.connect().await?;
+        let moved = Arc::clone(&self.moved);
+        let connection = tokio::select! {
+            connection = self.connect() => connection?,
+            () = moved.notified() => return Ok(End::Again),
+        };
         let mut live = Connected {
             connection,
             since: Instant::now(),
@@ -183,9 +191,6 @@ impl Session {
                     }
                     Some(Command::Logout) => return Ok(self.log_out(Some(&live.connection)).await),
                     Some(Command::Reconnect(why)) => return Err(why),
-                    // A login would begin anew, with another URL; it has a patience of its own.
-                    Some(Command::Moved) if live.login.is_some() => {}
-                    Some(Command::Moved) => return Ok(End::Again),
                 },
                 progress = next(&mut live.login) => self.handle_progress(&mut live, progress).await?,
                 frame = next(&mut live.stream) => match frame {
@@ -195,6 +200,12 @@ impl Session {
                         return Err(error);
                     }
                 },
+                () = moved.notified() => {
+                    // A login would begin anew, with another URL; it has a patience of its own.
+                    if live.login.is_none() {
+                        return Ok(End::Again);
+                    }
+                }
                 () = ended.closed() => {
                     return Err(ControlError::broken("the server closed it"));
                 }

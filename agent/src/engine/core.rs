@@ -309,10 +309,10 @@ impl Engine {
                 self.relay_connected = true;
             }
             NetEvent::Moved => {
-                if let Some((control, _)) = &self.control
-                    && !control.handle_move()
-                {
-                    tracing::debug!("the control client is busy: it notices by itself");
+                if let Some((control, _)) = &self.control {
+                    control.handle_move();
+                    // Until it is back nobody can be told of another home relay.
+                    self.set_control_connected(false);
                 }
             }
             NetEvent::Health {

@@ -333,7 +333,7 @@ impl Engine {
     }
 
     /// Tells the data plane, too, if that is news.
-    fn set_control_connected(&self, connected: bool) {
+    pub(super) fn set_control_connected(&self, connected: bool) {
         self.control_connected.send_if_modified(|old| {
             let changed = *old != connected;
             *old = connected;

@@ -261,8 +261,9 @@ impl State {
                     rules: Vec::new(),
                 });
             }
-            self.junk_before += self.nft.counted(&name, JUNK).await?;
+            let counted = self.nft.counted(&name, JUNK).await?;
             self.nft.replace(&table).await?;
+            self.junk_before += counted;
             wanted.snapshot = self.nft.snapshot(&name).await?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Addresses that peers were heard from and did not prove, and whose packets take a detour: [`Claims`].
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -86,7 +87,11 @@ impl Claims {
                 Route::Both(_) | Route::Relayed => {}
             }
         }
-        let held = held.into_iter().take(MAX_DETOURS);
+        // A peer's own way comes first: without the detour its packets would move the endpoint off the relay.
+        let mut held: Vec<_> = held.into_iter().collect();
+        held.sort_by_key(|(_, claim)| Reverse(*claim));
+        held.truncate(MAX_DETOURS);
+        let held = held.into_iter();
         held.map(|(source, (_, peer))| (source, peer)).collect()
     }
 }
@@ -174,11 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_few() {
+    fn rules_are_few_and_a_peer_s_own_way_is_among_them() {
         let mut claims = Claims::default();
         let sources: Vec<SocketAddr> = (0..100).map(at).collect();
+        claims.set(C, &[at(1000)]);
         claims.set(B, &sources);
-        assert_eq!(arranged(&claims, &[], None).len(), MAX_DETOURS);
+        let few = arranged(&claims, &[(C, Route::Both(at(1000)))], None);
+        assert_eq!(few.len(), MAX_DETOURS);
+        assert_eq!(few.get(&at(1000)), Some(&C));
     }
 
     #[test]

@@ -323,7 +323,8 @@ impl Inner {
         self.set_besides();
     }
 
-    fn set_besides(&mut self) {
+    /// Has packets that relays bring seem to come to the address at which a peer's own would.
+    pub(super) fn set_besides(&mut self) {
         let peers = self.routes.keys().chain(self.direct.keys());
         for peer in peers.copied().collect::<Vec<NodePublic>>() {
             self.set_beside(&peer);

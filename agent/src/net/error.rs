@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 /// A failure of the data plane. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,9 +73,7 @@ pub enum NetError {
     #[error("{0}")]
     Unreachable(&'static str),
     /// A ping did not leave.
-    #[error(
-        "the ping was not sent; one longer than the way to the peer carries takes a smaller --size"
-    )]
+    #[error("the ping was not sent{}", too_long(.0))]
     PingNotSent(#[source] std::io::Error),
     /// No pong in time.
     #[error("no answer within {0:?}; the peer may be offline, or its relay unreachable")]
@@ -81,6 +81,16 @@ pub enum NetError {
     /// The network is not configured: logged out or idle.
     #[error("the overlay is down; bring it up first")]
     Down,
+}
+
+/// What to do about a ping that no packet of the way to the peer holds.
+fn too_long(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MSGSIZE) => {
+            ", being longer than the way to the peer carries: give a smaller --size"
+        }
+        _ => "",
+    }
 }
 
 impl From<netlink::Error> for NetError {

@@ -344,6 +344,7 @@ impl Inner {
             // The kernel forgets the sources that it has cached for its peers.
             let mark = wireguard::Change::SetFwmark(UNDERLAY_MARK);
             self.tunnel.change(vec![mark]).await?;
+            self.set_besides();
         }
         Ok(())
     }

@@ -310,7 +310,7 @@ impl Net {
     }
 
     /// Sends what is for `peer` straight to `endpoint` instead of by the relays, until told otherwise
-    /// (`None`), the daemon included: the next one takes it over with a kernel device.
+    /// (`None`) or the daemon ends.
     ///
     /// # Errors
     ///

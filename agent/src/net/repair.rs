@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netlink::links;
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::NetEvent;
 use super::host::Host;
@@ -20,8 +20,8 @@ const FULL_INSPECTION: Duration = Duration::from_secs(60);
 const SPARINGLY: u32 = 3000;
 /// But never later than this.
 const AT_LEAST: Duration = Duration::from_secs(300);
-/// What is told all the time, as by a host whose containers come and go, is looked into no sooner than after so
-/// many times what the last comparison took.
+/// What is told all the time, as by a host whose containers come and go, has everything compared no sooner than
+/// after so many times what the last comparison took, or by the next look.
 const BREATH: u32 = 10;
 const DEVICE_BROKEN: &str = "overlay-device";
 
@@ -39,33 +39,47 @@ pub(super) async fn run(
     host: watch::Sender<Host>,
 ) {
     let mut looks = interval(INSPECT_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next_full = Instant::now() + FULL_INSPECTION;
-    let mut breath = Duration::ZERO;
+    // Changes that were told are looked into from then on.
+    let mut earliest = Instant::now();
+    let mut changed = false;
     // What is wrong, as it was told.
     let mut told: Option<String> = None;
     let mut watching = true;
     loop {
-        let changed = tokio::select! {
+        let heard = tokio::select! {
             _ = looks.tick() => false,
             heard = watcher.changed(), if watching => {
                 watching = heard;
-                sleep(breath).await;
                 true
             }
+            () = sleep_until(earliest), if changed => false,
         };
+        changed |= heard;
         let Some(inner) = inner.upgrade() else { return };
         let mut inner = inner.lock().await;
-        let due = changed || told.is_some() || Instant::now() >= next_full;
+        let now = Instant::now();
+        let full = now >= next_full;
+        // That packets leave another way is told before anything else is compared.
+        let looked = match heard || full {
+            true => inner.look_at_host(&host).await,
+            false => Ok(()),
+        };
+        let due = full || now >= earliest && (changed || told.is_some());
         let wired = !due && inner.is_wired().await.unwrap_or(false);
         let result = if wired {
-            Ok(())
+            match looked {
+                // What was wrong is so until everything has been compared again.
+                Ok(()) if told.is_some() => continue,
+                looked => looked,
+            }
         } else {
-            let begun = Instant::now();
             let result = inner.reapply().await;
-            let took = begun.elapsed();
+            let took = now.elapsed();
+            changed = false;
             next_full = Instant::now() + pause(took);
-            breath = took * BREATH;
-            let looked = inner.look_at_host(&host).await;
+            earliest = Instant::now() + (took * BREATH).min(INSPECT_EVERY);
             result.and(looked)
         };
         drop(inner);

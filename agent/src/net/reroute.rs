@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::NetError;
 use super::inner::Inner;
 use super::tsmp::Adverts;
+use crate::error_text::error_text;
 use crate::paths::{Event, Handle, Order};
 
 /// Between looks at the traffic of active peers.
@@ -77,6 +78,7 @@ pub(super) async fn run(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watched: BTreeMap<NodePublic, Watched> = BTreeMap::new();
     let mut adverts = Adverts::default();
+    let (mut failed, mut owed) = (Told::default(), Told::default());
     let mut batch = Vec::new();
     let mut count = 0;
     loop {
@@ -84,7 +86,7 @@ pub(super) async fn run(
             count = orders.recv_many(&mut batch, MAX_ORDERS) => {
                 let Some(inner) = inner.upgrade().filter(|_| count > 0) else { return };
                 let problems = inner.lock().await.carry_out(&batch).await;
-                tell(&problems);
+                failed.tell(&problems);
                 batch.clear();
             }
             _ = looks.tick() => {
@@ -93,7 +95,7 @@ pub(super) async fn run(
                 let mut inner = inner.lock().await;
                 count = (count + 1) % RETRY;
                 if count == 0 {
-                    tell(&inner.make_up().await);
+                    owed.tell(&inner.make_up().await);
                 }
                 let hearers = inner.hearers(&mut adverts, &active);
                 // Counting packets costs less than asking the tunnel, which has to be asked where nothing counts.
@@ -125,10 +127,19 @@ pub(super) async fn run(
     }
 }
 
-fn tell(problems: &[NetError]) {
-    for error in problems {
-        let error = error as &dyn std::error::Error;
-        tracing::warn!(error, "peers are not reached as they should be");
+/// What was told of last: what fails again and again is told once.
+#[derive(Debug, Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    fn tell(&mut self, problems: &[NetError]) {
+        let texts: Vec<String> = problems.iter().map(|error| error_text(error)).collect();
+        if self.0 != texts {
+            for problem in &texts {
+                tracing::warn!(problem, "peers are not reached as they should be");
+            }
+            self.0 = texts;
+        }
     }
 }
 

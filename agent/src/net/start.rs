@@ -119,7 +119,13 @@ impl Net {
             control: config.control,
             home: config.home,
         });
-        let host = Host::look(&netlink, &config.device).await?;
+        let watcher = links::Watcher::open()?;
+        let host = Host::look(&netlink, &config.device).await;
+        let host = host.unwrap_or_else(|error| {
+            let reason = error_text(&error);
+            tracing::warn!(reason, "this host's way out is not known yet");
+            Host::default()
+        });
         let inner = Arc::new(Mutex::new(Inner {
             netlink,
             tunnel,
@@ -129,7 +135,7 @@ impl Net {
             state_dir: config.state_dir,
             endpoints: former.endpoints,
             numbers: Numbers::default(),
-            direct: former.by_hand,
+            direct: BTreeMap::new(),
             routes: former.routes,
             mtus: Mtus::default(),
             outgrown: BTreeSet::new(),
@@ -158,7 +164,6 @@ impl Net {
             offloaded: 0,
             applied: None,
         }));
-        let watcher = links::Watcher::open()?;
         let (host, hosts) = watch::channel(host);
         let tasks = [
             tokio::spawn(tell("firewall", trouble, events_sender.clone())),
@@ -207,8 +212,6 @@ struct Former {
     endpoints: Endpoints,
     /// The port on `lo` by which its relayed peers are reached.
     relay_port: Option<u16>,
-    /// Endpoints that stay as if set by hand, since no paths are looked for.
-    by_hand: BTreeMap<NodePublic, SocketAddr>,
     /// Ways to peers, until the path machine has its own.
     routes: BTreeMap<NodePublic, Route>,
     /// Direct paths that it has to prove anew.
@@ -244,7 +247,8 @@ impl Former {
         Ok(former)
     }
 
-    /// Takes over the endpoints of a running device: synthetic ones, which share a port, and direct ones.
+    /// Takes over the endpoints of a running device: synthetic ones, which share a port, and direct ones if those
+    /// are wanted.
     fn adopt(&mut self, device: &wireguard::Device, direct: bool) {
         self.has_device = true;
         for (key, peer) in &device.peers {
@@ -257,10 +261,8 @@ impl Former {
                     self.routes.insert(*key, Route::Direct(endpoint));
                     self.adopted.insert(*key, endpoint);
                 }
-                Some(endpoint) => {
-                    self.by_hand.insert(*key, endpoint);
-                }
-                None => {}
+                // Without a search for paths nobody would notice that it is dead.
+                Some(_) | None => {}
             }
         }
     }

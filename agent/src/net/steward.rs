@@ -173,7 +173,7 @@ impl Steward {
                         next = Next::routine();
                     } else if let Some(Assignment { map, .. }) = assignment {
                         let began = Instant::now();
-                        check = Some((began, self.start_check(map)));
+                        check = Some((began, self.start_check(map, next.routine)));
                     }
                 }
                 Ok(()) = hosts.changed() => {
@@ -219,12 +219,13 @@ impl Steward {
             && self.with.paths.active().await.is_empty()
     }
 
-    fn start_check(&mut self, map: DerpMap) -> JoinHandle<Report> {
+    /// Asks all relays now and then, the nearest otherwise: whoever asks for our endpoints waits for the answer.
+    fn start_check(&mut self, map: DerpMap, routine: bool) -> JoinHandle<Report> {
         let now = Instant::now();
         self.last_check = Some(now);
         let full = self
             .last_full
-            .is_none_or(|at| now.duration_since(at) >= FULL_EVERY)
+            .is_none_or(|at| routine && now.duration_since(at) >= FULL_EVERY)
             || self.report.latencies().is_empty()
             // Behind a portal there was little to see, until somebody has paid.
             || !self.report.udp && self.report.captive_portal == Some(true);
@@ -285,6 +286,7 @@ impl Steward {
         if moved {
             tracing::info!("this host's way out changed");
             self.endpoints.forget();
+            self.with.portmap.look();
             self.with.paths.tell(Event::UnderlayChanged).await;
             self.tell(NetEvent::Moved).await;
         }
@@ -355,7 +357,10 @@ impl Steward {
                 self.tell(NetEvent::DerpConnected(region)).await;
                 false
             }
-            Notice::Lost(region) => self.selector.home() == Some(region),
+            // Without control it stays, whatever is measured.
+            Notice::Lost(region) => {
+                self.selector.home() == Some(region) && *self.with.control.borrow()
+            }
             Notice::Health(_) => {
                 self.tell_unwell().await;
                 false

@@ -89,6 +89,7 @@ pub(crate) struct Handle {
     allowed: bool,
     requests: mpsc::Sender<Request>,
     wanted: watch::Sender<bool>,
+    moved: Arc<Notify>,
     state: watch::Receiver<State>,
 }
 
@@ -114,6 +115,11 @@ impl Handle {
             *old = wanted;
             changed
         });
+    }
+
+    /// Has it look where we are, since the host may have moved.
+    pub(crate) fn look(&self) {
+        self.moved.notify_one();
     }
 
     /// Asks the router what it speaks, which takes a quarter of a second at most; tells what is known.
@@ -149,6 +155,7 @@ pub(crate) struct Mapper {
     restun: Arc<Notify>,
     requests: mpsc::Receiver<Request>,
     wanted: watch::Receiver<bool>,
+    moved: Arc<Notify>,
     state: watch::Sender<State>,
     time: BootTime,
     machine: Machine,
@@ -174,12 +181,14 @@ impl Mapper {
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (wanted_sender, wanted) = watch::channel(false);
         let (state, state_receiver) = watch::channel(State::default());
+        let moved = Arc::new(Notify::new());
         let time = BootTime::default();
         let mapper = Self {
             netlink,
             restun: Arc::clone(restun),
             requests,
             wanted,
+            moved: Arc::clone(&moved),
             state,
             time,
             machine: Machine::new(port, rand::rng().random(), time.now()),
@@ -193,6 +202,7 @@ impl Mapper {
             allowed,
             requests: request_sender,
             wanted: wanted_sender,
+            moved,
             state: state_receiver,
         };
         (mapper, handle)
@@ -211,6 +221,7 @@ impl Mapper {
             let sockets = self.sockets.as_ref();
             tokio::select! {
                 _ = looks.tick() => self.look().await,
+                () = self.moved.notified() => self.look().await,
                 changed = self.wanted.changed() => {
                     if changed.is_err() {
                         return;

@@ -13,8 +13,9 @@ use netlink_packet_route::route::{
 
 use crate::{Error, Family, Netlink, links, rules};
 
-// What the kernel answers for a destination without a way: prohibited, no route, unreachable.
+// What the kernel answers for a destination without a way: prohibited, a black hole, no route, unreachable.
 const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
 const ENETUNREACH: i32 = 101;
 const EHOSTUNREACH: i32 = 113;
 
@@ -196,7 +197,7 @@ async fn look_up(netlink: &Netlink, destination: IpAddr) -> Result<Option<RouteM
         Ok(message) => Ok(message),
         Err(error) => {
             let error = Error::from_route("RTM_GETROUTE", &destination.to_string(), error);
-            let unreachable = [EACCES, ENETUNREACH, EHOSTUNREACH].map(Some);
+            let unreachable = [EACCES, EINVAL, ENETUNREACH, EHOSTUNREACH].map(Some);
             if unreachable.contains(&error.errno()) || error.is_family_missing() {
                 return Ok(None);
             }

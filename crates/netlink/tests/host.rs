@@ -191,6 +191,11 @@ fn another_default_route_is_told_and_is_the_way_out() {
             let link = links::get(&netlink, "near").await.unwrap().unwrap();
             assert_eq!(way.interface, link.index);
 
+            // A route that swallows what nobody should send is no way, and no failure.
+            ip("route add blackhole 192.0.2.0/24");
+            assert_eq!(routes::way_to(&netlink, outside).await.unwrap(), None);
+            ip("route del blackhole 192.0.2.0/24");
+
             let mut watcher = links::Watcher::open().unwrap();
             ip("route replace default via 10.9.0.7");
             let heard = timeout(Duration::from_secs(10), watcher.changed());
