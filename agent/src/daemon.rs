@@ -150,7 +150,7 @@ pub async fn run(daemon: Daemon) -> Result<(), DaemonError> {
     }
     let (engine, handle) = Engine::new(engine_config, state)?;
     tracing::info!(
-        version = crate::cli::VERSION,
+        version = crate::VERSION,
         state = %config.state_dir.display(),
         socket = %config.socket.display(),
         "tailrace daemon started"

@@ -9,7 +9,7 @@
 //!
 //! [`engine`] is the one task that decides: it owns preferences, network map and data plane. Everything
 //! else hands it messages or reads the status it answers with.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod backoff;
 pub mod bench;
@@ -38,3 +38,6 @@ mod shield;
 pub mod state;
 mod tunnel;
 mod underlay;
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

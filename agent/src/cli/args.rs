@@ -12,7 +12,7 @@ use crate::config::{EngineName, ShieldName};
 
 /// A tailnet node whose data plane is the Linux kernel.
 #[derive(Debug, Parser)]
-#[command(name = "tailrace", version = super::VERSION, disable_help_subcommand = true)]
+#[command(name = "tailrace", version = crate::VERSION, disable_help_subcommand = true)]
 pub struct Cli {
     /// Socket of the daemon [default: /run/tailrace/tailrace0.sock; the daemon's: /run/tailrace/DEVICE.sock]
     #[arg(long, global = true, value_name = "PATH", env = "TAILRACE_SOCKET")]

@@ -18,6 +18,7 @@ use clap::Parser;
 use http::Method;
 use serde_json::json;
 
+use crate::VERSION;
 use crate::bench::{self, BenchError};
 use crate::config::{DEFAULT_DEVICE, default_socket};
 use crate::error_text::error_text;
@@ -26,8 +27,6 @@ use crate::prefs::{Prefs, PrefsError};
 use args::{BenchCommand, Cli, ClientCommand, Command, DaemonArgs, HostArgs, JsonArgs, SetArgs};
 use tokio::runtime::{Builder, Runtime};
 
-/// Version of this program.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Threads of the daemon's tasks, few for a small footprint; an embedded tunnel has its own.
 const DAEMON_THREADS: usize = 2;
 

@@ -14,7 +14,7 @@ pub fn hostinfo(hostname: &str, log_id: &str) -> Hostinfo {
     };
     let (distro, distro_version, distro_code_name) = distribution();
     Hostinfo {
-        ipn_version: format!("tailrace {}", crate::cli::VERSION),
+        ipn_version: format!("tailrace {}", crate::VERSION),
         backend_log_id: log_id.to_owned(),
         os: "linux".to_owned(),
         os_version: text(system.release()),

@@ -385,7 +385,7 @@ fn watch_bus(notices: watch::Receiver<Notice>) -> Response<Body> {
         let notify = {
             let notice = notices.borrow_and_update();
             Notify {
-                version: crate::cli::VERSION.to_owned(),
+                version: crate::VERSION.to_owned(),
                 err_message: notice.error.clone(),
                 state: Some(notice.state.number()),
                 browse_to_url: notice.auth_url.clone(),

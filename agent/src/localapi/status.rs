@@ -23,7 +23,7 @@ pub fn status(snapshot: &Snapshot, with_peers: bool) -> Status {
     let map = snapshot.map.as_deref();
     let up = snapshot.state == BackendState::Running;
     Status {
-        version: crate::cli::VERSION.to_owned(),
+        version: crate::VERSION.to_owned(),
         tun: true,
         backend_state: snapshot.state,
         have_node_key: true,

@@ -50,8 +50,7 @@ pub fn render(snapshot: &Snapshot, measures: Option<&Measures>) -> String {
 }
 
 fn node(page: &mut Page, snapshot: &Snapshot) {
-    page.family(&f::BUILD_INFO)
-        .add(&[env!("CARGO_PKG_VERSION")], 1);
+    page.family(&f::BUILD_INFO).add(&[crate::VERSION], 1);
     let mut states = page.family(&f::STATE);
     for known in [
         BackendState::NoState,

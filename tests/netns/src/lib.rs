@@ -75,6 +75,18 @@ pub fn pair(nodes: &[Node]) -> Result<[&Node; 2]> {
     }
 }
 
+/// The endpoint by which `node` reaches the peer of that name straight.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn direct(node: &Node, peer: &str) -> Result<String> {
+    let peer = node.peer(peer)?;
+    let endpoint = peer.text("CurAddr")?;
+    ensure!(!endpoint.is_empty(), "relayed: {peer:?}");
+    Ok(endpoint.to_owned())
+}
+
 /// Checks that a command failed as a command should: non-zero, one line on standard error that
 /// holds each of `words` (in any case), no panic.
 ///

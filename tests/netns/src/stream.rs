@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use testnet::tailnet::Node;
 use testnet::{Namespace, time_scale};
 
 /// Bytes in a datagram.
@@ -53,6 +54,20 @@ pub struct End<'a> {
     pub space: &'a Namespace,
     /// Its overlay address.
     pub address: IpAddr,
+}
+
+impl<'a> End<'a> {
+    /// A node as an end.
+    ///
+    /// # Errors
+    ///
+    /// When it has no address.
+    pub fn of(node: &'a Node) -> Result<Self> {
+        Ok(Self {
+            space: node.host().namespace(),
+            address: node.ip("-4")?,
+        })
+    }
 }
 
 /// Sends 4 Mbit/s each way for `time`, and does `meanwhile`; returns what became of the datagrams, of `a` first.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, End, both_ways, pair};
+use netns_tests::{CONNECT, End, both_ways, direct, pair};
 use testnet::tailnet::{Control, ControlOptions, Node, Tailnet};
 use testnet::{Lab, Namespace, NatKind, scaled, skip_unless_available, wait_until};
 
@@ -11,14 +11,6 @@ use testnet::{Lab, Namespace, NatKind, scaled, skip_unless_available, wait_until
 const STREAM: Duration = Duration::from_secs(20);
 /// Silence after which we call it an outage.
 const RESUMED: Duration = Duration::from_secs(3);
-
-/// The endpoint by which `node` reaches the peer straight.
-fn direct(node: &Node, peer: &str) -> Result<String> {
-    let peer = node.peer(peer)?;
-    let endpoint = peer.text("CurAddr")?;
-    ensure!(!endpoint.is_empty(), "relayed: {peer:?}");
-    Ok(endpoint.to_owned())
-}
 
 /// Waits until both reach each other straight.
 fn both_direct([alice, bob]: [&Node; 2]) -> Result<()> {
@@ -34,16 +26,7 @@ fn both_direct([alice, bob]: [&Node; 2]) -> Result<()> {
 /// their path is direct again after it.
 fn goes_on(nodes: [&Node; 2], shift: impl FnOnce(&Namespace) -> Result<()>) -> Result<()> {
     let [alice, bob] = nodes;
-    let ends = [
-        End {
-            space: alice.host().namespace(),
-            address: alice.ip("-4")?,
-        },
-        End {
-            space: bob.host().namespace(),
-            address: bob.ip("-4")?,
-        },
-    ];
+    let ends = [End::of(alice)?, End::of(bob)?];
     let deliveries = both_ways(ends, STREAM, || {
         let began = Instant::now();
         shift(alice.host().namespace())?;

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, End, both_ways, pair};
+use netns_tests::{CONNECT, End, both_ways, direct, pair};
 use testnet::tailnet::{Control, ControlOptions, Node, Tailnet};
 use testnet::{Lab, Namespace, scaled, skip_unless_available, wait_until};
 
@@ -35,14 +35,6 @@ const RESUMED: Duration = Duration::from_secs(3);
 
 /// How long a stream lasts in which UDP is blocked.
 const STREAM: Duration = Duration::from_secs(20);
-
-/// The endpoint by which `node` reaches the peer straight.
-fn direct(node: &Node, peer: &str) -> Result<String> {
-    let peer = node.peer(peer)?;
-    let endpoint = peer.text("CurAddr")?;
-    ensure!(!endpoint.is_empty(), "relayed: {peer:?}");
-    Ok(endpoint.to_owned())
-}
 
 #[test]
 fn nodes_behind_nat_find_a_direct_path_and_lose_nothing_on_the_way_to_it() -> Result<()> {
@@ -118,17 +110,6 @@ fn blocked_udp_brings_the_relay_back_within_three_seconds() -> Result<()> {
     Ok(())
 }
 
-/// Both ends of a stream between two nodes.
-fn ends<'a>([alice, bob]: [&'a Node; 2]) -> Result<[End<'a>; 2]> {
-    let end = |node: &'a Node| -> Result<End<'a>> {
-        Ok(End {
-            space: node.host().namespace(),
-            address: node.ip("-4")?,
-        })
-    };
-    Ok([end(alice)?, end(bob)?])
-}
-
 #[test]
 fn a_stream_both_ways_loses_nothing_when_its_path_becomes_direct() -> Result<()> {
     let tailnet = Tailnet::new(&["alice", "bob"])?;
@@ -139,7 +120,7 @@ fn a_stream_both_ways_loses_nothing_when_its_path_becomes_direct() -> Result<()>
     alice.reach(bob.ip("-4")?, CONNECT)?;
     ensure!(direct(alice, "bob").is_err(), "direct without UDP");
     let begin = Instant::now();
-    let deliveries = both_ways(ends([alice, bob])?, STREAM, || {
+    let deliveries = both_ways([End::of(alice)?, End::of(bob)?], STREAM, || {
         router.exec(&["nft", "delete", "table", "inet", "block"])?;
         for (node, peer) in [(alice, "bob"), (bob, "alice")] {
             wait_until(STREAM, "the path is direct", || direct(node, peer))?;
@@ -166,7 +147,9 @@ fn survives(rules: &str) -> Result<()> {
         })?;
     }
     let router = alice.host().nat().context("no router")?.namespace();
-    let deliveries = both_ways(ends([alice, bob])?, STREAM, || router.nft(rules))?;
+    let deliveries = both_ways([End::of(alice)?, End::of(bob)?], STREAM, || {
+        router.nft(rules)
+    })?;
     for delivery in deliveries {
         let resumed = delivery.silence.0;
         println!("{delivery:?}");
