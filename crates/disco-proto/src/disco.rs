@@ -7,9 +7,13 @@
 //!
 //! Source: disco.md sections 1, 2 and 4.
 
+mod relay;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use keys::{DiscoPublic, DiscoShared, NodePublic};
+
+pub use relay::{Handshake, RelayEndpoint, RelayMessage};
 
 /// First bytes of every disco datagram: "TS" and U+1F4AC.
 pub const MAGIC: [u8; 6] = [0x54, 0x53, 0xF0, 0x9F, 0x92, 0xAC];
@@ -59,6 +63,8 @@ pub enum Message {
         /// At most [`MAX_ENDPOINTS`].
         endpoints: Vec<SocketAddr>,
     },
+    /// About a UDP relay that a peer offers.
+    Relay(Box<RelayMessage>),
     /// A type or version that this version does not know: ignore it.
     Unknown {
         /// Message type.
@@ -150,6 +156,11 @@ impl Message {
                 }
                 out
             }
+            Self::Relay(message) => {
+                let mut out = Vec::new();
+                message.encode(VERSION, &mut out);
+                out
+            }
             Self::Unknown { kind, version } => vec![*kind, *version],
         }
     }
@@ -196,6 +207,13 @@ impl Message {
             (CALL_ME_MAYBE, _) => Ok(Self::CallMeMaybe {
                 endpoints: Vec::new(),
             }),
+            (kind, VERSION) => match RelayMessage::parse(kind, payload) {
+                Some(message) => Ok(Self::Relay(Box::new(message?))),
+                None => Ok(Self::Unknown {
+                    kind,
+                    version: VERSION,
+                }),
+            },
             (kind, version) => Ok(Self::Unknown { kind, version }),
         }
     }

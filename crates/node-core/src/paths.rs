@@ -305,7 +305,8 @@ impl Paths {
                 }
                 _ => self.ignored.misplaced += 1,
             },
-            Message::Unknown { .. } => self.ignored.unknown_type += 1,
+            // Relays of peers are not used yet.
+            Message::Relay(_) | Message::Unknown { .. } => self.ignored.unknown_type += 1,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Messages round trip, and the leniency that the protocol asks for.
 
+use std::time::Duration;
+
 use keys::DiscoPrivate;
 use proptest::prelude::*;
 
@@ -32,7 +34,139 @@ fn messages() -> impl Strategy<Value = Message> {
         (id(), addresses()).prop_map(|(id, source)| Message::Pong { id, source }),
         prop::collection::vec(addresses(), 0..20)
             .prop_map(|endpoints| Message::CallMeMaybe { endpoints }),
+        relay_messages().prop_map(|message| Message::Relay(Box::new(message))),
     ]
+}
+
+fn relay_messages() -> impl Strategy<Value = RelayMessage> {
+    let key = || any::<[u8; 32]>().prop_map(DiscoPublic::from_bytes);
+    let handshake = || {
+        (any::<(u32, u32)>(), key(), any::<[u8; 32]>()).prop_map(
+            |((vni, generation), remote, challenge)| Handshake {
+                vni,
+                generation,
+                remote,
+                challenge,
+            },
+        )
+    };
+    let endpoint = || {
+        let times = any::<(u64, u64)>();
+        let addresses = prop::collection::vec(addresses(), 1..5);
+        ([key(), key(), key()], any::<(u64, u32)>(), times, addresses).prop_map(
+            |([server, first, second], (lamport, vni), (bind, steady), addresses)| RelayEndpoint {
+                server,
+                clients: [first, second],
+                lamport,
+                vni,
+                bind_lifetime: Duration::from_nanos(bind),
+                steady_lifetime: Duration::from_nanos(steady),
+                addresses,
+            },
+        )
+    };
+    prop_oneof![
+        handshake().prop_map(RelayMessage::Bind),
+        handshake().prop_map(RelayMessage::Challenge),
+        handshake().prop_map(RelayMessage::Answer),
+        endpoint().prop_map(RelayMessage::CallMeMaybeVia),
+        ([key(), key()], any::<u32>()).prop_map(|(clients, generation)| {
+            RelayMessage::AllocateRequest {
+                clients,
+                generation,
+            }
+        }),
+        (any::<u32>(), endpoint()).prop_map(|(generation, endpoint)| {
+            RelayMessage::AllocateResponse {
+                generation,
+                endpoint,
+            }
+        }),
+    ]
+}
+
+/// What the official library, 1.98.9, writes for the values of the test.
+const CHALLENGE: &str = "0500000102030a0b0c0d\
+    1111111111111111111111111111111111111111111111111111111111111111\
+    2222222222222222222222222222222222222222222222222222222222222222";
+const REQUEST: &str = "0800\
+    0202020202020202020202020202020202020202020202020202020202020202\
+    030303030303030303030303030303030303030303030303030303030303030300000005";
+const ENDPOINT: &str = "\
+    0101010101010101010101010101010101010101010101010101010101010101\
+    0202020202020202020202020202020202020202020202020202020202020202\
+    0303030303030303030303030303030303030303030303030303030303030303\
+    01020304050607080000000900000006fc23ac0000000045d964b800\
+    00000000000000000000ffffc0000201000720010db80000000000000000000000010008";
+
+fn hex(message: &RelayMessage) -> String {
+    let bytes = Message::Relay(Box::new(message.clone())).encode();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn messages_about_relays_are_written_as_by_official_nodes() {
+    let key = |byte| DiscoPublic::from_bytes([byte; 32]);
+    let clients = [key(2), key(3)];
+    let generation = 5;
+    let challenge = RelayMessage::Challenge(Handshake {
+        vni: 0x0001_0203,
+        generation: 0x0a0b_0c0d,
+        remote: key(0x11),
+        challenge: [0x22; 32],
+    });
+    assert_eq!(hex(&challenge), CHALLENGE);
+    let request = RelayMessage::AllocateRequest {
+        clients,
+        generation,
+    };
+    assert_eq!(hex(&request), REQUEST);
+    let endpoint = RelayEndpoint {
+        server: key(1),
+        clients,
+        lamport: 0x0102_0304_0506_0708,
+        vni: 9,
+        bind_lifetime: Duration::from_secs(30),
+        steady_lifetime: Duration::from_secs(300),
+        addresses: vec![
+            "192.0.2.1:7".parse().unwrap(),
+            "[2001:db8::1]:8".parse().unwrap(),
+        ],
+    };
+    let via = RelayMessage::CallMeMaybeVia(endpoint.clone());
+    assert_eq!(hex(&via), format!("0700{ENDPOINT}"));
+    let response = RelayMessage::AllocateResponse {
+        generation,
+        endpoint,
+    };
+    assert_eq!(hex(&response), format!("090000000005{ENDPOINT}"));
+}
+
+#[test]
+fn messages_about_relays_have_the_lengths_of_the_protocol() {
+    let lengths = |kind: u8, wanted: usize| {
+        for len in [wanted - 1, wanted] {
+            let inner = [vec![kind, 0], vec![7; len]].concat();
+            let parsed = Message::parse(&inner);
+            match len == wanted {
+                true => assert!(
+                    matches!(parsed, Ok(Message::Relay(_))),
+                    "{kind}: {parsed:?}"
+                ),
+                false => assert_eq!(parsed, Err(DiscoError::Truncated), "{kind}"),
+            }
+        }
+    };
+    for handshake in [0x04, 0x05, 0x06] {
+        lengths(handshake, 72);
+    }
+    // An endpoint has at least one address, and nothing behind the last.
+    lengths(0x07, 142);
+    lengths(0x07, 160);
+    lengths(0x08, 68);
+    lengths(0x09, 146);
+    let inner = [vec![0x07, 0], vec![7; 143]].concat();
+    assert_eq!(Message::parse(&inner), Err(DiscoError::Truncated));
 }
 
 proptest! {
