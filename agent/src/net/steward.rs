@@ -299,7 +299,9 @@ impl Steward {
             direct: self.with.direct,
             port_mapped: self.with.portmap.state().external.map(SocketAddr::V4),
             mapped,
-            varies: self.report.mapping_varies == Some(true),
+            // Upstream guesses only where it is known to vary. Tailnets of one relay have one STUN server, which does
+            // not tell, and a router with a forwarded port is then reached by the guess alone.
+            varies: self.report.mapping_varies != Some(false),
             local: self.local_addresses(),
             port: self.with.port,
             explicit: self.with.explicit.clone(),
