@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use settings::private_file;
 
+use crate::blocking::in_place;
+
 /// Remembers, in the state folder, what was set and what it was before: also after a crash.
 const RECORD: &str = "forwarding.json";
 const ROOT: &str = "/proc/sys";
@@ -195,8 +197,10 @@ fn set(root: &Path, state_dir: &Path, name: &str, before: &str, after: &str) -> 
 }
 
 fn save(state_dir: &Path, record: &Record) -> io::Result<()> {
-    private_file::write_with(&state_dir.join(RECORD), |file| {
-        Ok(serde_json::to_writer(file, record)?)
+    in_place(|| {
+        private_file::write_with(&state_dir.join(RECORD), |file| {
+            Ok(serde_json::to_writer(file, record)?)
+        })
     })
 }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use settings::private_file;
 
+use crate::blocking::in_place;
 use crate::prefs::Prefs;
 
 pub use identity::Identity;
@@ -245,8 +246,9 @@ impl StateDir {
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
         let path = self.path.join(name);
-        let written =
-            private_file::write_with(&path, |file| Ok(serde_json::to_writer(file, value)?));
+        let written = in_place(|| {
+            private_file::write_with(&path, |file| Ok(serde_json::to_writer(file, value)?))
+        });
         written.map_err(|source| StateError::Io {
             operation: "write",
             path,

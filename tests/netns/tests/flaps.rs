@@ -22,6 +22,8 @@ const KINDS: [NatKind; 4] = [
 const TROUBLE: Duration = Duration::from_secs(3);
 /// Silence after which a tunnel counts as dead: a trouble after another, and time to heal.
 const DEAD: Duration = Duration::from_secs(30);
+/// As much of each node's log is shown if one dies.
+const LAST_LINES: usize = 80;
 const PORT: u16 = 7007;
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -169,6 +171,14 @@ fn no_tunnel_dies_of_links_addresses_and_processes_that_come_and_go() -> Result<
     });
     for pair in &pairs {
         println!("{}: longest silence {:?}", pair.name, pair.silence().1);
+    }
+    if outcome.is_err() {
+        for (number, node) in nodes.iter().enumerate() {
+            let log = node.process().log();
+            for line in log.iter().skip(log.len().saturating_sub(LAST_LINES)) {
+                println!("n{number} | {line}");
+            }
+        }
     }
     outcome.with_context(|| format!("FLAPS_SEED={seed}"))
 }
