@@ -15,6 +15,12 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
+/// The way out is the way to these addresses, which are nobody's (RFC 5737, RFC 3849): there is no other route to
+/// them.
+pub(crate) const OUTSIDE: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(192, 0, 2, 1),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+);
 /// Unacknowledged data ends a connection after this long: a dead path is noticed, and dialled again.
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// An idle connection is probed after this long, to notice a dead path without traffic.

@@ -1,19 +1,13 @@
 //! What of this host decides where others can reach it, and how its own packets leave: [`Host`].
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use netlink::routes::{self, Way};
 use netlink::{Netlink, addresses, links};
 
 use super::local;
-
-/// The way out is the way to these addresses, which are nobody's (RFC 5737, RFC 3849): there is no other route
-/// to them.
-const OUTSIDE: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
+use crate::underlay::OUTSIDE;
 
 /// The host's side of the underlay.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -37,10 +31,11 @@ impl Host {
         let overlay = links.iter().find(|link| link.name == device);
         let overlay = overlay.map_or(0, |link| link.index);
         let found = addresses::dump_others(netlink, overlay).await?;
-        let mut ways = [None; 2];
-        for (way, outside) in ways.iter_mut().zip(OUTSIDE) {
-            *way = routes::way_to(netlink, outside).await?;
-        }
+        let (v4, v6) = OUTSIDE;
+        let ways = [
+            routes::way_to(netlink, v4.into()).await?,
+            routes::way_to(netlink, v6.into()).await?,
+        ];
         Ok(Self {
             local: local::usable(&links, &found, device),
             addresses: found.into_iter().map(|(_, net)| net.addr()).collect(),

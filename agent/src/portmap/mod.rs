@@ -32,13 +32,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::underlay::OUTSIDE;
 use boot_time::BootTime;
 use machine::{Action, Machine, Protocol, Site};
 use sockets::Sockets;
 use upnp::{Lease, Mapped, Order, Running, UpnpError};
 
-/// The way out is the way to this address, which is nobody's (RFC 5737): there is no other route to it.
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Between looks at the way out; nothing is sent.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A probe ends sooner.
@@ -270,7 +269,7 @@ impl Mapper {
     /// Looks where we are.
     async fn look(&mut self) {
         let site = if *self.wanted.borrow_and_update() {
-            match routes::gateway_to(&self.netlink, OUTSIDE).await {
+            match routes::gateway_to(&self.netlink, OUTSIDE.0).await {
                 Ok(gateway) => gateway.and_then(home),
                 Err(error) => {
                     tracing::debug!(%error, "the way out is not known");

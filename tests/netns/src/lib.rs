@@ -16,7 +16,8 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use testnet::tailnet::{Node, Tailnet};
+use testnet::Lab;
+use testnet::tailnet::{Control, ControlOptions, Node, Relay, Tailnet};
 
 pub use echo::{Echo, Flow};
 pub use gateway::{GATEWAY_POLICY, Gateway, set_policy};
@@ -61,6 +62,21 @@ fn connected(tailnet: Tailnet) -> Result<Tailnet> {
     let [alice, bob] = pair(&tailnet.nodes)?;
     alice.reach(bob.ip("-4")?, CONNECT)?;
     Ok(tailnet)
+}
+
+/// A relay, and a control server that names it: either may go without the other.
+///
+/// # Errors
+///
+/// When one does not start.
+pub fn relay_apart(lab: &mut Lab) -> Result<(Relay, Control)> {
+    let relay = Relay::start(lab.server("relay")?)?;
+    let options = ControlOptions {
+        derp_map: Some(relay.derp_map()?),
+        ..ControlOptions::default()
+    };
+    let control = Control::start(lab.server("control")?, options)?;
+    Ok((relay, control))
 }
 
 /// The first two nodes.

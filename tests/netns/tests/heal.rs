@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use netns_tests::{CONNECT, HEAL, pair, relayed_pair};
+use netns_tests::{CONNECT, HEAL, pair, relay_apart, relayed_pair};
 use serde_json::Value;
-use testnet::tailnet::{Control, ControlOptions, Node, Relay};
+use testnet::tailnet::{Control, Node};
 use testnet::{Lab, Process, skip_unless_available, wait_until};
 
 #[test]
@@ -39,12 +39,7 @@ fn traffic_resumes_after_control_with_its_relay_was_killed() -> Result<()> {
 fn traffic_resumes_after_the_relay_was_killed() -> Result<()> {
     skip_unless_available!("ping");
     let mut lab = Lab::new()?;
-    let mut relay = Relay::start(lab.server("relay")?)?;
-    let options = ControlOptions {
-        derp_map: Some(relay.derp_map()?),
-        ..ControlOptions::default()
-    };
-    let control = Control::start(lab.server("control")?, options)?;
+    let (mut relay, control) = relay_apart(&mut lab)?;
     let [alice, bob] = two_nodes(&mut lab, &control)?;
     let address = bob.ip("-4")?;
     let _traffic = traffic(&alice, &bob)?;
@@ -70,12 +65,7 @@ fn traffic_resumes_after_the_relay_was_killed() -> Result<()> {
 fn traffic_goes_on_while_control_is_away_and_changes_arrive_after_it() -> Result<()> {
     skip_unless_available!("ping");
     let mut lab = Lab::new()?;
-    let relay = Relay::start(lab.server("relay")?)?;
-    let options = ControlOptions {
-        derp_map: Some(relay.derp_map()?),
-        ..ControlOptions::default()
-    };
-    let mut control = Control::start(lab.server("control")?, options)?;
+    let (_relay, mut control) = relay_apart(&mut lab)?;
     let [alice, bob] = two_nodes(&mut lab, &control)?;
     let address = bob.ip("-4")?;
 

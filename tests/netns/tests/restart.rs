@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, HEAL, addresses, connected_pair};
+use netns_tests::{CONNECT, HEAL, addresses, connected_pair, relay_apart};
 use serde_json::Value;
-use testnet::tailnet::{Control, ControlOptions, Engine, Node, Relay};
+use testnet::tailnet::{Engine, Node};
 use testnet::{Lab, skip_unless_available, wait_until};
 
 /// Within which a peer notices that an agent has started anew.
@@ -86,12 +86,7 @@ fn who_sends_to_a_killed_agent_reaches_it_as_soon_as_it_is_back() -> Result<()> 
 fn an_agent_that_starts_while_control_is_down_reaches_its_peers() -> Result<()> {
     skip_unless_available!("ping");
     let mut lab = Lab::new()?;
-    let relay = Relay::start(lab.server("relay")?)?;
-    let options = ControlOptions {
-        derp_map: Some(relay.derp_map()?),
-        ..ControlOptions::default()
-    };
-    let mut control = Control::start(lab.server("control")?, options)?;
+    let (_relay, mut control) = relay_apart(&mut lab)?;
     let key = control.auth_key(&["--reusable"])?;
     let mut alice = Node::start(lab.behind_nat("alice")?)?;
     alice.join(&control.url(), &key)?;

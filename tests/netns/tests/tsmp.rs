@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{CONNECT, addresses, connected_pair, pair};
+use netns_tests::{CONNECT, addresses, connected_pair, pair, relay_apart};
 use serde_json::Value;
-use testnet::tailnet::{Control, ControlOptions, Node, Relay};
+use testnet::tailnet::Node;
 use testnet::{Lab, Namespace, skip_unless_available, wait_until};
 
 /// Counts what a host sends into the tunnel as an answer to a protocol that it does not know.
@@ -193,12 +193,7 @@ fn edit_state(node: &Node, version: u64) -> Result<()> {
 fn a_peer_to_which_the_map_gives_capability_version_144_is_told_a_new_disco_key() -> Result<()> {
     skip_unless_available!("ping");
     let mut lab = Lab::new()?;
-    let relay = Relay::start(lab.server("relay")?)?;
-    let options = ControlOptions {
-        derp_map: Some(relay.derp_map()?),
-        ..ControlOptions::default()
-    };
-    let mut control = Control::start(lab.server("control")?, options)?;
+    let (_relay, mut control) = relay_apart(&mut lab)?;
     let key = control.auth_key(&["--reusable"])?;
     let mut alice = Node::start(lab.behind_nat("alice")?)?;
     alice.join(&control.url(), &key)?;
