@@ -23,8 +23,11 @@ const TROUBLE: Duration = Duration::from_secs(3);
 /// Silence after which a tunnel counts as dead: a trouble after another, and time to heal.
 const DEAD: Duration = Duration::from_secs(30);
 /// As much of each node's log is shown if one dies.
-const LAST_LINES: usize = 80;
+const LAST_LINES: usize = 1000;
 const PORT: u16 = 7007;
+/// Where routers move to: each has so many addresses of its own, from this one on.
+const FIRST_ADDRESS: u64 = 120;
+const ADDRESSES: u64 = 30;
 const PAUSE: Duration = Duration::from_millis(200);
 
 fn number(name: &str, default: u64) -> Result<u64> {
@@ -76,8 +79,8 @@ fn router(node: &Node) -> Result<&testnet::Namespace> {
     Ok(node.host().nat().context("no router")?.namespace())
 }
 
-/// Makes trouble for one node, or ends it; returns what it was.
-fn trouble(node: &mut Node, random: &mut Random, number: u64) -> Result<String> {
+/// Makes trouble for one node, or ends it; returns what it was. `address` is where it moves to if it moves.
+fn trouble(node: &mut Node, random: &mut Random, address: u64) -> Result<String> {
     let rules = |rule: &str| {
         format!(
             "table inet flap\ndelete table inet flap\ntable inet flap {{ chain forward {{
@@ -114,7 +117,7 @@ fn trouble(node: &mut Node, random: &mut Random, number: u64) -> Result<String> 
             format!("no link for {time:?}")
         }
         6 => {
-            let address = format!("203.0.113.{}", 120 + number);
+            let address = format!("203.0.113.{}", FIRST_ADDRESS + address);
             wan.ip("addr flush dev wan")?;
             wan.ip(&format!("addr add {address}/24 dev wan"))?;
             format!("moved to {address}")
@@ -194,7 +197,9 @@ fn flap(
         let number = random.below(nodes.len() as u64);
         let node = nodes.get_mut(number as usize).context("no node")?;
         troubles += 1;
-        let was = trouble(node, random, troubles % 100)?;
+        // Two routers with one address would be trouble that no tunnel survives.
+        let address = number * ADDRESSES + troubles % ADDRESSES;
+        let was = trouble(node, random, address)?;
         println!("{:?} n{number}: {was}", begin.elapsed());
         thread::sleep(Duration::from_millis(500 + random.below(5000)));
         for pair in pairs {
