@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use keys::NodePublic;
-use node_core::paths::Route;
+use node_core::paths::{Route, Sources};
 
 /// Most addresses in the rules for detours, each of which costs every packet a little; they are there only
 /// while paths fail.
@@ -18,28 +18,38 @@ pub(super) type Arrangement = BTreeMap<SocketAddr, NodePublic>;
 /// a peer's ping from there.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// Each with the number of its claim, the later the higher.
-    of: BTreeMap<NodePublic, BTreeMap<SocketAddr, u64>>,
+    of: BTreeMap<NodePublic, Claim>,
     claimed: u64,
+}
+
+/// What one peer says of addresses.
+#[derive(Debug, Default)]
+struct Claim {
+    /// Without proof, each with the number of its claim, the later the higher.
+    unproved: BTreeMap<SocketAddr, u64>,
+    /// Certainly its own.
+    own: BTreeSet<SocketAddr>,
 }
 
 impl Claims {
     /// Makes `sources` those of the peer.
-    pub(super) fn set(&mut self, peer: NodePublic, sources: &[SocketAddr]) {
+    pub(super) fn set(&mut self, peer: NodePublic, sources: Sources) {
         let before = self.of.remove(&peer).unwrap_or_default();
-        let claims: BTreeMap<SocketAddr, u64> = sources
-            .iter()
-            .map(|source| {
-                let number = before.get(source).copied().unwrap_or_else(|| {
-                    self.claimed += 1;
-                    self.claimed
-                });
-                (*source, number)
-            })
-            .collect();
-        if !claims.is_empty() {
-            self.of.insert(peer, claims);
+        if sources == Sources::default() {
+            return;
         }
+        let unproved = sources.unproved.into_iter().map(|source| {
+            let number = before.unproved.get(&source).copied().unwrap_or_else(|| {
+                self.claimed += 1;
+                self.claimed
+            });
+            (source, number)
+        });
+        let claim = Claim {
+            unproved: unproved.collect(),
+            own: sources.own,
+        };
+        self.of.insert(peer, claim);
     }
 
     /// Forgets peers that are gone.
@@ -54,24 +64,29 @@ impl Claims {
 
     /// Decides whose packets come from where. Packets of a peer that is reached at an address directly come
     /// straight from there, whoever else claims it: taken for another's, they would move the peer's endpoint to
-    /// that one's relay. Beside a relay an address is still its peer's. Of several without proof the latest has it.
+    /// that one's relay. Beside a relay an address is still its peer's. Who has it for certain comes before who has
+    /// only been heard from there; of several alike the latest has it.
     pub(super) fn arrange(
         &self,
         routes: &BTreeMap<NodePublic, Route>,
         by_hand: &BTreeMap<NodePublic, SocketAddr>,
     ) -> Arrangement {
-        if self.of.is_empty() {
-            return Arrangement::new();
-        }
+        let is_owned = |source| self.of.values().any(|claim| claim.own.contains(source));
         let mut held: BTreeMap<SocketAddr, ((bool, u64), NodePublic)> = BTreeMap::new();
-        for (peer, claims) in &self.of {
-            for (source, number) in claims {
+        for (peer, Claim { unproved, own }) in &self.of {
+            for (source, number) in unproved {
                 let beside = routes.get(peer) == Some(&Route::Both(*source));
+                if !beside && !own.contains(source) && is_owned(source) {
+                    continue;
+                }
                 let claim = ((beside, *number), *peer);
                 held.entry(*source)
                     .and_modify(|known| *known = claim.max(*known))
                     .or_insert(claim);
             }
+        }
+        if held.is_empty() {
+            return Arrangement::new();
         }
         for address in by_hand.values() {
             held.remove(address);
@@ -125,6 +140,14 @@ mod tests {
         SocketAddr::from(([203, 0, 113, 1], port))
     }
 
+    /// Heard from these ports, and nothing more.
+    fn heard(ports: &[u16]) -> Sources {
+        Sources {
+            unproved: ports.iter().copied().map(at).collect(),
+            own: BTreeSet::new(),
+        }
+    }
+
     /// What becomes of `claims` on these routes, with C's endpoint set by hand or not.
     fn arranged(claims: &Claims, routes: &[(NodePublic, Route)], hand: Option<u16>) -> Arrangement {
         let routes = routes.iter().copied().collect();
@@ -135,7 +158,7 @@ mod tests {
     #[test]
     fn an_address_where_a_peer_is_reached_is_no_other_peer_s() {
         let mut claims = Claims::default();
-        claims.set(B, &[at(1), at(2)]);
+        claims.set(B, heard(&[1, 2]));
         let both = Arrangement::from([(at(1), B), (at(2), B)]);
         let rest = Arrangement::from([(at(2), B)]);
         assert_eq!(arranged(&claims, &[(C, Route::Relayed)], None), both);
@@ -147,9 +170,9 @@ mod tests {
     #[test]
     fn a_peer_s_own_packets_take_the_detour_while_its_path_is_not_trusted() {
         let mut claims = Claims::default();
-        claims.set(C, &[at(1)]);
+        claims.set(C, heard(&[1]));
         // Later, and without a path.
-        claims.set(B, &[at(1)]);
+        claims.set(B, heard(&[1]));
         let own = Arrangement::from([(at(1), C)]);
         let untrusted = [(C, Route::Both(at(1)))];
         assert_eq!(arranged(&claims, &untrusted, None), own);
@@ -165,25 +188,45 @@ mod tests {
     #[test]
     fn of_two_without_proof_the_latest_has_an_address() {
         let mut claims = Claims::default();
-        claims.set(C, &[at(1)]);
-        claims.set(B, &[at(1)]);
+        claims.set(C, heard(&[1]));
+        claims.set(B, heard(&[1]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
         // It says nothing new.
-        claims.set(C, &[at(1), at(2)]);
+        claims.set(C, heard(&[1, 2]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
-        claims.set(B, &[]);
+        claims.set(B, heard(&[]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
-        claims.set(B, &[at(1)]);
+        claims.set(B, heard(&[1]));
         claims.retain(&BTreeSet::from([C]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
     }
 
     #[test]
+    fn an_address_that_is_certainly_a_peer_s_is_not_taken_for_another_s() {
+        let certain = |unproved: &[u16]| Sources {
+            own: [at(1)].into(),
+            ..heard(unproved)
+        };
+        let mut claims = Claims::default();
+        claims.set(C, certain(&[]));
+        claims.set(B, heard(&[1, 2]));
+        let rest = Arrangement::from([(at(2), B)]);
+        assert_eq!(arranged(&claims, &[], None), rest);
+        // What is not proved takes the detour, but as its own.
+        claims.set(C, certain(&[1]));
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
+        // A NAT may have given the port to the other: who got it last has it.
+        claims.set(B, heard(&[]));
+        claims.set(B, certain(&[1]));
+        assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
+    }
+
+    #[test]
     fn rules_are_few_and_a_peer_s_own_way_is_among_them() {
         let mut claims = Claims::default();
-        let sources: Vec<SocketAddr> = (0..100).map(at).collect();
-        claims.set(C, &[at(1000)]);
-        claims.set(B, &sources);
+        let many: Vec<u16> = (0..100).collect();
+        claims.set(C, heard(&[1000]));
+        claims.set(B, heard(&many));
         let few = arranged(&claims, &[(C, Route::Both(at(1000)))], None);
         assert_eq!(few.len(), MAX_DETOURS);
         assert_eq!(few.get(&at(1000)), Some(&C));

@@ -117,7 +117,7 @@ impl Inner {
                     }
                     routed.insert(peer);
                 }
-                Order::Detour(peer, ref sources) => self.claims.set(peer, sources),
+                Order::Detour(peer, ref sources) => self.claims.set(peer, sources.clone()),
                 Order::Mtu(peer, mtu) => {
                     if self.mtus.set(peer, mtu) {
                         self.outgrown.insert(peer);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use disco_proto::disco::{self, TxId};
 use keys::{DiscoPrivate, DiscoPublic, DiscoShared, NodePublic};
 use node_core::DEFAULT_MTU;
-use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Via};
+use node_core::paths::{Command, Now, Paths, PeerPaths, Route, Sources, Via};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -191,7 +191,7 @@ impl Core {
             // Should it come back, it begins anew: what was ordered before counts no more, however late it is
             // carried out.
             self.order(Order::Route(key, Route::Relayed));
-            self.order(Order::Detour(key, Vec::new()));
+            self.order(Order::Detour(key, Sources::default()));
             self.order(Order::Mtu(key, DEFAULT_MTU));
         }
         let known: HashSet<DiscoPublic> = peers.iter().filter_map(|(_, peer)| peer.disco).collect();
@@ -391,7 +391,7 @@ mod tests {
         let orders: Vec<Order> = std::iter::from_fn(|| ordered.try_recv().ok()).collect();
         let expected = [
             Order::Route(PEER, Route::Relayed),
-            Order::Detour(PEER, Vec::new()),
+            Order::Detour(PEER, Sources::default()),
             Order::Mtu(PEER, DEFAULT_MTU),
         ];
         assert_eq!(orders, expected);

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use keys::{DiscoPublic, NodePublic};
 use node_core::RegionId;
-use node_core::paths::{PeerPaths, Route, Via};
+use node_core::paths::{PeerPaths, Route, Sources, Via};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -84,8 +84,8 @@ pub(crate) enum Event {
 pub(crate) enum Order {
     /// Reach the peer this way.
     Route(NodePublic, Route),
-    /// The peer's packets from these addresses must not move its endpoint.
-    Detour(NodePublic, Vec<SocketAddr>),
+    /// The peer's packets come from these addresses, too.
+    Detour(NodePublic, Sources),
     /// Packets of the overlay to the peer may be so long, in bytes.
     Mtu(NodePublic, u16),
     /// Forget the session with the peer, which restarted.

@@ -18,7 +18,7 @@ mod candidates;
 mod choice;
 mod peer;
 
-pub use candidates::{MAX_CANDIDATES, MAX_DETOURED};
+pub use candidates::{MAX_CANDIDATES, MAX_DETOURED, MAX_OWN};
 use peer::{Context, Peer};
 
 /// How old our own endpoints may be when a CallMeMaybe offers them.
@@ -77,6 +77,17 @@ pub enum Route {
     Direct(SocketAddr),
 }
 
+/// Where a peer's packets come from straight, besides its route.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Sources {
+    /// Not proved: what comes from there must not move the peer's endpoint, but be handed over as if a relay had
+    /// brought it. At most [`MAX_DETOURED`].
+    pub unproved: Vec<SocketAddr>,
+    /// The peer answers from there, or lists it and pings from there: whoever else seems to ping from there is
+    /// somebody who repeats pings. At most [`MAX_OWN`].
+    pub own: BTreeSet<SocketAddr>,
+}
+
 /// What a shell has to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Command {
@@ -97,13 +108,13 @@ pub enum Command {
         /// The way.
         route: Route,
     },
-    /// The peer's WireGuard packets that come straight from these addresses, which are not proved, must
-    /// not move its endpoint: hand them over as if a relay had brought them. Replaces the former list.
+    /// The peer's WireGuard packets come straight from other addresses than its route's, too. Replaces what was
+    /// said before.
     Detour {
         /// The peer.
         peer: NodePublic,
-        /// At most [`MAX_DETOURED`].
-        sources: Vec<SocketAddr>,
+        /// Which.
+        sources: Sources,
     },
     /// Packets of the overlay to this peer may be so long from now on, in bytes; [`DEFAULT_MTU`](crate::DEFAULT_MTU)
     /// until more was shown both ways.
@@ -263,7 +274,7 @@ impl Paths {
             .map(|ping| Command::PingExpired { ping, peer: key });
         self.commands.extend(expired);
         if peer.is_detoured() {
-            let sources = Vec::new();
+            let sources = Sources::default();
             let command = Command::Detour { peer: key, sources };
             self.commands.push_back(command);
         }

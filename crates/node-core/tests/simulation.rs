@@ -18,6 +18,8 @@ mod places;
 mod predict;
 #[path = "simulation/random.rs"]
 mod random;
+#[path = "simulation/thief.rs"]
+mod thief;
 #[path = "simulation/tunnel.rs"]
 mod tunnel;
 #[path = "simulation/watch.rs"]

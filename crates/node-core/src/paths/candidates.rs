@@ -13,6 +13,8 @@ use super::peer::PING_TIMEOUT;
 pub const MAX_CANDIDATES: usize = 100;
 /// Most unproved addresses of one peer whose packets take a detour.
 pub const MAX_DETOURED: usize = 4;
+/// Most addresses of one peer that are kept from being taken for another's.
+pub const MAX_OWN: usize = 8;
 /// How long an address learned from a ping alone is kept after the last such ping.
 const PING_LEARNED: Duration = Duration::from_secs(45);
 
@@ -32,11 +34,18 @@ pub(super) struct Candidate {
 
 impl Candidate {
     fn stays(&self, now: Now) -> bool {
-        self.in_map
-            || self.called.is_some()
-            || self
-                .got_ping
-                .is_some_and(|(at, _)| now.since(at) <= PING_LEARNED)
+        self.is_listed() || self.heard(now).is_some()
+    }
+
+    /// When it was pinged from last, if that was lately.
+    fn heard(&self, now: Now) -> Option<Now> {
+        let at = self.got_ping.map(|(at, _)| at);
+        at.filter(|at| now.since(*at) <= PING_LEARNED)
+    }
+
+    /// The peer itself says that it is there.
+    fn is_listed(&self) -> bool {
+        self.in_map || self.called.is_some()
     }
 
     fn is_due(&self, now: Now, interval: Duration) -> bool {
@@ -155,18 +164,25 @@ impl Candidates {
             .collect()
     }
 
-    /// Addresses that the peer pinged from lately and that did not answer us, the latest first.
+    /// Addresses that the peer pinged from lately and that did not answer us: those that it lists, then others, which
+    /// may be anybody's who repeats its pings, the latest first.
     pub(super) fn unproved(&self, now: Now) -> Vec<SocketAddr> {
-        let heard = |c: &Candidate| {
-            let at = c.got_ping.map(|(at, _)| at)?;
-            (now.since(at) <= PING_LEARNED && !c.is_proved(now)).then_some(at)
-        };
-        let unproved = self.0.iter();
-        let mut unproved: Vec<(Now, SocketAddr)> = unproved
-            .filter_map(|(address, c)| Some((heard(c)?, *address)))
-            .collect();
+        let heard = self.0.iter().filter(|(_, c)| !c.is_proved(now));
+        let heard = heard.filter_map(|(address, c)| Some((c.is_listed(), c.heard(now)?, *address)));
+        let mut unproved: Vec<(bool, Now, SocketAddr)> = heard.collect();
         unproved.sort_unstable_by(|a, b| b.cmp(a));
-        unproved.into_iter().map(|(_, address)| address).collect()
+        unproved
+            .into_iter()
+            .map(|(_, _, address)| address)
+            .collect()
+    }
+
+    /// Addresses that the peer pinged from lately, and that it lists or was reached at, with when it pinged: they are
+    /// no one else's.
+    pub(super) fn own(&self, now: Now) -> impl Iterator<Item = (SocketAddr, Now)> {
+        let own = self.0.iter();
+        let own = own.filter(move |(_, c)| c.is_listed() || c.is_proved(now));
+        own.filter_map(move |(address, c)| Some((*address, c.heard(now)?)))
     }
 
     pub(super) fn is_proved(&self, now: Now, address: SocketAddr) -> bool {

@@ -9,10 +9,11 @@ use keys::{DiscoPublic, NodePublic};
 
 use super::candidates::{Candidates, MAX_DETOURED, usable};
 use super::choice::{Proved, better};
-use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Via};
+use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Sources, Via};
 use crate::{DEFAULT_MTU, RegionId};
 
 mod sizes;
+mod sources;
 
 use sizes::Sizes;
 
@@ -89,8 +90,10 @@ pub(super) struct Peer {
     sizes: Sizes,
     /// Longest packet of the overlay, as last told.
     mtu: u16,
-    /// Addresses whose packets must not move the endpoint, as last told.
-    detoured: Vec<SocketAddr>,
+    /// Where it answered from lately, the latest first.
+    answers: Vec<(SocketAddr, Now)>,
+    /// Where its packets come from, as last told.
+    detoured: Sources,
     /// The timer that [`super::Paths`] keeps for this peer.
     pub(super) armed: Option<Now>,
 }
@@ -116,7 +119,8 @@ impl Peer {
             route: Route::Relayed,
             sizes: Sizes::default(),
             mtu: DEFAULT_MTU,
-            detoured: Vec::new(),
+            answers: Vec::new(),
+            detoured: Sources::default(),
             armed: None,
         }
     }
@@ -185,6 +189,7 @@ impl Peer {
         self.sent.clear();
         self.answered = Answered::default();
         self.sizes = Sizes::default();
+        self.answers.clear();
         self.candidates.forget_measurements();
     }
 
@@ -241,7 +246,7 @@ impl Peer {
     }
 
     pub(super) fn is_detoured(&self) -> bool {
-        !self.detoured.is_empty()
+        self.detoured != Sources::default()
     }
 
     pub(super) fn pinged(
@@ -317,9 +322,12 @@ impl Peer {
         }
         // The address that was pinged is proved, whatever address the pong came from; over a relay
         // nothing is.
-        let (Via::Udp(address), Via::Udp(_)) = (sent.via, via) else {
+        let (Via::Udp(address), Via::Udp(source)) = (sent.via, via) else {
             return;
         };
+        self.answers.retain(|(known, _)| *known != source);
+        self.answers.insert(0, (source, context.now));
+        self.answers.truncate(MAX_DETOURED);
         if sent.padding > 0 {
             self.size_answered(context.now, address, sent.padding);
         }
@@ -339,7 +347,7 @@ impl Peer {
             self.trust_until = context.now + TRUST;
             self.reprobe = None;
         }
-        if self.detoured.contains(&address) {
+        if self.detoured.unproved.contains(&address) {
             self.detour(context);
         }
     }
@@ -438,7 +446,7 @@ impl Peer {
         };
         if wanted {
             self.round(context, true);
-        } else if let Some(&address) = self.detoured.first()
+        } else if let Some(&address) = self.detoured.unproved.first()
             && self.candidates.is_due(now, address)
         {
             // Its packets need no detour once it is proved. One at a time: to a NAT that maps by port each of
@@ -573,30 +581,6 @@ impl Peer {
             peer: self.key,
             route: self.route,
         });
-    }
-
-    /// Tells whose packets must not move the endpoint, if that has changed: while there is traffic, what
-    /// comes from an address without proof. Asked when a route changes and with each heartbeat, not when
-    /// an address is first heard from, since most are proved a round trip later.
-    fn detour(&mut self, context: &mut Context<'_>) {
-        let now = context.now;
-        let mut sources = Vec::new();
-        if self.heartbeat.is_some() {
-            if let Route::Both(address) = self.route {
-                sources.push(address);
-            }
-            let best = self.best.map(|best| best.address);
-            let unproved = self.candidates.unproved(now).into_iter();
-            sources.extend(unproved.filter(|address| Some(*address) != best));
-            sources.truncate(MAX_DETOURED);
-        }
-        if sources != self.detoured {
-            self.detoured.clone_from(&sources);
-            context.commands.push_back(Command::Detour {
-                peer: self.key,
-                sources,
-            });
-        }
     }
 
     /// When something is to be done next.

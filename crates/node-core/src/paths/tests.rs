@@ -350,9 +350,42 @@ fn the_detours_of_a_peer_that_is_gone_end() {
     paths.remove_peer(peer());
     let ended = Command::Detour {
         peer: peer(),
-        sources: Vec::new(),
+        sources: Sources::default(),
     };
     assert_eq!(commands(&mut paths), [ended]);
+}
+
+#[test]
+fn where_a_peer_answers_from_or_says_it_is_is_its_own_and_where_its_pings_are_repeated_is_not() {
+    let mut paths = with_peer(&[A, B]);
+    paths.activity(at(0), peer(), at(0));
+    let sent = pings(&commands(&mut paths));
+    let to_a = sent.iter().find(|(via, _)| *via == Via::Udp(address(A)));
+    let (_, id) = *to_a.unwrap();
+    let heard = |paths: &mut Paths, from: &str, message| {
+        paths.message(at(20), Via::Udp(address(from)), disco(), message);
+    };
+    let ping = |number| Message::Ping {
+        id: TxId([number; 12]),
+        node: None,
+        padding: 0,
+    };
+    let source = address("203.0.113.1:1");
+    // Its NAT gives what answers another port.
+    heard(&mut paths, "192.0.2.1:7", Message::Pong { id, source });
+    heard(&mut paths, B, ping(1));
+    heard(&mut paths, "203.0.113.66:1", ping(2));
+    assert_eq!(paths.route(&peer()), Some(Route::Direct(address(A))));
+    let told = run(&mut paths, at(3_100)).into_iter();
+    let mut told = told.filter_map(|(_, command)| match command {
+        Command::Detour { sources, .. } => Some(sources),
+        _ => None,
+    });
+    let expected = Sources {
+        unproved: vec![address(B), address("203.0.113.66:1")],
+        own: [address("192.0.2.1:7"), address(B)].into(),
+    };
+    assert_eq!(told.next_back(), Some(expected));
 }
 
 #[test]

@@ -74,8 +74,9 @@ fn flap(world: &mut World) {
     };
 }
 
-fn an_hour(seed: u64) {
+fn an_hour(seed: u64, repeats: u32) {
     let mut world = build(seed);
+    world.thief.repeats = repeats;
     world.run(SECOND * 30);
     while world.now < SECOND * 3600 {
         flap(&mut world);
@@ -92,7 +93,7 @@ fn an_hour(seed: u64) {
     for (number, flow) in world.flows.iter().enumerate() {
         let (longest, at) = flow.longest;
         assert!(
-            longest <= SILENCE,
+            longest <= SILENCE + world.thief.patience(),
             "seed {seed}: flow {number} from {} to {} got nothing for {longest:?} until {at:?}",
             flow.from,
             flow.to
@@ -116,9 +117,14 @@ fn an_hour(seed: u64) {
         let (requests, replies) = before[number];
         let (requests, replies) = (flow.requests - requests, flow.replies - replies);
         let (a, b) = (&world.nodes[flow.from], &world.nodes[flow.to]);
+        // A path ends now and then: a NAT forgets a port that only others send to. And whose the many ports of a
+        // wavering pair are is not always clear if somebody meddles.
+        let (wavers, most) = (wavering(&world.net, a, b), replies * 10 >= requests * 8);
         assert!(
-            requests.abs_diff(replies) <= 2
-                || wavering(&world.net, a, b) && replies * 10 >= requests * 8,
+            match repeats {
+                0 => requests.abs_diff(replies) <= 2 || wavers && most,
+                _ => most || wavers,
+            },
             "seed {seed}: flow {number} lost {} of {requests} packets",
             requests - replies
         );
@@ -135,6 +141,13 @@ fn an_hour(seed: u64) {
 #[test]
 fn an_hour_of_flaps_kills_no_tunnel_and_silences_none_beyond_its_trust() {
     for seed in SEEDS.into_iter().chain(REGRESSIONS).chain(more_seeds()) {
-        an_hour(seed);
+        an_hour(seed, 0);
+    }
+}
+
+#[test]
+fn somebody_who_repeats_datagrams_from_anywhere_silences_nobody() {
+    for seed in SEEDS.into_iter().chain(more_seeds()) {
+        an_hour(seed, 100);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use node_core::paths::Route;
+use node_core::paths::{Route, Sources};
 
 /// Numbers that the replay window remembers.
 const WINDOW: usize = 256;
@@ -108,6 +108,8 @@ pub(crate) struct Tunnels {
     peers: BTreeMap<usize, Tunnel>,
     /// Whose unproved addresses these are said to be; the latest claim is the last.
     detours: BTreeMap<SocketAddr, Vec<usize>>,
+    /// Addresses that are a peer's for certain.
+    own: BTreeMap<usize, BTreeSet<SocketAddr>>,
 }
 
 impl Tunnels {
@@ -128,21 +130,23 @@ impl Tunnels {
         self.of(peer).set_route(route);
     }
 
-    pub(crate) fn set_detours(&mut self, peer: usize, sources: &[SocketAddr]) {
+    pub(crate) fn set_detours(&mut self, peer: usize, sources: Sources) {
         for (source, claims) in &mut self.detours {
-            claims.retain(|claim| *claim != peer || sources.contains(source));
+            claims.retain(|claim| *claim != peer || sources.unproved.contains(source));
         }
-        for source in sources {
+        for source in &sources.unproved {
             let claims = self.detours.entry(*source).or_default();
             if !claims.contains(&peer) {
                 claims.push(peer);
             }
         }
+        self.own.insert(peer, sources.own);
     }
 
     /// The agent is gone.
     pub(crate) fn end_detours(&mut self) {
         self.detours.clear();
+        self.own.clear();
     }
 
     /// Whose packets those from `source` are taken for, on their detour. Another peer's endpoint is no
@@ -152,8 +156,11 @@ impl Tunnels {
             let mut others = self.peers.values().filter(|other| other.peer != claim);
             others.any(|other| other.address() == Some(source))
         };
+        let owns = |peer: usize| self.own.get(&peer).is_some_and(|own| own.contains(&source));
+        let is_owned = self.own.keys().any(|peer| owns(*peer));
         let claims = self.detours.get(&source)?.iter().rev();
-        claims.copied().find(|claim| !is_others(*claim))
+        let mut claims = claims.copied();
+        claims.find(|claim| !is_others(*claim) && (!is_owned || owns(*claim)))
     }
 
     /// Sends a packet; the agent sees only what goes to a synthetic endpoint.

@@ -13,6 +13,7 @@ use crate::flow::Flow;
 use crate::net::{Flight, Net, Realm};
 use crate::predict::wavering;
 use crate::random::Random;
+use crate::thief::Thief;
 use crate::tunnel::Tunnels;
 use crate::watch::Watch;
 
@@ -103,6 +104,7 @@ pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) net: Net,
     pub(crate) weather: Weather,
+    pub(crate) thief: Thief,
     pub(crate) nodes: Vec<Node>,
     pub(crate) flows: Vec<Flow>,
     relays_down: BTreeSet<RegionId>,
@@ -152,6 +154,7 @@ impl World {
             random: Random::new(seed),
             net: Net::default(),
             weather: Weather::default(),
+            thief: Thief::default(),
             nodes: Vec::new(),
             flows: Vec::new(),
             relays_down: BTreeSet::new(),
@@ -469,7 +472,7 @@ impl World {
         let way = node.tunnels.send(now, to);
         // Two NATs by port give each packet that is answered another port: nobody pings from all of them.
         if node.running && !(way.strays && walks) {
-            node.watch.sent(now, to, way);
+            node.watch.sent(now, to, way, self.thief.patience());
         }
         // What takes a synthetic endpoint goes through the agent.
         let agent = way.relayed.filter(|_| node.running);
@@ -511,6 +514,11 @@ impl World {
             true => 2,
             false => 1,
         };
+        if matches!(payload, Payload::Disco { .. })
+            && let Some((kept, again)) = self.thief.sees(&mut self.random, flight)
+        {
+            self.later(delay + kept, Event::Udp(again, payload.clone()));
+        }
         for _ in 0..copies {
             if !self.random.per_mille(self.weather.lost) {
                 let jitter = self.random.millis(0, self.weather.jitter_ms + 1);
@@ -689,7 +697,7 @@ impl World {
                 }
                 Command::Detour { peer, sources } => {
                     let peer = index(peer.as_bytes());
-                    node.tunnels.set_detours(peer, &sources);
+                    node.tunnels.set_detours(peer, sources);
                 }
                 Command::ReStun => {
                     let life = node.life;
