@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use netns_tests::{
     CONNECT, Datagrams, Echo, alert_names, alerts_at_once, families, queries, set_policy,
 };
-use testnet::tailnet::{Control, ControlOptions, Node};
+use testnet::tailnet::{Control, ControlOptions, Node, program};
 use testnet::{Host, Lab, Lan, Process, Prometheus, Target, skip_unless_available, wait_until};
 
 /// Echoes are open, and with them ICMP; everything else is shut.
@@ -66,6 +66,12 @@ impl Site {
         let control = Control::start(lab.server("control")?, ControlOptions::default())?;
         set_policy(&control, POLICY)?;
         let spare = lab.server("spare")?;
+        let ours = program("tailrace-control")?;
+        ensure!(
+            !ours.starts_with("/tmp"),
+            "{} is hidden by the disk that this test fills: build outside of /tmp",
+            ours.display()
+        );
         // A disk of its own, which can be filled.
         let disk = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "/tmp"];
         spare.namespace().exec(&disk)?;
