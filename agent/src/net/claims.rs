@@ -27,7 +27,7 @@ pub(super) struct Claims {
 struct Claim {
     /// Without proof, each with the number of its claim, the later the higher.
     unproved: BTreeMap<SocketAddr, u64>,
-    /// Certainly its own.
+    /// Its own, as far as can be told.
     own: BTreeSet<SocketAddr>,
 }
 
@@ -64,19 +64,25 @@ impl Claims {
 
     /// Decides whose packets come from where. Packets of a peer that is reached at an address directly come
     /// straight from there, whoever else claims it: taken for another's, they would move the peer's endpoint to
-    /// that one's relay. Beside a relay an address is still its peer's. Who has it for certain comes before who has
-    /// only been heard from there; of several alike the latest has it.
+    /// that one's relay. Beside a relay an address is still its peer's. Who owns it comes before who has only been
+    /// heard from there, and who proved it before who did not; of several alike the latest has it.
     pub(super) fn arrange(
         &self,
         routes: &BTreeMap<NodePublic, Route>,
         by_hand: &BTreeMap<NodePublic, SocketAddr>,
     ) -> Arrangement {
-        let is_owned = |source| self.of.values().any(|claim| claim.own.contains(source));
+        // Another's by better evidence: its own where this one's is not, or proved where this one's is not.
+        let is_others = |peer, own: &BTreeSet<SocketAddr>, source| {
+            self.of.iter().any(|(other, claim)| {
+                let is_better = !own.contains(source) || !claim.unproved.contains_key(source);
+                other != peer && claim.own.contains(source) && is_better
+            })
+        };
         let mut held: BTreeMap<SocketAddr, ((bool, u64), NodePublic)> = BTreeMap::new();
         for (peer, Claim { unproved, own }) in &self.of {
             for (source, number) in unproved {
                 let beside = routes.get(peer) == Some(&Route::Both(*source));
-                if !beside && !own.contains(source) && is_owned(source) {
+                if !beside && is_others(peer, own, source) {
                     continue;
                 }
                 let claim = ((beside, *number), *peer);
@@ -202,22 +208,27 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_certainly_a_peer_s_is_not_taken_for_another_s() {
-        let certain = |unproved: &[u16]| Sources {
+    fn an_address_that_a_peer_owns_is_not_taken_for_another_s() {
+        let owner = |unproved: &[u16]| Sources {
             own: [at(1)].into(),
             ..heard(unproved)
         };
         let mut claims = Claims::default();
-        claims.set(C, certain(&[]));
+        claims.set(C, owner(&[]));
         claims.set(B, heard(&[1, 2]));
         let rest = Arrangement::from([(at(2), B)]);
         assert_eq!(arranged(&claims, &[], None), rest);
         // What is not proved takes the detour, but as its own.
-        claims.set(C, certain(&[1]));
+        claims.set(C, owner(&[1]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], C);
+        // Nor for that of somebody who lists it but did not prove it.
+        claims.set(C, owner(&[]));
+        claims.set(B, owner(&[1]));
+        assert_eq!(arranged(&claims, &[], None), Arrangement::new());
         // A NAT may have given the port to the other: who got it last has it.
+        claims.set(C, owner(&[1]));
         claims.set(B, heard(&[]));
-        claims.set(B, certain(&[1]));
+        claims.set(B, owner(&[1]));
         assert_eq!(arranged(&claims, &[], None)[&at(1)], B);
     }
 

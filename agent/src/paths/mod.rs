@@ -84,7 +84,7 @@ pub(crate) enum Event {
 pub(crate) enum Order {
     /// Reach the peer this way.
     Route(NodePublic, Route),
-    /// The peer's packets come from these addresses, too.
+    /// The peer's packets may come from these addresses, too, which must not move its endpoint.
     Detour(NodePublic, Sources),
     /// Packets of the overlay to the peer may be so long, in bytes.
     Mtu(NodePublic, u16),

@@ -77,14 +77,14 @@ pub enum Route {
     Direct(SocketAddr),
 }
 
-/// Where a peer's packets come from straight, besides its route.
+/// Where a peer's packets come from straight, besides a proved route.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Sources {
     /// Not proved: what comes from there must not move the peer's endpoint, but be handed over as if a relay had
     /// brought it. At most [`MAX_DETOURED`].
     pub unproved: Vec<SocketAddr>,
-    /// The peer answers from there, or lists it and pings from there: whoever else seems to ping from there is
-    /// somebody who repeats pings. At most [`MAX_OWN`].
+    /// The peer answers from there, or pings from there and lists it or was reached there: whoever else seems to ping
+    /// from there most likely is somebody who repeats pings. At most [`MAX_OWN`].
     pub own: BTreeSet<SocketAddr>,
 }
 
@@ -108,7 +108,7 @@ pub enum Command {
         /// The way.
         route: Route,
     },
-    /// The peer's WireGuard packets come straight from other addresses than its route's, too. Replaces what was
+    /// The peer's WireGuard packets may come straight from these addresses, too. Replaces what was
     /// said before.
     Detour {
         /// The peer.

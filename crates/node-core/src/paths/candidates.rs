@@ -43,7 +43,7 @@ impl Candidate {
         at.filter(|at| now.since(*at) <= PING_LEARNED)
     }
 
-    /// The peer itself says that it is there.
+    /// The peer itself, or who configured it, says that it is there.
     fn is_listed(&self) -> bool {
         self.in_map || self.called.is_some()
     }
@@ -177,8 +177,8 @@ impl Candidates {
             .collect()
     }
 
-    /// Addresses that the peer pinged from lately, and that it lists or was reached at, with when it pinged: they are
-    /// no one else's.
+    /// Addresses that the peer pinged from lately, and that it lists or was reached at, with when it pinged: most
+    /// likely they are no one else's.
     pub(super) fn own(&self, now: Now) -> impl Iterator<Item = (SocketAddr, Now)> {
         let own = self.0.iter();
         let own = own.filter(move |(_, c)| c.is_listed() || c.is_proved(now));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use disco_proto::disco::{Message, TxId};
 use keys::{DiscoPublic, NodePublic};
 
-use super::candidates::{Candidates, MAX_DETOURED, usable};
+use super::candidates::{Candidates, MAX_OWN, usable};
 use super::choice::{Proved, better};
 use super::{Command, ENDPOINTS_FRESH, Now, Own, PeerPaths, RESTUN_PATIENCE, Route, Sources, Via};
 use crate::{DEFAULT_MTU, RegionId};
@@ -327,7 +327,7 @@ impl Peer {
         };
         self.answers.retain(|(known, _)| *known != source);
         self.answers.insert(0, (source, context.now));
-        self.answers.truncate(MAX_DETOURED);
+        self.answers.truncate(MAX_OWN);
         if sent.padding > 0 {
             self.size_answered(context.now, address, sent.padding);
         }
@@ -446,9 +446,7 @@ impl Peer {
         };
         if wanted {
             self.round(context, true);
-        } else if let Some(&address) = self.detoured.unproved.first()
-            && self.candidates.is_due(now, address)
-        {
+        } else if let Some(address) = self.unproved_due(now) {
             // Its packets need no detour once it is proved. One at a time: to a NAT that maps by port each of
             // our probes looks like another address, which is probed in turn.
             self.probe(context, Via::Udp(address), None, 0);

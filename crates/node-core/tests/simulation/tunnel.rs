@@ -157,10 +157,14 @@ impl Tunnels {
             others.any(|other| other.address() == Some(source))
         };
         let owns = |peer: usize| self.own.get(&peer).is_some_and(|own| own.contains(&source));
-        let is_owned = self.own.keys().any(|peer| owns(*peer));
-        let claims = self.detours.get(&source)?.iter().rev();
-        let mut claims = claims.copied();
-        claims.find(|claim| !is_others(*claim) && (!is_owned || owns(*claim)))
+        let all = self.detours.get(&source)?;
+        let is_better = |claim: usize, other: usize| !owns(claim) || !all.contains(&other);
+        let is_lost = |claim: usize| {
+            let mut others = self.own.keys().filter(|other| **other != claim);
+            others.any(|other| owns(*other) && is_better(claim, *other))
+        };
+        let mut claims = all.iter().rev().copied();
+        claims.find(|claim| !is_others(*claim) && !is_lost(*claim))
     }
 
     /// Sends a packet; the agent sees only what goes to a synthetic endpoint.

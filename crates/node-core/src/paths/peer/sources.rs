@@ -1,4 +1,4 @@
-//! Where a peer's packets come from straight, and whose they are for certain.
+//! Where a peer's packets come from straight, and which of these addresses are its own.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -34,8 +34,14 @@ impl Peer {
         }
     }
 
-    /// Addresses that are the peer's for certain, those with the latest evidence. What its route leads to is known to
-    /// be.
+    /// An address that takes a detour and may be probed again.
+    pub(super) fn unproved_due(&self, now: Now) -> Option<SocketAddr> {
+        let mut unproved = self.detoured.unproved.iter().copied();
+        unproved.find(|address| self.candidates.is_due(now, *address))
+    }
+
+    /// Addresses that are the peer's, as far as can be told, those with the latest evidence. What its route leads to is
+    /// known to be.
     fn own(&self, now: Now) -> BTreeSet<SocketAddr> {
         let best = self.best.map(|best| best.address);
         let answers = self.answers.iter().copied();
