@@ -15,9 +15,8 @@ const TRUST: Duration = Duration::from_millis(6500);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// WireGuard's endpoint, which packets move, is set again with each heartbeat. At the first of them the address that
-/// they come from may not have pinged yet, so that there is no detour; before the second its ping may be lost. After
-/// the third a packet may still be on its way.
-const ASTRAY: Duration = Duration::from_millis(3 * 3000 + 500);
+/// they come from may not have pinged yet, so that there is no detour.
+const ASTRAY: Duration = Duration::from_secs(3 + 3);
 
 /// What one node did and was told, kept apart from the machine that is watched.
 #[derive(Debug, Default)]
